@@ -1,0 +1,107 @@
+"""The application's settings: the `args` of a Serve config file. Unknown keys are refused."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WeightsSource(Settings):
+    """Where weights lie. `path` is a folder, a Hugging Face repository id, or `tiny:NAME` for the embedded checkpoint."""
+
+    path: str
+    revision: str | None = Field(default=None, description="Commit, tag or branch; used for repository ids only.")
+
+
+class LoraSettings(Settings):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    source: WeightsSource
+    file: str = Field(description="The safetensors file inside `source`.")
+    weight: float = Field(default=1.0, description="Strength with which the adapter is fused.")
+    expected_modules: int | None = Field(
+        default=None, ge=1, description="Refuse the file unless it adapts exactly so many modules."
+    )
+
+
+class SchedulerSettings(Settings):
+    """FlowMatchEulerDiscreteScheduler's settings. The defaults are those that the Lightning adapter was distilled with:
+    a fixed shift of 3 (base_shift = max_shift = ln 3) and no terminal shift."""
+
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 8192
+    base_shift: float = 1.0986122886681098
+    max_shift: float = 1.0986122886681098
+    shift: float = 1.0
+    shift_terminal: float | None = None
+    use_dynamic_shifting: bool = True
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
+    num_train_timesteps: int = 1000
+    invert_sigmas: Literal[False] = False
+    stochastic_sampling: Literal[False] = False
+    use_beta_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_karras_sigmas: bool = False
+
+
+class SizeSettings(Settings):
+    """Picture areas in pixels. The model was trained with the defaults; the tiny checkpoint uses smaller ones."""
+
+    output_area_px: int = Field(default=1024 * 1024, ge=32 * 32)
+    vae_area_px: int = Field(default=1024 * 1024, ge=32 * 32)
+    condition_area_px: int = Field(default=384 * 384, ge=32 * 32)
+
+
+class EditorSettings(Settings):
+    base: WeightsSource
+    loras: tuple[LoraSettings, ...] = ()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    device: Literal["cpu", "cuda"] = "cuda"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_pack_tokens: int = Field(
+        default=9216,
+        ge=1,
+        description="Token budget of one packed step; an edit above it runs alone.",
+    )
+    max_waiting_edits: int = Field(default=256, ge=1, description="Edits that may wait for the engine before 429.")
+    max_batch_size: int = Field(default=16, ge=1, description="Edits that @serve.batch hands over at once.")
+    batch_wait_timeout_s: float = Field(default=0.005, ge=0)
+
+
+class RewriterSettings(Settings):
+    source: WeightsSource
+    device: Literal["cpu", "cuda"] = "cuda"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_new_tokens: int = Field(default=320, ge=1)
+    timeout_s: float = Field(default=20.0, gt=0)
+    max_picture_px: int = Field(default=1024 * 1024, ge=32 * 32)
+    min_picture_px: int = Field(default=32 * 32, ge=32 * 32)
+
+
+class LimitSettings(Settings):
+    max_body_bytes: int = Field(default=20 * 2**20, ge=1)
+    max_picture_bytes: int = Field(default=20 * 2**20, ge=1)
+    max_picture_px: int = Field(default=64_000_000, ge=1)
+    max_pictures_per_edit: int = Field(default=4, ge=1, le=4)
+    max_edits_per_request: int = Field(default=16, ge=1)
+    max_prompt_chars: int = Field(default=4000, ge=1)
+    max_inference_steps: int = Field(default=100, ge=1)
+    max_guidance_scale: float = Field(default=20.0, gt=1)
+    min_side_px: int = Field(default=64, ge=16)
+    max_side_px: int = Field(default=2048, ge=64)
+    num_decode_threads: int = Field(default=2, ge=1)
+
+
+class AppSettings(Settings):
+    """What `serve_app.app:build` takes. Deployment options (replicas, GPUs, health) belong to the Serve file itself."""
+
+    editor: EditorSettings
+    rewriter: RewriterSettings | None = None
+    sizes: SizeSettings = SizeSettings()
+    limits: LimitSettings = LimitSettings()
+    wait_for_gpu: bool | None = Field(
+        default=None,
+        description="Wait for a GPU that the cluster lacks: true always, false never, null if an autoscaler may add one.",
+    )

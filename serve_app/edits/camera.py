@@ -1,0 +1,85 @@
+"""Camera poses: the 96 that the angles adapter was trained on, and the words that it knows them by.
+
+The words are those of the model card of `fal/Qwen-Image-Edit-2511-Multiple-Angles-LoRA`. Near-synonyms turn the
+subject instead of the camera, so they are a table and nothing may rephrase them.
+"""
+
+import re
+from dataclasses import dataclass
+
+TRIGGER = "<sks>"
+
+AZIMUTH_WORDS = {
+    0: "front view",
+    45: "front-right quarter view",
+    90: "right side view",
+    135: "back-right quarter view",
+    180: "back view",
+    225: "back-left quarter view",
+    270: "left side view",
+    315: "front-left quarter view",
+}
+ELEVATION_WORDS = {
+    -30: "low-angle shot",
+    0: "eye-level shot",
+    30: "elevated shot",
+    60: "high-angle shot",
+}
+DISTANCE_WORDS = {
+    0.6: "close-up",
+    1.0: "medium shot",
+    # The adapter knows three distances; 1.4 is accepted and spoken as the nearest weaker one.
+    1.4: "medium shot",
+    1.8: "wide shot",
+}
+
+
+@dataclass(frozen=True)
+class CameraPose:
+    """A pose of the trained grid: azimuth and elevation in degrees, distance relative to the original picture's."""
+
+    azimuth: int
+    elevation: int
+    distance: float
+
+    @property
+    def tokens(self) -> str:
+        """The adapter's prompt for this pose, single spaces and no commas."""
+        words = AZIMUTH_WORDS[self.azimuth], ELEVATION_WORDS[self.elevation], DISTANCE_WORDS[self.distance]
+        return " ".join((TRIGGER, *words))
+
+
+def snap(azimuth: float | None, elevation: float | None, distance: float | None) -> CameraPose | None:
+    """The nearest trained pose, or None when no camera field is given.
+
+    Azimuth is snapped on the circle; ties go to the smaller listed value. Where one field is given, the others
+    become 0, 0 and 1.0.
+    """
+    if azimuth is None and elevation is None and distance is None:
+        return None
+    return CameraPose(
+        azimuth=_nearest_on_circle(azimuth if azimuth is not None else 0.0),
+        elevation=min(ELEVATION_WORDS, key=lambda listed: (abs(listed - (elevation or 0.0)), listed)),
+        distance=min(DISTANCE_WORDS, key=lambda listed: (_gap(listed, 1.0 if distance is None else distance), listed)),
+    )
+
+
+def _nearest_on_circle(azimuth: float) -> int:
+    def gap(listed: int) -> float:
+        around = abs(azimuth - listed) % 360.0
+        return min(around, 360.0 - around)
+
+    return min(AZIMUTH_WORDS, key=lambda listed: (gap(listed), listed))
+
+
+def _gap(listed: float, given: float) -> float:
+    # Distances are decimal fractions: 1.2 is a tie between 1.0 and 1.4 only after rounding off the binary dust.
+    return round(abs(listed - given), 9)
+
+
+def camera_prompt(pose: CameraPose | None, prompt: str) -> str:
+    """Camera tokens, one space, the prompt. A trigger word in the user's own text cannot fake a pose beside `pose`."""
+    if pose is None:
+        return prompt
+    words = re.sub(r"\s*" + re.escape(TRIGGER) + r"\s*", " ", prompt, flags=re.IGNORECASE).strip()
+    return f"{pose.tokens} {words}".rstrip()

@@ -1,0 +1,131 @@
+"""What crosses between deployments: frozen records, pixels as arrays, never base64."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.edits.camera import CameraPose
+from serve_app.edits.sizes import OutputSize
+
+Pixels = npt.NDArray[np.uint8]
+"""An sRGB picture: uint8, shape (height, width, 3)."""
+
+PictureFormat = Literal["png", "jpeg", "webp"]
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """One input picture at the two sizes that the model wants.
+
+    Attributes:
+        vae_pixels: for the VAE; about 1 megapixel, sides multiples of 32.
+        condition_pixels: for the text encoder's eyes; about 384² pixels, sides multiples of 32.
+    """
+
+    vae_pixels: Pixels
+    condition_pixels: Pixels
+
+
+Pictures = tuple[PreparedPicture, ...]
+"""The 1 to 4 input pictures of one edit, in the order in which the prompt numbers them."""
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """How the finished picture is encoded. `quality` (0 to 100) is for jpeg and webp."""
+
+    format: PictureFormat = "png"
+    quality: int = 95
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.format}"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the picture is drawn: the part of a request that the engine's schedule and guidance read."""
+
+    seed: int = 42
+    num_inference_steps: int = 4
+    true_cfg_scale: float = 1.0
+    negative_prompt: str = " "
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One edit as the user asked for it: one output picture. Its input pictures travel beside it."""
+
+    request_id: str
+    prompt: str
+    camera: CameraPose | None
+    rewrite_prompt: bool
+    sampling: Sampling
+    size: OutputSize
+    output: OutputFormat
+
+
+@dataclass(frozen=True)
+class EditJob:
+    """One edit as the editor runs it: `prompt` is final, camera tokens included."""
+
+    request_id: str
+    prompt: str
+    sampling: Sampling
+    size: OutputSize
+    output: OutputFormat
+
+
+@dataclass(frozen=True)
+class RewriteJob:
+    """A wish for a better instruction. The camera tokens are not part of it."""
+
+    request_id: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What became of a rewriting: the new prompt, or None and the reason why there is none."""
+
+    prompt: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EditTimings:
+    """Seconds that one edit spent waiting, being encoded, stepped, decoded and compressed; and its company.
+
+    Attributes:
+        shared_steps: steps that ran packed with at least one other edit.
+    """
+
+    queue_s: float
+    encode_s: float
+    steps_s: float
+    decode_s: float
+    compress_s: float
+    num_steps: int
+    shared_steps: int
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """A finished picture, encoded, with its timings and the replica that made it."""
+
+    data: bytes
+    media_type: str
+    timings: EditTimings
+    worker_id: str = ""
+
+
+@dataclass(frozen=True)
+class EditOutcome:
+    """One edit's end as a dialect needs it: the picture, the prompt that ran, and what the rewriter did (or None)."""
+
+    result: EditResult
+    final_prompt: str
+    rewrite: Rewrite | None

@@ -1,0 +1,101 @@
+"""The error tree. What may reach a client is a ServiceError; what stops a start is a StartupError.
+
+    ServiceError                500 internal_error
+    ├── InvalidInput            400 invalid_value
+    │   └── UnknownField        400 unknown_field
+    ├── PayloadTooLarge         413 payload_too_large
+    ├── Overloaded              429 overloaded
+    ├── EditCancelled           499 cancelled
+    ├── EditFailed              500 edit_failed
+    ├── ServiceUnavailable      503 unavailable
+    └── DeadlineExceeded        504 deadline_exceeded
+    StartupError
+    ├── ConfigError
+    ├── CheckpointError
+    ├── LoraAuditError
+    └── NoGpuError
+
+Every argument goes through `Exception.__init__`: these errors cross process boundaries, and an exception is
+unpickled by calling its class with `args`.
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """An error whose message a client may read. It names the field, what was wrong with it, and the fix.
+
+    Args:
+        message: one sentence or two, without a traceback.
+        field: the request's field at fault in the client's own spelling, or None.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message, field)
+        self.message = message
+        self.field = field
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidInput(ServiceError):
+    status = 400
+    code = "invalid_value"
+
+
+class UnknownField(InvalidInput):
+    code = "unknown_field"
+
+
+class PayloadTooLarge(ServiceError):
+    status = 413
+    code = "payload_too_large"
+
+
+class Overloaded(ServiceError):
+    status = 429
+    code = "overloaded"
+
+
+class EditCancelled(ServiceError):
+    status = 499
+    code = "cancelled"
+
+
+class EditFailed(ServiceError):
+    status = 500
+    code = "edit_failed"
+
+
+class ServiceUnavailable(ServiceError):
+    status = 503
+    code = "unavailable"
+
+
+class DeadlineExceeded(ServiceError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class StartupError(Exception):
+    """The service cannot start as configured. The message says what to change."""
+
+
+class ConfigError(StartupError):
+    """A configuration file holds something that this version does not know or cannot use."""
+
+
+class CheckpointError(StartupError):
+    """Model weights could not be found or are not what the configuration says."""
+
+
+class LoraAuditError(StartupError):
+    """A tensor of a LoRA file found no home in the model, or a part of an adapter is missing."""
+
+
+class NoGpuError(StartupError):
+    """The configuration needs a GPU and the cluster has none and cannot get one."""
