@@ -124,8 +124,10 @@ class EditResult:
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """One edit's end as a dialect needs it: the picture, the prompt that ran, and what the rewriter did (or None)."""
+    """One edit's end as a dialect needs it: the picture, the user's prompt, the prompt that ran, and what the rewriter
+    did (None where it was not asked)."""
 
     result: EditResult
+    prompt: str
     final_prompt: str
     rewrite: Rewrite | None

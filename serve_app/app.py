@@ -1,0 +1,35 @@
+"""The Serve application: every deployment option's default and every `.bind()`."""
+
+from ray import serve
+from ray.serve import Application
+
+from serve_app.config import AppSettings
+from serve_app.editor.deployment import Editor
+from serve_app.gpus import require_gpus
+from serve_app.ingress.deployment import Ingress
+from serve_app.rewriter.deployment import Rewriter
+
+# Defaults for a Serve file that says nothing; each shipped file under `deployments:` says its own.
+# An edit may take minutes: a replica is given that long to finish before it is killed, and requests that wait for the
+# engine count as ongoing.
+_OPTIONS = {
+    "Ingress": {"max_ongoing_requests": 256},
+    "Rewriter": {"max_ongoing_requests": 16, "graceful_shutdown_timeout_s": 60},
+    "Editor": {"max_ongoing_requests": 288, "graceful_shutdown_timeout_s": 300},
+}
+
+
+def build(args: AppSettings) -> Application:
+    """Compose the deployments. Named in a Serve file as `import_path: serve_app.app:build`.
+
+    Raises:
+        NoGpuError: the settings ask for a GPU that the cluster lacks and cannot get.
+    """
+    require_gpus(args)
+    editor = _deployment(Editor).bind(args.editor)
+    rewriter = _deployment(Rewriter).bind(args.rewriter) if args.rewriter is not None else None
+    return _deployment(Ingress).bind(args, editor, rewriter)
+
+
+def _deployment(cls: type) -> serve.Deployment:
+    return serve.deployment(cls, name=cls.__name__, **_OPTIONS[cls.__name__])  # type: ignore[call-overload]

@@ -1,0 +1,70 @@
+"""From configuration to a model on its device: one path for the tiny checkpoint and the real one."""
+
+import logging
+import time
+
+import torch
+from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
+
+from serve_app.config import EditorSettings
+from serve_app.editor.conditioning import PromptEncoder
+from serve_app.editor.lora import fuse_adapters
+from serve_app.editor.model import EditModel
+from serve_app.editor.packed import PackedTransformer
+from serve_app.editor.vae import Vae
+from serve_app.errors import CheckpointError
+from serve_app.weights import locate
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(settings: EditorSettings) -> EditModel:
+    """Load base model and adapters, fuse them, and put all on the configured device.
+
+    Raises:
+        CheckpointError: weights are missing or of another kind, or the device is not there.
+        LoraAuditError: an adapter does not fit the transformer tensor by tensor.
+    """
+    started = time.monotonic()
+    pipeline = load_pipeline(settings)
+    logger.info("edit model ready on %s after %.1f s", settings.device, time.monotonic() - started)
+    return as_edit_model(pipeline, settings)
+
+
+def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
+    """The stock pipeline with the configured adapters fused in. Its own scheduler is never used by the engine."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("editor.device is cuda, but torch sees no CUDA device on this node; use device: cpu.")
+    folder = locate(settings.base, patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+    try:
+        pipeline = QwenImageEditPlusPipeline.from_pretrained(
+            folder, dtype=getattr(torch, settings.dtype), use_safetensors=True
+        )
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{folder} is not a Qwen-Image-Edit pipeline folder: {problem}") from problem
+    if not isinstance(pipeline.transformer, QwenImageTransformer2DModel):
+        raise CheckpointError(f"{folder} holds a {type(pipeline.transformer).__name__} as its transformer.")
+    pipeline.to(settings.device)
+    fuse_adapters(pipeline, [(lora, locate(lora.source, [lora.file]) / lora.file) for lora in settings.loras])
+    return pipeline
+
+
+def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings) -> EditModel:
+    """The pipeline's parts behind the engine's interface."""
+    for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+        module.eval().requires_grad_(False)
+    transformer = PackedTransformer(pipeline.transformer)
+    return EditModel(
+        transformer=transformer,
+        vae=Vae(pipeline.vae),
+        prompt_encoder=PromptEncoder(
+            pipeline.text_encoder,
+            pipeline.processor,
+            template=pipeline.prompt_template_encode,
+            num_template_tokens=pipeline.prompt_template_encode_start_idx,
+            # Text positions start after half the largest picture side; 256 leaves room for 4096 px.
+            max_tokens=transformer.max_position - 256,
+        ),
+        scheduler=settings.scheduler,
+        latent_channels=pipeline.vae.config.z_dim,
+    )

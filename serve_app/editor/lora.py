@@ -1,0 +1,250 @@
+"""LoRA files: read, audited tensor by tensor, fused into the transformer.
+
+A loader that skips what it does not know gives a silently weaker model, and one that drops `alpha` a silently wrong
+one. So every tensor of a file must find its module, every module its two factors, and after loading every adapted
+layer must compute exactly what the file says.
+"""
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import QwenImageEditPlusPipeline
+from safetensors import safe_open
+from torch import nn
+
+from serve_app.config import LoraSettings
+from serve_app.errors import LoraAuditError
+
+logger = logging.getLogger(__name__)
+
+Role = Literal["down", "up", "alpha"]
+
+PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.")
+"""Prefixes under which trainers write the transformer's module names; none is fine too."""
+
+FLAT_PREFIX = "lora_unet_"
+"""kohya's prefix: the module name follows with its dots turned into underscores."""
+
+_SUFFIXES: dict[str, Role] = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".alpha": "alpha",
+    ".lora_A.alpha": "alpha",
+    ".lora_B.alpha": "alpha",
+}
+_METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps a LoraConfig in a safetensors header
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One module's update: `alpha / rank * up @ down`.
+
+    Attributes:
+        down: shape (rank, in_features).
+        up: shape (out_features, rank).
+        alpha: None means "as the rank": scale 1.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float | None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+Adapter = dict[str, Factors]
+"""An audited LoRA file: module name in the transformer → factors."""
+
+
+def fuse_adapters(pipeline: QwenImageEditPlusPipeline, adapters: list[tuple[LoraSettings, Path]]) -> None:
+    """Load, audit and fuse LoRA files into the pipeline's transformer, then take the adapter layers out again.
+
+    Raises:
+        LoraAuditError: with the list of what found no home or went missing.
+    """
+    if not adapters:
+        return
+    # All audits come first: loading an adapter wraps the layers whose names an audit looks for.
+    audited = [(settings, audit_file(path, pipeline.transformer, settings)) for settings, path in adapters]
+    for settings, adapter in audited:
+        pipeline.load_lora_weights(_for_diffusers(adapter), adapter_name=settings.name)
+        _verify_loaded(pipeline.transformer, adapter, settings.name)
+        logger.info("%s", describe(adapter, settings))
+    names = [settings.name for settings, _ in adapters]
+    pipeline.set_adapters(names, [settings.weight for settings, _ in adapters])
+    pipeline.fuse_lora(components=["transformer"], adapter_names=names, safe_fusing=True)
+    pipeline.unload_lora_weights()
+
+
+def audit_file(path: Path, transformer: nn.Module, settings: LoraSettings) -> Adapter:
+    """Read and audit one file; see `audit`."""
+    tensors, metadata = read_file(path)
+    return audit(tensors, transformer, settings, metadata)
+
+
+def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and its header's metadata.
+
+    Raises:
+        LoraAuditError: the file is missing or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except Exception as problem:  # safetensors raises its own, undocumented kinds
+        raise LoraAuditError(f"The LoRA file {path} could not be read as safetensors: {problem}") from problem
+
+
+def audit(
+    tensors: Mapping[str, torch.Tensor],
+    transformer: nn.Module,
+    settings: LoraSettings,
+    metadata: Mapping[str, str] | None = None,
+) -> Adapter:
+    """Give every tensor its module, or refuse the file.
+
+    Only shapes and the alphas are read, so that a transformer and factors on the meta device will do.
+
+    Raises:
+        LoraAuditError: tensors without a module, factors without their partner, shapes that do not fit, modules
+            adapted in some blocks only, or another number of modules than the settings expect.
+    """
+    linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    found, strays = _sort(tensors, set(linears))
+    alpha = _alpha_from_metadata(metadata or {})
+    problems = [f"{key}: no module of the transformer has this name" for key in strays]
+    adapter: Adapter = {}
+    for module, parts in found.items():
+        if "down" not in parts or "up" not in parts:
+            problems.append(f"{module}: only {' and '.join(sorted(parts))}, the other factor is missing")
+            continue
+        own_alpha = parts["alpha"].item() if "alpha" in parts else alpha
+        adapter[module] = Factors(parts["down"], parts["up"], own_alpha)
+        problems.extend(_shape_problems(module, adapter[module], linears[module]))
+    problems.extend(_gaps(adapter, set(linears)))
+    if settings.expected_modules not in (None, len(adapter)):
+        problems.append(f"{len(adapter)} modules are adapted, expected_modules says {settings.expected_modules}")
+    if problems or not adapter:
+        raise LoraAuditError(_report(settings, problems or ["the file adapts no module at all"]))
+    return adapter
+
+
+def describe(adapter: Adapter, settings: LoraSettings) -> str:
+    """One line for the log: how many modules, which ranks and scales, fused how strongly."""
+    ranks = sorted({factors.rank for factors in adapter.values()})
+    scales = sorted({round(factors.scale, 6) for factors in adapter.values()})
+    return (
+        f"LoRA {settings.name}: {len(adapter)} modules, rank {'/'.join(map(str, ranks))}, "
+        f"alpha/rank {'/'.join(map(str, scales))}, fused at weight {settings.weight}"
+    )
+
+
+def _sort(
+    tensors: Mapping[str, torch.Tensor], modules: set[str]
+) -> tuple[dict[str, dict[Role, torch.Tensor]], list[str]]:
+    flat = {name.replace(".", "_"): name for name in modules}
+    found: dict[str, dict[Role, torch.Tensor]] = defaultdict(dict)
+    strays = []
+    for key, tensor in tensors.items():
+        module, role = _home(key, modules, flat)
+        if module is None or role is None or role in found[module]:
+            strays.append(key)
+        else:
+            found[module][role] = tensor
+    return {module: parts for module, parts in found.items() if parts}, strays
+
+
+def _home(key: str, modules: set[str], flat: Mapping[str, str]) -> tuple[str | None, Role | None]:
+    # The longest suffix first: `.lora_B.alpha` also ends in `.alpha`.
+    suffix = max((suffix for suffix in _SUFFIXES if key.endswith(suffix)), key=len, default=None)
+    if suffix is None:
+        return None, None
+    name = key.removesuffix(suffix)
+    if name.startswith(FLAT_PREFIX):
+        return flat.get(name.removeprefix(FLAT_PREFIX)), _SUFFIXES[suffix]
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return (name if name in modules else None), _SUFFIXES[suffix]
+
+
+def _shape_problems(module: str, factors: Factors, linear: nn.Linear) -> list[str]:
+    wanted = (factors.rank, linear.in_features), (linear.out_features, factors.rank)
+    given = tuple(factors.down.shape), tuple(factors.up.shape)
+    return [] if given == wanted else [f"{module}: factors of shapes {given} do not fit, {wanted} would"]
+
+
+def _gaps(adapter: Adapter, modules: set[str]) -> list[str]:
+    """A kind of module that is adapted in one block must be adapted in all."""
+
+    def kind(name: str) -> str:
+        return re.sub(r"\.\d+\.", ".N.", name, count=1)
+
+    adapted = {kind(name) for name in adapter}
+    missing = sorted(name for name in modules - set(adapter) if kind(name) in adapted)
+    return [f"{name}: not in the file, though its twins in other blocks are" for name in missing]
+
+
+def _alpha_from_metadata(metadata: Mapping[str, str]) -> float | None:
+    if _METADATA_KEY not in metadata:
+        return None
+    config = {key.rpartition(".")[2]: value for key, value in json.loads(metadata[_METADATA_KEY]).items()}
+    unusual = [key for key in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(key)]
+    if unusual:
+        raise LoraAuditError(f"The LoRA file's header asks for {', '.join(unusual)}, which is not supported.")
+    return float(config["lora_alpha"]) if config.get("lora_alpha") is not None else None
+
+
+def _report(settings: LoraSettings, problems: list[str]) -> str:
+    listed = "\n".join(f"  {problem}" for problem in problems[:_MAX_LISTED])
+    rest = len(problems) - _MAX_LISTED
+    more = f"\n  … and {rest} more" if rest > 0 else ""
+    return f"LoRA {settings.name} ({settings.file}) does not fit this model:\n{listed}{more}"
+
+
+def _for_diffusers(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The state dict that diffusers reads without guessing, with alpha multiplied in."""
+    state = {}
+    for module, factors in adapter.items():
+        state[f"transformer.{module}.lora_A.weight"] = factors.down * factors.scale
+        state[f"transformer.{module}.lora_B.weight"] = factors.up
+    return state
+
+
+def _verify_loaded(transformer: nn.Module, adapter: Adapter, name: str) -> None:
+    """Compare what each adapted layer now adds to a probe vector with what the file says."""
+    loaded = {
+        module_name: module
+        for module_name, module in transformer.named_modules()
+        if name in getattr(module, "lora_A", {})
+    }
+    problems = [f"{module}: was not adapted" for module in sorted(set(adapter) - set(loaded))]
+    problems += [f"{module}: adapted without being in the file" for module in sorted(set(loaded) - set(adapter))]
+    for module_name in set(adapter) & set(loaded):
+        layer, factors = loaded[module_name], adapter[module_name]
+        down, up = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
+        probe = torch.linspace(-1.0, 1.0, down.shape[1], device=down.device)
+        gives = layer.scaling[name] * (up @ (down @ probe))
+        should = factors.scale * (factors.up.float() @ (factors.down.float() @ probe.cpu())).to(down.device)
+        if (gives - should).norm() > 0.02 * should.norm():  # bfloat16 keeps two to three digits
+            problems.append(f"{module_name}: the loaded layer does not compute what the file says (alpha lost?)")
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:_MAX_LISTED])
+        raise LoraAuditError(f"LoRA {name} was loaded wrongly:\n{listed}")

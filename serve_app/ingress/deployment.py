@@ -1,0 +1,34 @@
+"""The ingress as a Serve deployment."""
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.config import AppSettings
+from serve_app.edits.service import EditService
+from serve_app.ingress.app import build_app
+from serve_app.ingress.handles import EditorHandle, RewriterHandle, share, worker_counts
+from serve_app.ingress.sync import Backend, JobCounts
+
+
+@serve.ingress()
+class Ingress:
+    """HTTP in, handles out. The ASGI app is built in the replica, so nothing of it is ever pickled."""
+
+    def __init__(self, settings: AppSettings, editor: DeploymentHandle, rewriter: DeploymentHandle | None) -> None:
+        counts = JobCounts()
+        application = serve.get_replica_context().app_name
+
+        async def workers() -> dict[str, int]:
+            return await worker_counts(application, "Editor", counts.in_progress)
+
+        self._backend = Backend(
+            settings=settings,
+            service=EditService(EditorHandle(editor), RewriterHandle(rewriter) if rewriter is not None else None),
+            share=share,
+            workers=workers,
+            counts=counts,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - Serve's name for a late-bound app
+        return build_app(self._backend)

@@ -1,0 +1,32 @@
+"""The rewriter as a Serve deployment."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from serve_app.config import RewriterSettings
+from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.rewriter.model import RewriterModel
+
+logger = logging.getLogger("ray.serve")
+
+
+class Rewriter:
+    """One model on one thread. Undecorated: `serve_app.app` knows the deployment options."""
+
+    def __init__(self, settings: RewriterSettings) -> None:
+        self._settings = settings
+        # Loaded and run on the same thread, which health checks and other requests do not wait for.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewriter")
+        self._model = self._thread.submit(RewriterModel, settings).result()
+
+    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+        """A better instruction, or the reason why there is none. Waiting for the model counts as time, too."""
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._model.rewrite, job, pictures)
+        try:
+            return await asyncio.wait_for(running, self._settings.timeout_s)
+        except TimeoutError:
+            return Rewrite(None, f"the rewriter took longer than {self._settings.timeout_s:g} s")
+        except Exception:
+            logger.exception("rewriting failed for %s", job.request_id)
+            return Rewrite(None, "the rewriter failed; the server's log has the reason")

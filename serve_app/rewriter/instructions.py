@@ -1,0 +1,59 @@
+"""What the rewriter is told, and how its answer is read."""
+
+import json
+import re
+
+from serve_app.edits.camera import TRIGGER
+from serve_app.edits.request import Rewrite
+
+MAX_ANSWER_CHARS = 2000
+
+INSTRUCTIONS = """You prepare instructions for a picture editing model. You see the user's picture or pictures, numbered \
+Picture 1, Picture 2 and so on, and the user's wish. Write the one instruction that the editing model should get.
+
+Keep the user's intent: ask for nothing that the wish does not imply, and leave the rest of the picture alone.
+Be short and concrete. If the wish is clear already, mend its grammar and nothing else.
+- Adding something: give the least of kind, colour, size, pose and place that suits the scene. If no place is named, \
+choose one that the composition offers.
+- Replacing something: name what goes and what comes.
+- Removing something: say what fills the gap only if it is not obvious.
+- Lettering: keep the text to be drawn in its quotation marks, in its language and its upper and lower case.
+- People keep their face, body and identity unless the wish changes them.
+- Style: put it last, as a few visible traits. If another picture gives the style, describe its palette and texture in \
+words.
+- Several pictures: say which picture owns what you mention, as Picture 1 or Picture 2.
+- A vague wish such as "make it better" becomes particular improvements of light, contrast and texture that this \
+picture needs.
+- Drop whatever would change nothing.
+- Say nothing about the camera, the viewpoint or the angle unless the wish does.
+
+Answer with one JSON object and nothing else: {"instruction": "..."}"""
+
+
+def user_message(prompt: str) -> str:
+    """The wish as the rewriter reads it. Control tokens in it are broken up, so that they stay text."""
+    plain = prompt.replace("<|", "< |")
+    return f"The user's wish: {plain}" if plain.strip() else "The user's wish: none. Describe no change."
+
+
+def parse_answer(answer: str) -> Rewrite:
+    """The new instruction, or the reason why the answer cannot be used."""
+    found = re.search(r"\{.*\}", answer, flags=re.DOTALL)
+    if found is None:
+        return Rewrite(None, "the rewriter's answer held no JSON object")
+    try:
+        fields = json.loads(found.group(), strict=False)  # not strict: models put bare newlines into strings
+    except ValueError:
+        return Rewrite(None, "the rewriter's answer was not valid JSON")
+    instruction = fields.get("instruction")
+    if not isinstance(instruction, str) or not instruction.strip():
+        return Rewrite(None, "the rewriter's answer held no instruction")
+    return _bounded(" ".join(instruction.split()))
+
+
+def _bounded(instruction: str) -> Rewrite:
+    if len(instruction) > MAX_ANSWER_CHARS:
+        return Rewrite(None, f"the rewriter's instruction was longer than {MAX_ANSWER_CHARS} characters")
+    if "<|" in instruction or TRIGGER in instruction.lower():
+        return Rewrite(None, "the rewriter's instruction held control tokens")
+    return Rewrite(instruction)

@@ -1,0 +1,80 @@
+"""Qwen3-VL as a rewriter of instructions. No Ray."""
+
+import time
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+
+from serve_app.config import RewriterSettings
+from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.errors import CheckpointError
+from serve_app.rewriter.instructions import INSTRUCTIONS, parse_answer, user_message
+from serve_app.weights import locate
+
+
+class RewriterModel:
+    """Model and processor on their device. Not thread-safe: one thread owns it.
+
+    Raises:
+        CheckpointError: weights are missing or of another kind, or the device is not there.
+    """
+
+    def __init__(self, settings: RewriterSettings) -> None:
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise CheckpointError("rewriter.device is cuda, but torch sees no CUDA device on this node.")
+        folder = locate(settings.source, patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+        try:
+            self._processor = AutoProcessor.from_pretrained(folder)
+            self._model = Qwen3VLForConditionalGeneration.from_pretrained(
+                folder, dtype=getattr(torch, settings.dtype), use_safetensors=True
+            )
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"{folder} is not a Qwen3-VL model folder: {problem}") from problem
+        self._model.to(settings.device).eval().requires_grad_(False)
+        # The default allows 16.7 megapixels a picture: far more tokens than an instruction is worth.
+        self._processor.image_processor.size = {
+            "longest_edge": settings.max_picture_px,
+            "shortest_edge": settings.min_picture_px,
+        }
+        self._settings = settings
+
+    def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+        """Ask for a better instruction; greedy, so that a rewrite repeats. Bounded in tokens and time."""
+        began = time.monotonic()
+        answer = self.generate(job.prompt, pictures)
+        if time.monotonic() - began > self._settings.timeout_s:
+            return Rewrite(None, f"the rewriter took longer than {self._settings.timeout_s:g} s")
+        return parse_answer(answer)
+
+    @torch.inference_mode()
+    def generate(self, prompt: str, pictures: Pictures) -> str:
+        """The model's raw answer."""
+        # The whole of `inputs`: Qwen3-VL needs mm_token_type_ids for its positions.
+        inputs = self._processor.apply_chat_template(
+            self._messages(prompt, pictures),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self._model.device)
+        tokens = self._model.generate(
+            **inputs,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=self._settings.max_new_tokens,
+            max_time=self._settings.timeout_s,
+        )
+        new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        answer: str = self._processor.batch_decode(new_tokens, skip_special_tokens=True)[0]
+        return answer
+
+    def _messages(self, prompt: str, pictures: Pictures) -> list[dict[str, object]]:
+        content: list[dict[str, object]] = []
+        for number, picture in enumerate(pictures, start=1):
+            content.append({"type": "text", "text": f"Picture {number}: "})
+            content.append({"type": "image", "image": Image.fromarray(picture.vae_pixels)})
+        content.append({"type": "text", "text": user_message(prompt)})
+        return [{"role": "system", "content": [{"type": "text", "text": INSTRUCTIONS}]}, {"role": "user", "content": content}]
