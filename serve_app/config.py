@@ -10,7 +10,7 @@ class Settings(BaseModel):
 
 
 class WeightsSource(Settings):
-    """Where weights lie. `path` is a folder, a Hugging Face repository id, or `tiny:NAME` for the embedded checkpoint."""
+    """Where weights lie. `path`: a folder, a Hugging Face repository id, or `tiny:NAME` for the embedded checkpoint."""
 
     path: str
     revision: str | None = Field(default=None, description="Commit, tag or branch; used for repository ids only.")
@@ -84,6 +84,7 @@ class LimitSettings(Settings):
     max_body_bytes: int = Field(default=20 * 2**20, ge=1)
     max_picture_bytes: int = Field(default=20 * 2**20, ge=1)
     max_picture_px: int = Field(default=64_000_000, ge=1)
+    max_aspect_ratio: float = Field(default=10.0, ge=1, description="Longer side of a picture over the shorter one.")
     max_pictures_per_edit: int = Field(default=4, ge=1, le=4)
     max_edits_per_request: int = Field(default=16, ge=1)
     max_prompt_chars: int = Field(default=4000, ge=1)
@@ -103,5 +104,5 @@ class AppSettings(Settings):
     limits: LimitSettings = LimitSettings()
     wait_for_gpu: bool | None = Field(
         default=None,
-        description="Wait for a GPU that the cluster lacks: true always, false never, null if an autoscaler may add one.",
+        description="Wait for a GPU that the cluster lacks: true always, false never, null with an autoscaler.",
     )

@@ -40,7 +40,7 @@ class PromptEncoder:
         num_tokens = inputs["input_ids"].shape[1] - self._num_template_tokens
         if num_tokens > self._max_tokens:
             raise InvalidInput(
-                f"The prompt is {num_tokens} tokens long with its pictures; at most {self._max_tokens} fit. Shorten it.",
+                f"The prompt has {num_tokens} tokens with its pictures; at most {self._max_tokens} fit. Shorten it.",
                 "prompt",
             )
         # The whole of `inputs`: without mm_token_type_ids the encoder silently uses 1-D positions.

@@ -6,10 +6,11 @@ from dataclasses import replace
 from ray import serve
 
 from serve_app.config import EditorSettings
-from serve_app.edits.request import EditJob, EditResult, Pictures
 from serve_app.editor.engine import Engine, EngineStats, Ticket
 from serve_app.editor.loading import load_model
+from serve_app.edits.request import EditJob, EditResult, Pictures
 from serve_app.errors import ServiceError, ServiceUnavailable
+from serve_app.logs import join_serve_logs
 
 _Order = tuple[EditJob, Pictures]
 
@@ -18,6 +19,7 @@ class Editor:
     """One engine on one GPU (or CPU). Undecorated: `serve_app.app` knows the deployment options."""
 
     def __init__(self, settings: EditorSettings) -> None:
+        join_serve_logs()
         self._engine = Engine(
             lambda: load_model(settings),
             max_pack_tokens=settings.max_pack_tokens,

@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from serve_app.editor.model import Draft, num_picture_tokens
 from serve_app.edits.images import encode_picture, resample
 from serve_app.edits.request import EditJob, EditResult, EditTimings, Pictures, Pixels
-from serve_app.editor.model import Draft, num_picture_tokens
 from serve_app.errors import EditCancelled, EditFailed, Overloaded, ServiceError, ServiceUnavailable
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 import logging
 import time
 
+import numpy as np
 import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 
@@ -12,6 +13,8 @@ from serve_app.editor.lora import fuse_adapters
 from serve_app.editor.model import EditModel
 from serve_app.editor.packed import PackedTransformer
 from serve_app.editor.vae import Vae
+from serve_app.edits.request import EditJob, OutputFormat, PreparedPicture, Sampling
+from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import CheckpointError
 from serve_app.weights import locate
 
@@ -26,9 +29,21 @@ def load_model(settings: EditorSettings) -> EditModel:
         LoraAuditError: an adapter does not fit the transformer tensor by tensor.
     """
     started = time.monotonic()
-    pipeline = load_pipeline(settings)
+    model = as_edit_model(load_pipeline(settings), settings)
+    _warm_up(model)
     logger.info("edit model ready on %s after %.1f s", settings.device, time.monotonic() - started)
-    return as_edit_model(pipeline, settings)
+    return model
+
+
+def _warm_up(model: EditModel) -> None:
+    """Draw one small picture, so that the first user does not pay for lazy imports and kernel choices."""
+    side = Size(64, 64)
+    blank = np.zeros((side.height, side.width, 3), np.uint8)
+    job = EditJob("warm-up", "warm up", Sampling(num_inference_steps=1), OutputSize(side, side), OutputFormat())
+    draft = model.begin(job, (PreparedPicture(blank, blank),))
+    while not draft.done:
+        model.step([draft])
+    model.finish(draft)
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:

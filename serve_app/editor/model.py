@@ -7,12 +7,12 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from serve_app.config import SchedulerSettings
-from serve_app.edits.request import EditJob, Pictures, Pixels, Sampling
-from serve_app.edits.sizes import Size
 from serve_app.editor.conditioning import PromptEncoder
 from serve_app.editor.packed import Grid, PackedTransformer, Positions, Span
 from serve_app.editor.schedule import Schedule, make_schedule
 from serve_app.editor.vae import TOKEN_PX, Vae, pack
+from serve_app.edits.request import EditJob, Pictures, Pixels, Sampling
+from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed
 
 

@@ -14,7 +14,7 @@ from serve_app.ingress.problems import from_validation
 from serve_app.ingress.runpod import RunPodEnvelope, RunPodError, RunPodHealth, RunPodRequest
 from serve_app.ingress.sync import Backend, RunSync
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
 
@@ -27,6 +27,7 @@ def build_app(backend: Backend[P]) -> FastAPI:
         title="qwen-camera-edit",
         version=__version__,
         description="Edit pictures and move the camera around what is in them.",
+        strict_content_type=False,  # a body without a Content-Type is read as JSON
         max_body_size=backend.settings.limits.max_body_bytes,
         responses=_ERRORS,  # type: ignore[arg-type]
     )

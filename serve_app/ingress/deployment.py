@@ -9,6 +9,7 @@ from serve_app.edits.service import EditService
 from serve_app.ingress.app import build_app
 from serve_app.ingress.handles import EditorHandle, RewriterHandle, share, worker_counts
 from serve_app.ingress.sync import Backend, JobCounts
+from serve_app.logs import join_serve_logs
 
 
 @serve.ingress()
@@ -16,6 +17,7 @@ class Ingress:
     """HTTP in, handles out. The ASGI app is built in the replica, so nothing of it is ever pickled."""
 
     def __init__(self, settings: AppSettings, editor: DeploymentHandle, rewriter: DeploymentHandle | None) -> None:
+        join_serve_logs()
         counts = JobCounts()
         application = serve.get_replica_context().app_name
 
@@ -30,5 +32,5 @@ class Ingress:
             counts=counts,
         )
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - Serve's name for a late-bound app
+    def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._backend)

@@ -6,6 +6,7 @@ from typing import TypeVar
 from serve_app.config import LimitSettings
 from serve_app.edits.camera import CameraPose, snap
 from serve_app.edits.request import OutputFormat, PictureFormat, Sampling
+from serve_app.edits.sizes import OutputSize
 from serve_app.errors import InvalidInput
 from serve_app.ingress.problems import echo
 from serve_app.ingress.runpod import RunPodInput
@@ -72,6 +73,21 @@ def parse_input(given: RunPodInput, limits: LimitSettings) -> ParsedInput:
         height=_side(given.height, "height", limits),
         output=_output_format(given),
     )
+
+
+def check_output_size(size: OutputSize, limits: LimitSettings) -> None:
+    """Refuse a side that follows from the other one and the picture's aspect, and is out of bounds.
+
+    Raises:
+        InvalidInput: naming the side.
+    """
+    for name, side_px in (("width", size.final.width), ("height", size.final.height)):
+        if side_px > limits.max_side_px:
+            raise InvalidInput(
+                f"input.{name} would be {side_px} pixels with this picture's aspect; at most {limits.max_side_px} are "
+                "allowed. Ask for a smaller picture, or give both width and height.",
+                f"input.{name}",
+            )
 
 
 def _items(given: RunPodInput, limits: LimitSettings, *, has_camera: bool) -> tuple[Item, ...]:

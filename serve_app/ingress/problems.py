@@ -20,7 +20,9 @@ def echo(value: object) -> str:
 
 def wrong(expected: str, value: object) -> PydanticCustomError:
     """The error of a field validator: `must be EXPECTED, got VALUE`."""
-    return PydanticCustomError("wrong_value", "must be {expected}, got {value}", {"expected": expected, "value": echo(value)})
+    return PydanticCustomError(
+        "wrong_value", "must be {expected}, got {value}", {"expected": expected, "value": echo(value)}
+    )
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> InvalidInput:
@@ -47,7 +49,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel])
                 field,
             )
         case _:
-            return InvalidInput(f"{field}: {error['msg']}.", field)
+            return InvalidInput(f"{field} {error['msg']}.", field)
 
 
 def _dotted(location: Iterable[str | int]) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.edits.request import EditOutcome
-from serve_app.ingress.fields import Flag, Number, Text, Texts, TextOrTexts, Whole
+from serve_app.ingress.fields import Flag, Number, Text, TextOrTexts, Texts, Whole
 
 
 class RunPodInput(BaseModel):
@@ -47,7 +47,9 @@ class RunPodRequest(BaseModel):
         extra="forbid",
         frozen=True,
         json_schema_extra={
-            "examples": [{"input": {"image": "iVBORw0KGgo…", "prompt": "Make it sunset", "azimuth": 45, "elevation": 30}}]
+            "examples": [
+                {"input": {"image": "iVBORw0KGgo…", "prompt": "Make it sunset", "azimuth": 45, "elevation": 30}}
+            ]
         },
     )
 
@@ -84,7 +86,9 @@ class RunPodHealth(BaseModel):
     workers: dict[str, int]
 
 
-def completed(job_id: str, seed: int, outcomes: Sequence[EditOutcome], images: list[str], elapsed_s: float) -> RunPodEnvelope:
+def completed(
+    job_id: str, seed: int, outcomes: Sequence[EditOutcome], images: list[str], elapsed_s: float
+) -> RunPodEnvelope:
     """The envelope of a finished job; `images` are the outcomes' pictures in base64."""
     delay_s = min(outcome.result.timings.queue_s for outcome in outcomes)
     return RunPodEnvelope(

@@ -15,7 +15,7 @@ from serve_app.edits.request import EditOutcome, EditRequest, Pictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import Size, output_size
 from serve_app.errors import EditFailed, ServiceError
-from serve_app.ingress.parse import Item, ParsedInput, parse_input
+from serve_app.ingress.parse import Item, ParsedInput, check_output_size, parse_input
 from serve_app.ingress.runpod import RunPodEnvelope, RunPodRequest, completed, failed
 
 P = TypeVar("P")
@@ -82,13 +82,15 @@ class RunSync(Generic[P]):
     async def _prepare(self, job_id: str, index: int, parsed: ParsedInput) -> tuple[EditRequest, Pictures]:
         item = parsed.items[index]
         pictures, source = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, item)
+        size = output_size(parsed.width, parsed.height, source, self._backend.settings.sizes)
+        check_output_size(size, self._limits)
         request = EditRequest(
             request_id=job_id if len(parsed.items) == 1 else f"{job_id}/{index}",
             prompt=item.prompt,
             camera=parsed.camera,
             rewrite_prompt=parsed.rewrite_prompt,
             sampling=parsed.sampling,
-            size=output_size(parsed.width, parsed.height, source, self._backend.settings.sizes),
+            size=size,
             output=parsed.output,
         )
         return request, pictures

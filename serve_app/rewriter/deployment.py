@@ -6,15 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.logs import join_serve_logs
 from serve_app.rewriter.model import RewriterModel
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(__name__)
 
 
 class Rewriter:
     """One model on one thread. Undecorated: `serve_app.app` knows the deployment options."""
 
     def __init__(self, settings: RewriterSettings) -> None:
+        join_serve_logs()
         self._settings = settings
         # Loaded and run on the same thread, which health checks and other requests do not wait for.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewriter")

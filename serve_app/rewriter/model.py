@@ -77,4 +77,7 @@ class RewriterModel:
             content.append({"type": "text", "text": f"Picture {number}: "})
             content.append({"type": "image", "image": Image.fromarray(picture.vae_pixels)})
         content.append({"type": "text", "text": user_message(prompt)})
-        return [{"role": "system", "content": [{"type": "text", "text": INSTRUCTIONS}]}, {"role": "user", "content": content}]
+        return [
+            {"role": "system", "content": [{"type": "text", "text": INSTRUCTIONS}]},
+            {"role": "user", "content": content},
+        ]

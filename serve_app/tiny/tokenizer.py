@@ -64,7 +64,6 @@ def _corpus() -> list[str]:
 
 
 def _as_qwen(trained: Tokenizer) -> Qwen2Tokenizer:
-    import json
 
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]

@@ -1,0 +1,235 @@
+"""Pictures in and out: base64 and files to upright 8-bit sRGB without metadata, arrays to files."""
+
+import base64
+import binascii
+import re
+import struct
+from collections.abc import Callable
+from io import BytesIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from serve_app.config import LimitSettings, SizeSettings
+from serve_app.edits.request import OutputFormat, PictureFormat, Pixels, PreparedPicture
+from serve_app.edits.sizes import Size, fit_area
+from serve_app.errors import InvalidInput
+
+DATA_URL = re.compile(r"\s*data:[^,;]*(?:;[^,;]+)*;base64,", re.IGNORECASE)
+NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
+WHITE_SPACE = b" \t\r\n\v\f"
+
+WANTED = "Send a PNG, JPEG or WebP file"
+# Pillow's readers are called by name and not through `Image.open`: its check of the size hangs on a process-wide
+# variable that any library may unset, warns instead of refusing, and does not tell width and height. Besides, the
+# JPEG reader alone takes an MPO file for the JPEG that it begins with.
+READERS: dict[re.Pattern[bytes], type[ImageFile.ImageFile]] = {
+    re.compile(rb"\x89PNG\r\n\x1a\n"): PngImageFile,
+    re.compile(rb"\xff\xd8\xff"): JpegImageFile,
+    re.compile(rb"RIFF....WEBP", re.DOTALL): WebPImageFile,
+}
+REFUSED_KINDS = {
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "BMP": re.compile(rb"BM....\0\0\0\0", re.DOTALL),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "HEIC": re.compile(rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL),
+    "PDF": re.compile(rb"%PDF-"),
+    "SVG": re.compile(rb"\s*<(?:\?xml|svg)"),
+}
+
+# What Pillow raises on damaged files; its warnings too, where a process turns warnings into errors.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Warning)
+
+# EXIF orientation to what turns the stored picture upright; 1 is upright already.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Modes whose colours an ICC profile describes as they are; any other mode becomes RGB first.
+COLOUR_MODES = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
+
+# Pillow 13 widens or narrows these PNG samples to 8 bits, but leaves the transparent colour as the file has it.
+TRANSPARENT_SCALES: dict[object, float] = {"L;2": 255 / 3, "L;4": 255 / 15, "RGB;16B": 1 / 256}
+
+ENCODER_OPTIONS: dict[PictureFormat, Callable[[int], dict[str, int]]] = {
+    # Level 6, Pillow's default, takes four times as long as level 1 and saves a ninth of the bytes.
+    "png": lambda _: {"compress_level": 1},
+    # 0 keeps full colour resolution (4:4:4), -1 is the encoder's own choice (4:2:0).
+    "jpeg": lambda quality: {"quality": quality, "subsampling": 0 if quality >= 95 else -1},
+    "webp": lambda quality: {"quality": quality, "method": 0},
+}
+
+
+def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
+    """The bytes behind base64, with or without a data-URL prefix; white space is ignored.
+
+    Raises:
+        InvalidInput: empty, over `max_bytes` (checked before decoding), or not strictly base64.
+    """
+    prefix = DATA_URL.match(text)
+    try:
+        body = text[prefix.end() if prefix else 0 :].encode("ascii").translate(None, WHITE_SPACE)
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{field} holds characters outside ASCII. Send it as base64.", field) from error
+    if not body:
+        raise InvalidInput(f"{field} is empty. {WANTED} as base64.", field)
+    size = len(body) // 4 * 3 - body[-2:].count(b"=")
+    if size > max_bytes:
+        raise InvalidInput(f"{field} is larger than {max_bytes / 2**20:.4g} MiB. Send a smaller file.", field)
+    try:
+        data = base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise InvalidInput(_base64_fault(body, field), field) from error
+    # Even strict decoding overlooks padding behind a whole group, as in "AAAA=".
+    if len(data) != size:
+        raise InvalidInput(_base64_fault(body, field), field)
+    return data
+
+
+def _base64_fault(body: bytes, field: str) -> str:
+    junk = NOT_BASE64.search(body)
+    if junk:
+        return f"{field} holds {junk[0].decode()!r}, which is not base64. Use the alphabet A-Z a-z 0-9 + / only."
+    return f"{field} is base64 of a wrong length or with wrong '=' padding. Send it whole."
+
+
+def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
+    """A PNG, JPEG or WebP file as an upright sRGB picture: mode RGB, 8 bits, no metadata, alpha laid over white.
+
+    Of an animation or a multi-picture file the first frame. The size is checked before any pixel is decoded.
+
+    Raises:
+        InvalidInput: another kind of file, damaged, truncated, or over `limits.max_picture_px`.
+    """
+    try:
+        stored = _open(data, field)
+        _check_size(stored, field, limits)
+        _scale_transparent_colour(stored)
+        stored.load()
+        picture = _upright(_over_white(_to_8_bits(stored)), stored)
+    except Image.DecompressionBombError as error:
+        raise InvalidInput(f"{field} has too many pixels. {_smaller(limits)}", field) from error
+    except DAMAGE as error:
+        raise InvalidInput(f"{field} is damaged or truncated. {WANTED} that is whole.", field) from error
+    picture.info = {}
+    return picture
+
+
+def _open(data: bytes, field: str) -> ImageFile.ImageFile:
+    for signature, reader in READERS.items():
+        if signature.match(data):
+            return reader(BytesIO(data))
+    kind = next((name for name, signature in REFUSED_KINDS.items() if signature.match(data)), None)
+    what = "not a picture" if kind is None else f"a {kind} file, which is not accepted"
+    raise InvalidInput(f"{field} is {what}. {WANTED}.", field)
+
+
+def _check_size(picture: Image.Image, field: str, limits: LimitSettings) -> None:
+    if picture.width * picture.height > limits.max_picture_px:
+        size = f"{picture.width}x{picture.height}"
+        raise InvalidInput(f"{field} is {size} pixels. {_smaller(limits)}", field)
+    if max(picture.size) > limits.max_aspect_ratio * min(picture.size):
+        # A sliver of any length would be scaled up to the model's area, 32 pixels at least on its short side.
+        raise InvalidInput(
+            f"{field} is {picture.width}x{picture.height} pixels, too long and narrow to be drawn. Crop it until the "
+            f"longer side is at most {limits.max_aspect_ratio:g} times the shorter one.",
+            field,
+        )
+
+
+def _smaller(limits: LimitSettings) -> str:
+    return f"Send a picture of at most {limits.max_picture_px:,} pixels."
+
+
+def _scale_transparent_colour(stored: ImageFile.ImageFile) -> None:
+    colour = stored.info.get("transparency")
+    scale = TRANSPARENT_SCALES.get(stored.tile[0].args) if stored.tile else None
+    if colour is None or scale is None:
+        return
+    stored.info["transparency"] = (
+        tuple(int(sample * scale) for sample in colour) if isinstance(colour, tuple) else int(colour * scale)
+    )
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey scaled to L, or LA if it has a transparent level; any other picture as it is."""
+    if not picture.mode.startswith("I"):
+        return picture
+    levels = np.asarray(picture).clip(0, 65535).astype(np.uint16)
+    # To the nearest of 256 levels, which are 257 apart: Pillow's own conversion clips at 255.
+    level, rest = np.divmod(levels, np.uint16(257))
+    grey = Image.fromarray((level + (rest > 128)).astype(np.uint8))
+    if "transparency" in picture.info:
+        opaque = levels != picture.info["transparency"]
+        grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * np.uint8(255)))
+    grey.info["icc_profile"] = picture.info.get("icc_profile")
+    return grey
+
+
+def _over_white(picture: Image.Image) -> Image.Image:
+    """Any 8-bit mode as sRGB. Colours go through the profile before the white comes in, which is sRGB already."""
+    mode = COLOUR_MODES.get(picture.mode, "RGB")
+    profile = picture.info.get("icc_profile")
+    if not picture.has_transparency_data:
+        return _to_srgb(picture.convert(mode), profile)
+    picture = picture.convert(f"{mode}A")
+    colours = _to_srgb(picture.convert(mode), profile)
+    return Image.composite(colours, Image.new("RGB", colours.size, "white"), picture.getchannel("A"))
+
+
+def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
+    if profile is not None:
+        try:
+            to_srgb = ImageCms.buildTransform(BytesIO(profile), ImageCms.createProfile("sRGB"), colours.mode, "RGB")
+            return to_srgb.apply(colours)
+        except (ImageCms.PyCMSError, *DAMAGE):
+            # Broken, or made for another kind of picture: every viewer then shows the colours as sRGB.
+            pass
+    return colours if colours.mode == "RGB" else colours.convert("RGB")
+
+
+def _upright(picture: Image.Image, stored: Image.Image) -> Image.Image:
+    try:
+        turn = TURNS.get(stored.getexif().get(ExifTags.Base.Orientation, 1))
+    except DAMAGE:
+        # Editors that mangle EXIF are common, and the picture beside it is whole.
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def prepare(picture: Image.Image, sizes: SizeSettings) -> PreparedPicture:
+    """An RGB picture at the model's two sizes, each resized from the original as diffusers' VaeImageProcessor does."""
+    aspect = picture.width / picture.height
+    return PreparedPicture(
+        vae_pixels=_resized(picture, fit_area(sizes.vae_area_px, aspect)),
+        condition_pixels=_resized(picture, fit_area(sizes.condition_area_px, aspect)),
+    )
+
+
+def resample(pixels: Pixels, size: Size) -> Pixels:
+    """`pixels` (uint8, H x W x 3) at another size by Lanczos; the same array when it has that size."""
+    if pixels.shape[:2] == (size.height, size.width):
+        return pixels
+    return _resized(Image.fromarray(pixels), size)
+
+
+def _resized(picture: Image.Image, size: Size) -> Pixels:
+    # A copy, for a view of Pillow's bytes is read-only and torch warns of such arrays.
+    return np.array(picture.resize((size.width, size.height), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+def encode_picture(pixels: Pixels, output: OutputFormat) -> bytes:
+    """`pixels` (uint8, H x W x 3, sRGB) as a file of the format asked for, without metadata."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, output.format, **ENCODER_OPTIONS[output.format](output.quality))
+    return buffer.getvalue()
