@@ -1,7 +1,9 @@
 """The Serve application: every deployment option's default and every `.bind()`."""
 
+from typing import Any
+
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from serve_app.config import AppSettings
 from serve_app.editor.deployment import Editor
@@ -12,7 +14,7 @@ from serve_app.rewriter.deployment import Rewriter
 # Defaults for a Serve file that says nothing; each shipped file under `deployments:` says its own.
 # An edit may take minutes: a replica is given that long to finish before it is killed, and requests that wait for the
 # engine count as ongoing.
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     "Ingress": {"max_ongoing_requests": 256},
     "Rewriter": {"max_ongoing_requests": 16, "graceful_shutdown_timeout_s": 60},
     "Editor": {"max_ongoing_requests": 288, "graceful_shutdown_timeout_s": 300},
@@ -31,5 +33,6 @@ def build(args: AppSettings) -> Application:
     return _deployment(Ingress).bind(args, editor, rewriter)
 
 
-def _deployment(cls: type) -> serve.Deployment:
-    return serve.deployment(cls, name=cls.__name__, **_OPTIONS[cls.__name__])  # type: ignore[call-overload]
+def _deployment(cls: type) -> Deployment:
+    deployment: Deployment = serve.deployment(**_OPTIONS[cls.__name__])(cls)
+    return deployment

@@ -149,4 +149,6 @@ def _guide(predictions: list[torch.Tensor], guidance: float) -> torch.Tensor:
         return predictions[0]
     conditional, unconditional = predictions
     combined = unconditional + guidance * (conditional - unconditional)
-    return combined * (conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+    length = torch.linalg.vector_norm(conditional, dim=-1, keepdim=True)
+    rescaled: torch.Tensor = combined * (length / torch.linalg.vector_norm(combined, dim=-1, keepdim=True))
+    return rescaled

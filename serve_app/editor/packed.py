@@ -13,8 +13,9 @@ from itertools import accumulate, pairwise
 import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers import QwenImageTransformer2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock, apply_rotary_emb_qwen
-from torch import nn
 
 Grid = tuple[int, int]
 """A picture's size in tokens: rows, columns."""
@@ -164,7 +165,7 @@ def _modulate(x: torch.Tensor, params: torch.Tensor, rows: torch.Tensor) -> tupl
 
 
 def _attend(
-    attn: nn.Module, image: torch.Tensor, text: torch.Tensor, layout: _Layout
+    attn: Attention, image: torch.Tensor, text: torch.Tensor, layout: _Layout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Joint attention of each span's text and picture tokens, blind to all other spans."""
     image_q, image_k, image_v = _project(attn, image, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
@@ -187,7 +188,7 @@ def _attend(
 
 
 def _project(
-    attn: nn.Module, x: torch.Tensor, projections: tuple[str, str, str], norms: tuple[str, str]
+    attn: Attention, x: torch.Tensor, projections: tuple[str, str, str], norms: tuple[str, str]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query, key and value of shape (tokens, heads, head_dim), query and key normalised."""
     query, key, value = (getattr(attn, name)(x).unflatten(-1, (attn.heads, -1)) for name in projections)
@@ -199,7 +200,9 @@ def _rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
     return rotated
 
 
-def _norm_out(norm: nn.Module, x: torch.Tensor, conditioning: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _norm_out(
+    norm: AdaLayerNormContinuous, x: torch.Tensor, conditioning: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
     """AdaLayerNormContinuous with a row for each token."""
     scale, shift = norm.linear(norm.silu(conditioning).to(x.dtype)).chunk(2, dim=-1)
     normed: torch.Tensor = norm.norm(x) * (1 + scale[rows]) + shift[rows]

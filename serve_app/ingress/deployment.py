@@ -1,5 +1,7 @@
 """The ingress as a Serve deployment."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -16,7 +18,9 @@ from serve_app.logs import join_serve_logs
 class Ingress:
     """HTTP in, handles out. The ASGI app is built in the replica, so nothing of it is ever pickled."""
 
-    def __init__(self, settings: AppSettings, editor: DeploymentHandle, rewriter: DeploymentHandle | None) -> None:
+    def __init__(
+        self, settings: AppSettings, editor: "DeploymentHandle[Any]", rewriter: "DeploymentHandle[Any] | None"
+    ) -> None:
         join_serve_logs()
         counts = JobCounts()
         application = serve.get_replica_context().app_name

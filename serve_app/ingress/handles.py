@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray import ObjectRef, serve
@@ -24,7 +24,7 @@ def share(pictures: Pictures) -> "ObjectRef[Pictures]":
 class EditorHandle:
     """The Editor deployment as an EditorPort."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
 
     async def edit(self, job: EditJob, pictures: "ObjectRef[Pictures]") -> EditResult:
@@ -35,7 +35,7 @@ class EditorHandle:
 class RewriterHandle:
     """The Rewriter deployment as a RewriterPort."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
 
     async def rewrite(self, job: RewriteJob, pictures: "ObjectRef[Pictures]") -> Rewrite:
@@ -46,7 +46,8 @@ class RewriterHandle:
 async def worker_counts(application: str, deployment: str, busy: int) -> dict[str, int]:
     """Replicas of a deployment by RunPod's states; `busy` jobs occupy as many of the ready ones."""
     status = await asyncio.to_thread(serve.status)
-    replicas = status.applications[application].deployments[deployment].replica_states
+    states = status.applications[application].deployments[deployment].replica_states
+    replicas = {state.value: count for state, count in states.items()}
     ready = replicas.get("RUNNING", 0)
     running = min(ready, busy)
     return {

@@ -8,8 +8,8 @@ from serve_app.edits.request import Rewrite
 
 MAX_ANSWER_CHARS = 2000
 
-INSTRUCTIONS = """You prepare instructions for a picture editing model. You see the user's picture or pictures, numbered \
-Picture 1, Picture 2 and so on, and the user's wish. Write the one instruction that the editing model should get.
+INSTRUCTIONS = """You prepare instructions for a picture editing model. You see the user's picture or pictures, \
+numbered Picture 1, Picture 2 and so on, and the user's wish. Write one instruction for the editing model.
 
 Keep the user's intent: ask for nothing that the wish does not imply, and leave the rest of the picture alone.
 Be short and concrete. If the wish is clear already, mend its grammar and nothing else.
