@@ -132,6 +132,10 @@ class Engine:
         self._compressor.shutdown()
 
     @property
+    def closing(self) -> bool:
+        return self._closing
+
+    @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 

@@ -1,0 +1,42 @@
+"""The tiny model twice: as the engine runs it, and as diffusers' own pipeline does."""
+
+import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
+
+from serve_app.config import AppSettings, EditorSettings
+from serve_app.editor.loading import as_edit_model, load_pipeline
+from serve_app.editor.model import EditModel
+from serve_app.weights import locate
+
+
+@pytest.fixture(scope="session")
+def model(tiny_settings: AppSettings) -> EditModel:
+    """The model under test, through our own loading."""
+    return as_edit_model(load_pipeline(tiny_settings.editor), tiny_settings.editor)
+
+
+@pytest.fixture(scope="session")
+def stock_pipeline(tiny_settings: AppSettings) -> QwenImageEditPlusPipeline:
+    """diffusers' pipeline with the same adapters, loaded and fused by diffusers alone, and the same scheduler."""
+    settings = tiny_settings.editor
+    pipeline = QwenImageEditPlusPipeline.from_pretrained(locate(settings.base))
+    fuse_by_diffusers(pipeline, settings)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**settings.scheduler.model_dump())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def fuse_by_diffusers(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings) -> None:
+    for lora in settings.loras:
+        pipeline.load_lora_weights(locate(lora.source), weight_name=lora.file, adapter_name=lora.name)
+    pipeline.set_adapters([lora.name for lora in settings.loras], [lora.weight for lora in settings.loras])
+    pipeline.fuse_lora(components=["transformer"])
+    pipeline.unload_lora_weights()
+
+
+@pytest.fixture
+def tiny_areas(tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make diffusers' pipeline, whose areas are constants, use those of the tiny settings."""
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", tiny_settings.sizes.vae_area_px)
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", tiny_settings.sizes.condition_area_px)

@@ -1,0 +1,205 @@
+"""The engine's loop with a model that counts: who shares which step, and what becomes of whom."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
+
+import pytest
+
+from serve_app.editor.engine import Engine, StepModel, Ticket
+from serve_app.errors import EditCancelled, EditFailed, Overloaded, ServiceUnavailable
+from tests.fakes import FakeModel, job, picture
+
+PICTURES = (picture(),)
+TOKENS_OF_64_PX = 32  # 16 for the output, 16 for the reference
+
+
+@contextmanager
+def running(model: StepModel, *, max_pack_tokens: int = 10_000, max_waiting: int = 100) -> Iterator[Engine]:
+    engine = Engine(lambda: model, max_pack_tokens=max_pack_tokens, max_waiting=max_waiting)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        if isinstance(model, FakeModel) and model.gate is not None:
+            model.gate.release(100)
+        engine.close()
+
+
+@pytest.fixture
+def gated() -> FakeModel:
+    """A model whose steps the test releases one by one."""
+    return FakeModel(gate=threading.Semaphore(0))
+
+
+def at_step(model: FakeModel, number: int) -> None:
+    """Let steps run until the step of this number (from 1) has begun and waits to be released."""
+    assert model.gate is not None
+    eventually(lambda: len(model.packs) >= 1)
+    for done in range(len(model.packs), number):
+        model.gate.release()
+        eventually(lambda done=done: len(model.packs) > done)  # type: ignore[misc]
+
+
+def open_gate(model: FakeModel) -> None:
+    """Let all steps run from now on."""
+    assert model.gate is not None
+    model.gate.release(1000)
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    pause = threading.Event()
+    for _ in range(int(timeout_s / 0.005)):
+        if holds():
+            return
+        pause.wait(0.005)
+    raise AssertionError("it never came to hold")
+
+
+def finish(*tickets: Ticket) -> None:
+    done = wait([ticket.future for ticket in tickets], timeout=10)
+    assert not done.not_done
+
+
+def test_one_edit_runs_its_steps_and_gives_a_picture() -> None:
+    model = FakeModel()
+    with running(model) as engine:
+        result = engine.submit(job("a", steps=3), PICTURES).future.result(timeout=10)
+    assert model.packs == [["a"]] * 3
+    assert result.media_type == "image/png"
+    assert result.data.startswith(b"\x89PNG")
+    assert (result.timings.num_steps, result.timings.shared_steps) == (3, 0)
+
+
+def test_a_later_edit_joins_at_the_next_step_and_leaves_when_done(gated: FakeModel) -> None:
+    with running(gated) as engine:
+        first = engine.submit(job("first", steps=4), PICTURES)
+        at_step(gated, 1)
+        second = engine.submit(job("second", steps=2), PICTURES)
+        open_gate(gated)
+        finish(first, second)
+    assert gated.packs == [["first"], ["first", "second"], ["first", "second"], ["first"]]
+    assert second.future.result().timings.shared_steps == 2
+
+
+def test_a_cancelled_edit_leaves_at_the_next_step(gated: FakeModel) -> None:
+    with running(gated) as engine:
+        leaves = engine.submit(job("leaves", steps=9), PICTURES)
+        at_step(gated, 1)
+        stays = engine.submit(job("stays", steps=3), PICTURES)
+        at_step(gated, 3)
+        leaves.cancel()
+        leaves.cancel()  # as often as one likes
+        open_gate(gated)
+        finish(stays, leaves)
+        assert isinstance(leaves.future.exception(), EditCancelled)
+        assert engine.stats.cancelled == 1
+    assert gated.packs == [["leaves"], ["leaves", "stays"], ["leaves", "stays"], ["stays"]]
+
+
+def test_a_cancelled_edit_that_waits_never_begins(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
+        first = engine.submit(job("first", steps=2), PICTURES)
+        at_step(gated, 1)
+        waiting = engine.submit(job("waiting"), PICTURES)
+        waiting.cancel()
+        open_gate(gated)
+        finish(first, waiting)
+    assert isinstance(waiting.future.exception(), EditCancelled)
+    assert gated.packs == [["first"]] * 2
+
+
+def test_the_pack_stays_within_its_budget(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
+        tickets = [engine.submit(job("a", steps=3), PICTURES)]
+        at_step(gated, 1)
+        tickets += [engine.submit(job(name, steps=2), PICTURES) for name in "bc"]
+        open_gate(gated)
+        finish(*tickets)
+    assert gated.packs == [["a"], ["a", "b"], ["a", "b"], ["c"], ["c"]]
+
+
+def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
+        small = engine.submit(job("small", steps=2), PICTURES)
+        at_step(gated, 1)
+        big = engine.submit(job("big", steps=2, side_px=256), PICTURES)
+        after = engine.submit(job("after", steps=2), PICTURES)
+        open_gate(gated)
+        finish(small, big, after)
+    assert gated.packs == [["small"], ["small"], ["big"], ["big"], ["after"], ["after"]]
+
+
+def test_guidance_counts_twice_in_the_budget(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
+        tickets = [engine.submit(job("guided", steps=2, guidance=2.0), PICTURES)]
+        at_step(gated, 1)
+        tickets += [engine.submit(job("plain", steps=1), PICTURES)]
+        open_gate(gated)
+        finish(*tickets)
+    assert gated.packs == [["guided"], ["guided"], ["plain"]]
+
+
+@pytest.mark.parametrize("stage", ["begin", "step", "finish"])
+def test_a_failing_edit_fails_alone(stage: str, gated: FakeModel) -> None:
+    gated.failing = {"bad": stage}
+    with running(gated) as engine:
+        good, bad, other = (engine.submit(job(name, steps=3), PICTURES) for name in ("good", "bad", "other"))
+        open_gate(gated)
+        finish(good, bad, other)
+        assert isinstance(bad.future.exception(), EditFailed)
+        assert "breaks" not in str(bad.future.exception())
+        assert good.future.exception() is None
+        assert other.future.exception() is None
+        assert (engine.stats.completed, engine.stats.failed) == (2, 1)
+        # And the next one works.
+        assert engine.submit(job("next"), PICTURES).future.result(timeout=10)
+
+
+def test_a_full_queue_refuses_at_once(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, max_waiting=2) as engine:
+        tickets = [engine.submit(job("running"), PICTURES)]
+        eventually(lambda: engine.stats.running == 1)
+        tickets += [engine.submit(job("waiting"), PICTURES) for _ in range(2)]
+        with pytest.raises(Overloaded, match="2 edits are waiting"):
+            engine.submit(job("too many"), PICTURES)
+        open_gate(gated)
+        finish(*tickets)
+
+
+def test_closing_fails_what_runs_and_waits_and_refuses_the_rest(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
+        tickets = [engine.submit(job(name), PICTURES) for name in ("running", "waiting")]
+        eventually(lambda: engine.stats.running == 1)
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        eventually(lambda: engine.closing)
+        open_gate(gated)
+        closing.join(10)
+        finish(*tickets)
+        assert [type(ticket.future.exception()) for ticket in tickets] == [ServiceUnavailable] * 2
+        assert not engine.alive
+        with pytest.raises(ServiceUnavailable):
+            engine.submit(job("late"), PICTURES)
+
+
+def test_a_model_that_does_not_load_fails_the_start() -> None:
+    def broken() -> StepModel:
+        raise RuntimeError("no weights")
+
+    engine = Engine(broken, max_pack_tokens=1, max_waiting=1)
+    with pytest.raises(RuntimeError, match="no weights"):
+        engine.start()
+
+
+def test_the_stats_tell_shared_steps(gated: FakeModel) -> None:
+    with running(gated) as engine:
+        tickets = [engine.submit(job("a", steps=3), PICTURES)]
+        at_step(gated, 1)
+        tickets += [engine.submit(job("b", steps=1), PICTURES)]
+        open_gate(gated)
+        finish(*tickets)
+        stats = engine.stats
+    assert (stats.num_steps, stats.num_edit_steps, stats.max_pack) == (3, 4, 2)
+    assert (stats.running, stats.waiting, stats.completed) == (0, 0, 2)

@@ -1,0 +1,219 @@
+"""Our pictures against diffusers' own pipeline, and packed edits against the same edits alone.
+
+The reference is QwenImageEditPlusPipeline with adapters fused by diffusers and `prompt_embeds` computed from the
+processor's whole output, since the pipeline itself forgets `mm_token_type_ids` and so loses the M-RoPE positions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImageEditPlusPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
+from PIL import Image
+from transformers import BatchFeature
+
+from serve_app.config import AppSettings
+from serve_app.editor.conditioning import PromptEncoder
+from serve_app.editor.loading import as_edit_model, load_pipeline
+from serve_app.editor.lora import Factors
+from serve_app.editor.model import Draft, EditModel
+from serve_app.editor.packed import PackedTransformer, Span
+from serve_app.edits.images import prepare
+from serve_app.edits.request import EditJob, OutputFormat, Pixels, Sampling
+from serve_app.edits.sizes import OutputSize, Size
+from tests.pictures import difference, photograph
+
+pytestmark = pytest.mark.usefixtures("tiny_areas")
+
+ASTRONAUT, COFFEE, CHELSEA = (photograph(name) for name in ("astronaut", "coffee", "chelsea"))
+TALL = photograph("coffee", width=200, height=400)
+SQUARE = Size(256, 256)
+SEED_7 = Sampling(seed=7)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An edit as both sides take it."""
+
+    prompt: str = "Change the time of day to sunset with warm light"
+    pictures: tuple[Image.Image, ...] = (ASTRONAUT,)
+    size: Size = SQUARE
+    sampling: Sampling = SEED_7
+
+
+PLAIN = Case()
+CASES = {
+    "one reference": PLAIN,
+    "three references of different aspects": Case(pictures=(ASTRONAUT, COFFEE, TALL), prompt="Picture 2's cup"),
+    "four references": Case(pictures=(ASTRONAUT, COFFEE, TALL, CHELSEA), size=Size(192, 128)),
+    "guidance 1.2": replace(PLAIN, sampling=Sampling(seed=1337, true_cfg_scale=1.2)),
+    "guidance 4 against words": replace(PLAIN, sampling=Sampling(true_cfg_scale=4.0, negative_prompt="blurry, dark")),
+    "6 steps": replace(PLAIN, sampling=Sampling(num_inference_steps=6)),
+    "1 step": replace(PLAIN, sampling=Sampling(num_inference_steps=1)),
+    "320x192": replace(PLAIN, size=Size(320, 192)),
+}
+
+# Unlike in everything that a pack could mix up.
+UNLIKE = [
+    Case(size=Size(256, 256), sampling=Sampling(seed=1, num_inference_steps=4)),
+    Case("x", (COFFEE, TALL), Size(320, 192), Sampling(seed=2, num_inference_steps=6, true_cfg_scale=1.5)),
+    Case("A much longer wish, " * 12, (CHELSEA,), Size(128, 224), Sampling(seed=3, num_inference_steps=5)),
+    Case("make it rain", (TALL, ASTRONAUT, COFFEE), Size(160, 160), Sampling(seed=4, num_inference_steps=8)),
+]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_equals_diffusers(
+    case: Case, model: EditModel, stock_pipeline: QwenImageEditPlusPipeline, tiny_settings: AppSettings
+) -> None:
+    assert difference(draw(model, tiny_settings, case), draw_stock(stock_pipeline, case)) <= 1
+
+
+def test_a_packed_edit_equals_the_same_edit_alone(model: EditModel, tiny_settings: AppSettings) -> None:
+    alone = [draw(model, tiny_settings, case) for case in UNLIKE]
+    packed = draw_packed(model, [begin(model, tiny_settings, case) for case in UNLIKE])
+    assert [difference(*pair) <= 1 for pair in zip(packed, alone, strict=True)] == [True] * len(UNLIKE)
+
+
+def test_a_packed_edit_equals_diffusers(
+    model: EditModel, stock_pipeline: QwenImageEditPlusPipeline, tiny_settings: AppSettings
+) -> None:
+    packed = draw_packed(model, [begin(model, tiny_settings, case) for case in UNLIKE])
+    for pixels, case in zip(packed, UNLIKE, strict=True):
+        assert difference(pixels, draw_stock(stock_pipeline, case)) <= 1
+
+
+def test_an_edit_may_join_while_another_is_at_step_2(model: EditModel, tiny_settings: AppSettings) -> None:
+    first, second = UNLIKE[1], UNLIKE[0]
+    running = begin(model, tiny_settings, first)
+    model.step([running])
+    model.step([running])
+    joined = draw_packed(model, [running, begin(model, tiny_settings, second)])
+    assert difference(joined[0], draw(model, tiny_settings, first)) <= 1
+    assert difference(joined[1], draw(model, tiny_settings, second)) <= 1
+
+
+def test_unlike_edits_give_unlike_pictures(model: EditModel, tiny_settings: AppSettings) -> None:
+    """What the comparisons rest on: each condition moves the picture by far more than their tolerance."""
+    others = {
+        "prompt": replace(PLAIN, prompt="Change the time of day to midnight with cold light"),
+        "picture": replace(PLAIN, pictures=(photograph("astronaut", 512, 500),)),
+        "seed": replace(PLAIN, sampling=Sampling(seed=8)),
+        "steps": replace(PLAIN, sampling=Sampling(seed=7, num_inference_steps=5)),
+        "guidance": replace(PLAIN, sampling=Sampling(seed=7, true_cfg_scale=1.2)),
+    }
+    plain = draw(model, tiny_settings, PLAIN)
+    moved = {what: difference(plain, draw(model, tiny_settings, other)) for what, other in others.items()}
+    assert {what: levels for what, levels in moved.items() if levels < 5} == {}
+
+
+# The same comparisons must fail when the code does what it must not.
+
+
+def test_lost_mrope_positions_are_noticed(
+    model: EditModel,
+    stock_pipeline: QwenImageEditPlusPipeline,
+    tiny_settings: AppSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenize = PromptEncoder.tokenize
+
+    def without_types(self: PromptEncoder, prompt: str, pictures: list[Pixels]) -> BatchFeature:
+        inputs = tokenize(self, prompt, pictures)
+        del inputs["mm_token_type_ids"]
+        return inputs
+
+    monkeypatch.setattr(PromptEncoder, "tokenize", without_types)
+    assert difference(draw(model, tiny_settings, PLAIN), draw_stock(stock_pipeline, PLAIN)) > 1
+
+
+def test_a_lost_lora_alpha_is_noticed(
+    stock_pipeline: QwenImageEditPlusPipeline, tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Factors, "scale", property(lambda self: 1.0))
+    wrong = as_edit_model(load_pipeline(tiny_settings.editor), tiny_settings.editor)
+    assert difference(draw(wrong, tiny_settings, PLAIN), draw_stock(stock_pipeline, PLAIN)) > 1
+
+
+def swap_first_two(self: PackedTransformer, spans: Sequence[Span], rows: torch.Tensor) -> torch.Tensor:
+    return rows[[1, 0, *range(2, len(rows))]]
+
+
+def references_at_the_edits_timestep(
+    self: PackedTransformer, spans: Sequence[Span], rows: torch.Tensor
+) -> torch.Tensor:
+    return torch.cat([rows[:-1], rows[:1]])
+
+
+@pytest.mark.parametrize("mutate", [swap_first_two, references_at_the_edits_timestep])
+def test_wrong_modulation_rows_are_noticed(
+    mutate: Callable[[PackedTransformer, Sequence[Span], torch.Tensor], torch.Tensor],
+    model: EditModel,
+    stock_pipeline: QwenImageEditPlusPipeline,
+    tiny_settings: AppSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows_of = PackedTransformer._timestep_rows
+    monkeypatch.setattr(
+        PackedTransformer,
+        "_timestep_rows",
+        lambda self, spans, hidden: mutate(self, spans, rows_of(self, spans, hidden)),
+    )
+    cases = [UNLIKE[0], UNLIKE[2]]  # 4 and 5 steps: their timesteps differ from the second step on
+    packed = draw_packed(model, [begin(model, tiny_settings, case) for case in cases])
+    right = [draw_stock(stock_pipeline, case) for case in cases]
+    assert max(map(difference, packed, right)) > 1
+
+
+def begin(model: EditModel, settings: AppSettings, case: Case) -> Draft:
+    size = OutputSize(made=case.size, final=case.size)
+    job = EditJob("test", case.prompt, case.sampling, size, OutputFormat())
+    return model.begin(job, tuple(prepare(picture, settings.sizes) for picture in case.pictures))
+
+
+def draw(model: EditModel, settings: AppSettings, case: Case) -> Pixels:
+    return draw_packed(model, [begin(model, settings, case)])[0]
+
+
+def draw_packed(model: EditModel, drafts: Sequence[Draft]) -> list[Pixels]:
+    while unfinished := [draft for draft in drafts if not draft.done]:
+        model.step(unfinished)
+    return [model.finish(draft) for draft in drafts]
+
+
+def draw_stock(pipeline: QwenImageEditPlusPipeline, case: Case) -> Pixels:
+    guided = case.sampling.true_cfg_scale > 1
+    negative = stock_embeds(pipeline, case.sampling.negative_prompt, case.pictures) if guided else None
+    prompt = stock_embeds(pipeline, case.prompt, case.pictures)
+    result = pipeline(
+        list(case.pictures),
+        prompt_embeds=prompt,
+        prompt_embeds_mask=torch.ones(prompt.shape[:2], dtype=torch.long),
+        negative_prompt_embeds=negative,
+        negative_prompt_embeds_mask=None if negative is None else torch.ones(negative.shape[:2], dtype=torch.long),
+        true_cfg_scale=case.sampling.true_cfg_scale,
+        num_inference_steps=case.sampling.num_inference_steps,
+        width=case.size.width,
+        height=case.size.height,
+        generator=torch.Generator().manual_seed(case.sampling.seed),
+    )
+    return np.asarray(result.images[0])
+
+
+@torch.inference_mode()
+def stock_embeds(pipeline: QwenImageEditPlusPipeline, prompt: str, pictures: tuple[Image.Image, ...]) -> torch.Tensor:
+    """Prompt embeddings from the processor's whole output, as transformers means it to be used."""
+    seen = []
+    for picture in pictures:
+        width, height = stock.calculate_dimensions(stock.CONDITION_IMAGE_SIZE, picture.width / picture.height)
+        seen.append(pipeline.image_processor.resize(picture, height, width))
+    slots = "".join(
+        f"Picture {number}: <|vision_start|><|image_pad|><|vision_end|>" for number in range(1, len(pictures) + 1)
+    )
+    text = pipeline.prompt_template_encode.format(slots + prompt)
+    inputs = pipeline.processor(text=[text], images=seen, return_tensors="pt")
+    hidden: torch.Tensor = pipeline.text_encoder(**inputs, output_hidden_states=True).hidden_states[-1]
+    return hidden[:, pipeline.prompt_template_encode_start_idx :]

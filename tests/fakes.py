@@ -1,0 +1,112 @@
+"""Stand-ins shared by the tests: a model that counts instead of drawing, and ports that answer at once."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from serve_app.editor.model import Draft
+from serve_app.editor.schedule import Schedule
+from serve_app.edits.request import (
+    EditJob,
+    EditResult,
+    EditTimings,
+    OutputFormat,
+    Pictures,
+    Pixels,
+    PreparedPicture,
+    Rewrite,
+    RewriteJob,
+    Sampling,
+)
+from serve_app.edits.sizes import OutputSize, Size
+
+TIMINGS = EditTimings(
+    queue_s=0.25, encode_s=0.1, steps_s=1.0, decode_s=0.1, compress_s=0.05, num_steps=4, shared_steps=0
+)
+
+
+def picture(width: int = 64, height: int = 64) -> PreparedPicture:
+    """A blank picture, the same for VAE and text encoder."""
+    blank = np.zeros((height, width, 3), np.uint8)
+    return PreparedPicture(blank, blank)
+
+
+def job(name: str = "edit", *, steps: int = 4, side_px: int = 64, guidance: float = 1.0) -> EditJob:
+    """A job for a square picture; its name is prompt and id."""
+    size = Size(side_px, side_px)
+    sampling = Sampling(num_inference_steps=steps, true_cfg_scale=guidance)
+    return EditJob(name, name, sampling, OutputSize(size, size), OutputFormat())
+
+
+@dataclass
+class FakeModel:
+    """A StepModel that records which edits shared each step.
+
+    Attributes:
+        packs: the names of the edits in each step, from the moment that the step begins.
+        failing: edits that fail, by the stage in which they do: begin, step or finish.
+        gate: where set, every step waits for one release.
+    """
+
+    packs: list[list[str]] = field(default_factory=list)
+    failing: dict[str, str] = field(default_factory=dict)
+    gate: threading.Semaphore | None = None
+    _names: dict[int, str] = field(default_factory=dict)
+
+    def begin(self, job: EditJob, pictures: Pictures) -> Draft:
+        self._maybe_fail(job.prompt, "begin")
+        steps = job.sampling.num_inference_steps
+        schedule = Schedule(torch.zeros(steps), torch.zeros(steps + 1))
+        draft = Draft(job.size.made, schedule, 1.0, (), torch.zeros(0), torch.zeros(0))
+        self._names[id(draft)] = job.prompt
+        return draft
+
+    def step(self, drafts: Sequence[Draft]) -> None:
+        names = [self._names[id(draft)] for draft in drafts]
+        self.packs.append(names)
+        if self.gate is not None and not self.gate.acquire(timeout=10):
+            raise TimeoutError("the test never released this step")
+        for name in names:
+            self._maybe_fail(name, "step")
+        for draft in drafts:
+            draft.index += 1
+
+    def finish(self, draft: Draft) -> Pixels:
+        self._maybe_fail(self._names[id(draft)], "finish")
+        return np.zeros((draft.size.height, draft.size.width, 3), np.uint8)
+
+    def _maybe_fail(self, name: str, stage: str) -> None:
+        if self.failing.get(name) == stage:
+            raise RuntimeError(f"{name} breaks in {stage}")
+
+
+@dataclass
+class FakeEditor:
+    """An EditorPort whose pictures are PNG-less bytes; it remembers its jobs, and fails where told to."""
+
+    jobs: list[EditJob] = field(default_factory=list)
+    problem: Exception | None = None
+
+    async def edit(self, job: EditJob, pictures: Pictures) -> EditResult:
+        self.jobs.append(job)
+        if self.problem is not None:
+            raise self.problem
+        return EditResult(job.prompt.encode(), job.output.media_type, TIMINGS, worker_id="worker-1")
+
+
+@dataclass
+class FakeRewriter:
+    """A RewriterPort with one answer, or one error."""
+
+    answer: Rewrite = field(default_factory=lambda: Rewrite("a precise wish"))
+    problem: Exception | None = None
+    jobs: list[RewriteJob] = field(default_factory=list)
+
+    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+        self.jobs.append(job)
+        if self.problem is not None:
+            raise self.problem
+        return self.answer

@@ -1,0 +1,41 @@
+"""Photographs for the tests, from scikit-image's wheel, and what a client makes of them."""
+
+import base64
+from io import BytesIO
+
+import numpy as np
+import skimage.data
+from PIL import Image
+
+from serve_app.edits.request import Pixels
+
+
+def photograph(name: str, width: int | None = None, height: int | None = None) -> Image.Image:
+    """One of scikit-image's colour photographs (astronaut, coffee, chelsea), cropped to a size in pixels."""
+    pixels: Pixels = getattr(skimage.data, name)()
+    return Image.fromarray(np.ascontiguousarray(pixels[:height, :width]))
+
+
+def to_base64(picture: Image.Image, kind: str = "PNG", **options: object) -> str:
+    """The picture as a file of this kind, in base64."""
+    buffer = BytesIO()
+    picture.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def from_base64(text: str) -> Image.Image:
+    """The picture behind base64, fully decoded."""
+    picture = Image.open(BytesIO(base64.b64decode(text, validate=True)))
+    picture.load()
+    return picture
+
+
+def pixels_of(picture: Image.Image) -> Pixels:
+    """The picture as uint8 (height, width, 3)."""
+    return np.asarray(picture.convert("RGB"))
+
+
+def difference(one: Pixels, other: Pixels) -> int:
+    """The largest difference of any pixel, in levels of 255."""
+    assert one.shape == other.shape
+    return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())
