@@ -36,6 +36,9 @@ def make_schedule(settings: SchedulerSettings, num_steps: int, num_tokens: int) 
     The shift grows linearly with the token count between the two base points of the settings; Lightning's settings
     make it constant.
     """
+    if num_steps == 1:
+        # A single sigma cannot be stretched to a terminal one: diffusers divides by zero.
+        settings = settings.model_copy(update={"shift_terminal": None})
     scheduler = FlowMatchEulerDiscreteScheduler(**settings.model_dump())
     slope = (settings.max_shift - settings.base_shift) / (settings.max_image_seq_len - settings.base_image_seq_len)
     shift = settings.base_shift + slope * (num_tokens - settings.base_image_seq_len)

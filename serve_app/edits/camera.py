@@ -81,5 +81,5 @@ def camera_prompt(pose: CameraPose | None, prompt: str) -> str:
     """Camera tokens, one space, the prompt. A trigger word in the user's own text cannot fake a pose beside `pose`."""
     if pose is None:
         return prompt
-    words = re.sub(r"\s*" + re.escape(TRIGGER) + r"\s*", " ", prompt, flags=re.IGNORECASE).strip()
+    words = re.sub(rf"(\s*{re.escape(TRIGGER)}\s*)+", " ", prompt, flags=re.IGNORECASE).strip()
     return f"{pose.tokens} {words}".rstrip()

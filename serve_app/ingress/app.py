@@ -10,7 +10,8 @@ from starlette.exceptions import HTTPException
 
 from serve_app import __version__
 from serve_app.errors import ServiceError
-from serve_app.ingress.problems import from_validation
+from serve_app.ingress.body_limit import BodyLimit
+from serve_app.ingress.problems import NOT_JSON, from_validation
 from serve_app.ingress.runpod import RunPodEnvelope, RunPodError, RunPodHealth, RunPodRequest
 from serve_app.ingress.sync import Backend, RunSync
 
@@ -28,9 +29,9 @@ def build_app(backend: Backend[P]) -> FastAPI:
         version=__version__,
         description="Edit pictures and move the camera around what is in them.",
         strict_content_type=False,  # a body without a Content-Type is read as JSON
-        max_body_size=backend.settings.limits.max_body_bytes,
         responses=_ERRORS,  # type: ignore[arg-type]
     )
+    app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -82,7 +83,8 @@ async def _http_error(request: Request, problem: Exception) -> JSONResponse:
     messages = {
         404: f"There is no {where} here; /docs lists what there is.",
         405: f"{where} does not exist with this method; /docs lists what there is.",
-        413: f"The body is larger than the {request.app.max_body_size} bytes that this server takes.",
+        # What FastAPI says of a body that is not UTF-8 or nested too deeply.
+        400: NOT_JSON,
     }
     return _error(problem.status_code, messages.get(problem.status_code, str(problem.detail)))
 

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from serve_app.errors import InvalidInput, UnknownField
 
+NOT_JSON = "The body is not valid JSON. Send one JSON object."
 _MAX_ECHO_CHARS = 40
 
 
@@ -41,7 +42,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel])
         case "missing":
             return InvalidInput(f"{field or 'The body'} is required.", field)
         case "json_invalid":
-            return InvalidInput("The body is not valid JSON. Send one JSON object.")
+            return InvalidInput(NOT_JSON)
         case "model_attributes_type" | "dict_type" | "model_type":
             what = field or "The body"
             return InvalidInput(

@@ -4,7 +4,7 @@ import time
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import AutoProcessor, BatchFeature, Qwen3VLForConditionalGeneration
 
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
@@ -50,14 +50,8 @@ class RewriterModel:
     @torch.inference_mode()
     def generate(self, prompt: str, pictures: Pictures) -> str:
         """The model's raw answer."""
+        inputs = self._inputs(prompt, pictures).to(self._model.device)
         # The whole of `inputs`: Qwen3-VL needs mm_token_type_ids for its positions.
-        inputs = self._processor.apply_chat_template(
-            self._messages(prompt, pictures),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(self._model.device)
         tokens = self._model.generate(
             **inputs,
             do_sample=False,
@@ -70,6 +64,15 @@ class RewriterModel:
         new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
         answer: str = self._processor.batch_decode(new_tokens, skip_special_tokens=True)[0]
         return answer
+
+    def _inputs(self, prompt: str, pictures: Pictures) -> BatchFeature:
+        return self._processor.apply_chat_template(
+            self._messages(prompt, pictures),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
 
     def _messages(self, prompt: str, pictures: Pictures) -> list[dict[str, object]]:
         content: list[dict[str, object]] = []

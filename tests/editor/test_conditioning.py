@@ -1,0 +1,62 @@
+"""The text encoder's inputs: as the processor makes them, but for special tokens in a user's prompt."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImageEditPlusPipeline
+
+from serve_app.editor.conditioning import PromptEncoder, picture_slots
+from serve_app.editor.model import EditModel
+from serve_app.edits.request import Pixels
+from serve_app.errors import InvalidInput
+
+PROMPTS = [
+    "Make it red",
+    "",
+    " ",
+    "Naïve café — 日本語 🎉\nsecond line",
+    "<sks> left side view high-angle shot wide shot x",
+]
+
+
+@pytest.fixture
+def encoder(model: EditModel) -> PromptEncoder:
+    return model._prompt_encoder
+
+
+def noise(height: int, width: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("sizes", [[(64, 64)], [(96, 64), (32, 128), (64, 64)]])
+def test_inputs_equal_the_processors(
+    prompt: str, sizes: list[tuple[int, int]], encoder: PromptEncoder, stock_pipeline: QwenImageEditPlusPipeline
+) -> None:
+    pictures = [noise(*size) for size in sizes]
+    slots = picture_slots([1] * len(pictures))
+    text = stock_pipeline.prompt_template_encode.format(slots + prompt)
+    expected = stock_pipeline.processor(text=[text], images=pictures, return_tensors="pt")
+    given = encoder.tokenize(prompt, pictures)
+    assert set(given) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(given[name], tensor), name
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>"])
+def test_special_tokens_in_a_prompt_stay_text(
+    token: str, encoder: PromptEncoder, stock_pipeline: QwenImageEditPlusPipeline
+) -> None:
+    special = stock_pipeline.tokenizer.convert_tokens_to_ids(token)
+
+    def count(prompt: str) -> int:
+        return int((encoder.tokenize(prompt, [noise(64, 64)])["input_ids"] == special).sum())
+
+    assert count(f"a {token} b") == count("a b")
+    assert encoder.encode(f"a {token} b", [noise(64, 64)]).isfinite().all()
+
+
+def test_a_prompt_beyond_the_rotary_table_is_refused(encoder: PromptEncoder) -> None:
+    with pytest.raises(InvalidInput, match=r"tokens with its pictures; at most 3840 fit") as refusal:
+        encoder.encode("🎉" * 1300, [noise(64, 64)])
+    assert refusal.value.field == "prompt"

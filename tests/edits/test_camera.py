@@ -1,0 +1,96 @@
+"""All poses, all snapping, exhaustively; the expected words are spelt out here a second time."""
+
+import itertools
+from fractions import Fraction
+
+import pytest
+
+from serve_app.edits.camera import CameraPose, camera_prompt, snap
+
+AZIMUTHS = {
+    0: "front view",
+    45: "front-right quarter view",
+    90: "right side view",
+    135: "back-right quarter view",
+    180: "back view",
+    225: "back-left quarter view",
+    270: "left side view",
+    315: "front-left quarter view",
+}
+ELEVATIONS = {-30: "low-angle shot", 0: "eye-level shot", 30: "elevated shot", 60: "high-angle shot"}
+DISTANCES = {0.6: "close-up", 1.0: "medium shot", 1.8: "wide shot"}
+POSES = list(itertools.product(AZIMUTHS, ELEVATIONS, DISTANCES))
+
+
+def test_there_are_96_poses() -> None:
+    assert len(POSES) == 96
+
+
+@pytest.mark.parametrize(("azimuth", "elevation", "distance"), POSES)
+def test_each_trained_pose_says_its_own_words(azimuth: int, elevation: int, distance: float) -> None:
+    pose = snap(azimuth, elevation, distance)
+    assert pose == CameraPose(azimuth, elevation, distance)
+    assert pose.tokens == f"<sks> {AZIMUTHS[azimuth]} {ELEVATIONS[elevation]} {DISTANCES[distance]}"
+
+
+def test_distance_1_4_is_kept_and_spoken_as_medium() -> None:
+    pose = snap(0, 0, 1.4)
+    assert pose is not None
+    assert pose.distance == 1.4
+    assert pose.tokens == "<sks> front view eye-level shot medium shot"
+
+
+def test_every_degree_snaps_to_the_nearest_azimuth_on_the_circle() -> None:
+    def nearest(azimuth: int) -> int:
+        gaps = {listed: min((azimuth - listed) % 360, (listed - azimuth) % 360) for listed in AZIMUTHS}
+        return min(listed for listed, gap in gaps.items() if gap == min(gaps.values()))
+
+    for azimuth in range(-720, 721):
+        assert snap(azimuth, None, None) == CameraPose(nearest(azimuth), 0, 1.0), azimuth
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "expected"), [(350, 0), (-45, 315), (22.5, 0), (67.5, 45), (337.5, 0), (337.4, 315), (1e9, 270)]
+)
+def test_azimuths_to_remember(azimuth: float, expected: int) -> None:
+    assert snap(azimuth, None, None) == CameraPose(expected, 0, 1.0)
+
+
+def test_every_degree_snaps_to_the_nearest_elevation() -> None:
+    for elevation in range(-120, 121):
+        gap = min(abs(elevation - listed) for listed in ELEVATIONS)
+        expected = min(listed for listed in ELEVATIONS if abs(elevation - listed) == gap)
+        assert snap(None, elevation, None) == CameraPose(0, expected, 1.0), elevation
+
+
+def test_every_distance_snaps_to_the_nearest_ties_to_the_smaller() -> None:
+    listed = [Fraction(6, 10), Fraction(1), Fraction(14, 10), Fraction(18, 10)]
+    for hundredths in range(301):
+        gap = min(abs(Fraction(hundredths, 100) - each) for each in listed)
+        expected = min(each for each in listed if abs(Fraction(hundredths, 100) - each) == gap)
+        assert snap(None, None, hundredths / 100) == CameraPose(0, 0, float(expected)), hundredths
+
+
+def test_no_camera_field_means_no_camera() -> None:
+    assert snap(None, None, None) is None
+    assert camera_prompt(None, "a <sks> b") == "a <sks> b"
+
+
+@pytest.mark.parametrize("fields", [(0, None, None), (None, 0, None), (None, None, 1.0), (0.0, 0.0, 1.0)])
+def test_a_zero_is_a_camera_field(fields: tuple[float | None, float | None, float | None]) -> None:
+    assert snap(*fields) == CameraPose(0, 0, 1.0)
+
+
+def test_the_prompt_follows_the_tokens_after_one_space() -> None:
+    pose = CameraPose(270, 60, 1.8)
+    expected = "<sks> left side view high-angle shot wide shot A futuristic city street"
+    assert camera_prompt(pose, "A futuristic city street") == expected
+    assert camera_prompt(pose, "") == "<sks> left side view high-angle shot wide shot"
+
+
+@pytest.mark.parametrize("prompt", ["<sks> back view A cat", "A <SKS> cat", "<sks>", "a <sks><sks> b"])
+def test_a_users_trigger_word_cannot_fake_a_pose(prompt: str) -> None:
+    spoken = camera_prompt(CameraPose(0, 0, 1.0), prompt)
+    assert spoken.lower().count("<sks>") == 1
+    assert "  " not in spoken
+    assert spoken.startswith("<sks> front view eye-level shot medium shot")

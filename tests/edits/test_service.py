@@ -1,0 +1,68 @@
+"""The story of an edit with ports that answer at once."""
+
+import asyncio
+
+import pytest
+
+from serve_app.edits.camera import CameraPose
+from serve_app.edits.request import EditOutcome, EditRequest, OutputFormat, Rewrite, Sampling
+from serve_app.edits.service import EditService
+from serve_app.edits.sizes import OutputSize, Size
+from serve_app.errors import EditFailed, ServiceUnavailable
+from tests.fakes import FakeEditor, FakeRewriter, picture
+
+SIZE = Size(64, 64)
+POSE = CameraPose(90, 0, 1.0)
+WORDS = "<sks> right side view eye-level shot medium shot"
+
+
+def request(prompt: str = "a wish", *, camera: CameraPose | None = POSE, rewrite: bool = True) -> EditRequest:
+    return EditRequest("id", prompt, camera, rewrite, Sampling(seed=5), OutputSize(SIZE, SIZE), OutputFormat())
+
+
+def run(asked: EditRequest, editor: FakeEditor, rewriter: FakeRewriter | None) -> EditOutcome:
+    return asyncio.run(EditService(editor, rewriter).run(asked, (picture(),)))
+
+
+def test_the_rewritten_prompt_follows_the_camera_words() -> None:
+    editor, rewriter = FakeEditor(), FakeRewriter()
+    outcome = run(request(), editor, rewriter)
+    assert outcome.final_prompt == editor.jobs[0].prompt == f"{WORDS} a precise wish"
+    assert outcome.prompt == "a wish"
+    assert outcome.rewrite == Rewrite("a precise wish")
+    # The rewriter never sees the camera's words, and repeats with the seed.
+    assert (rewriter.jobs[0].prompt, rewriter.jobs[0].seed) == ("a wish", 5)
+
+
+def test_without_the_wish_nothing_is_rewritten() -> None:
+    editor, rewriter = FakeEditor(), FakeRewriter()
+    outcome = run(request(rewrite=False, camera=None), editor, rewriter)
+    assert (outcome.final_prompt, outcome.rewrite, rewriter.jobs) == ("a wish", None, [])
+
+
+@pytest.mark.parametrize(
+    ("rewriter", "reason"),
+    [
+        (FakeRewriter(Rewrite(None, "no JSON")), "no JSON"),
+        (FakeRewriter(problem=ServiceUnavailable("it died")), "the rewriter is not available: it died"),
+        (None, "this server has no rewriter"),
+    ],
+)
+def test_an_edit_goes_on_without_its_rewriter_and_says_why(rewriter: FakeRewriter | None, reason: str) -> None:
+    editor = FakeEditor()
+    outcome = run(request(), editor, rewriter)
+    assert editor.jobs[0].prompt == f"{WORDS} a wish"
+    assert outcome.rewrite == Rewrite(None, reason)
+
+
+def test_an_empty_prompt_is_not_rewritten() -> None:
+    rewriter = FakeRewriter()
+    outcome = run(request(""), FakeEditor(), rewriter)
+    assert outcome.final_prompt == WORDS
+    assert outcome.rewrite == Rewrite(None, "there is no prompt to rewrite")
+    assert rewriter.jobs == []
+
+
+def test_an_editors_error_is_the_edits_end() -> None:
+    with pytest.raises(EditFailed, match="broken"):
+        run(request(), FakeEditor(problem=EditFailed("broken")), FakeRewriter())

@@ -1,0 +1,70 @@
+"""Imports point one way: app → (ingress, rewriter, editor) → (edits, tiny) → (config, errors)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "serve_app"
+
+# What each part may import of ours. A part not named here may import anything of ours.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "config": set(),
+    "logs": set(),
+    "edits": {"edits", "config", "errors"},
+    "tiny": {"tiny", "edits", "config", "errors"},
+    "weights": {"tiny", "config", "errors"},
+    "editor": {"editor", "edits", "weights", "config", "errors", "logs"},
+    "rewriter": {"rewriter", "edits", "weights", "config", "errors", "logs"},
+    "ingress": {"ingress", "edits", "config", "errors", "logs"},
+}
+# Outside libraries that a part must not know; deployments and handles are the doors to Ray.
+FORBIDDEN: dict[str, set[str]] = {
+    "edits": {"ray", "fastapi", "starlette", "torch", "diffusers", "transformers"},
+    "tiny": {"ray", "fastapi"},
+    "editor": {"ray", "fastapi", "starlette"},
+    "rewriter": {"ray", "fastapi", "starlette"},
+    "ingress": {"torch", "diffusers", "transformers", "ray"},
+}
+DOORS = {"editor/deployment.py", "rewriter/deployment.py", "ingress/deployment.py", "ingress/handles.py"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(module: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports are not ours"
+            names.add(node.module or "")
+    return names
+
+
+def part_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_arrow_runs_back(module: Path) -> None:
+    part = part_of(module)
+    ours = {name.split(".")[1] for name in imported(module) if name.startswith("serve_app.")}
+    assert ours <= ALLOWED.get(part, ours)
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_each_part_knows_only_its_own_libraries(module: Path) -> None:
+    forbidden = FORBIDDEN.get(part_of(module), set())
+    if str(module.relative_to(PACKAGE)) in DOORS:
+        forbidden = forbidden - {"ray"}
+    assert {name.split(".")[0] for name in imported(module)} & forbidden == set()
+
+
+def test_the_rules_name_real_parts() -> None:
+    parts = {part_of(module) for module in modules()}
+    assert set(ALLOWED) | set(FORBIDDEN) <= parts
+    assert {PACKAGE / door for door in DOORS} <= set(modules())
