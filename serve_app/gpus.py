@@ -1,15 +1,14 @@
 """Is there a GPU, or will there be one? Asked before anything is deployed.
 
-Serve itself waits for ever for a resource that no node has, and `serve run FILE` goes on sleeping even after a
-deployment has failed. So a configuration that needs a GPU is refused where none is and none can come, and the waiting
+Serve itself waits for ever for a resource that no node has, and `serve run FILE` goes on sleeping even after its
+application has failed. So a configuration that needs a GPU is refused where none is and none can come, and the waiting
 `serve run` is ended.
 """
 
 import logging
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import PurePath
 
 import psutil
@@ -18,27 +17,31 @@ import ray
 from serve_app.config import AppSettings
 from serve_app.errors import NoGpuError
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("ray.serve")  # this runs in Serve's build task, where only Serve's logger speaks
 
-_END_AFTER_S = 5.0  # by then the controller has logged why
+KUBERAY_VARIABLE = "RAY_USAGE_STATS_KUBERAY_IN_USE"
+"""Set by the KubeRay operator in every Ray container."""
+
+_MESSAGE_S = 3.0  # for the error to reach the terminal, which Ray serves with a delay
 
 
 def require_gpus(settings: AppSettings) -> None:
-    """Return if the cluster has the GPUs that the settings ask for, or may get them; say what is waited for.
+    """Return if the cluster has a GPU or the settings need none. Where one may still come, say so and return, too:
+    Serve then waits for it.
 
     Raises:
-        NoGpuError: there are none and none can come. A `serve run` that waits on this node is ended, too.
+        NoGpuError: there is none and none can come. A `serve run` that waits on this node is ended, too.
     """
-    needed = _needed(settings)
-    present = ray.cluster_resources().get("GPU", 0.0)
-    if present >= 1 or not needed:
+    needing = _needing(settings)
+    if not needing or ray.cluster_resources().get("GPU", 0) >= 1:
         return
-    promised = _autoscaler_gpus()
-    if settings.wait_for_gpu or (settings.wait_for_gpu is None and promised > 0):
-        logger.warning("%s; waiting for the autoscaler to add a node (up to %g GPUs).", _no_gpu(needed), promised)
+    lack = f"{' and '.join(needing)} {'need' if len(needing) > 1 else 'needs'} a GPU and this cluster has none"
+    hope = _hope(settings)
+    if hope is not None:
+        logger.warning("%s yet: waiting for a GPU node, since %s.", lack, hope)
         return
     message = (
-        f"{_no_gpu(needed)}, and there is no autoscaler that could add one. To try the service on a CPU, run "
+        f"{lack}, and there is no autoscaler that could add one. To try the service on a CPU, run "
         "`serve run configs/tiny-cpu.yaml`. To wait for a GPU node all the same, set wait_for_gpu: true."
     )
     logger.error(message)
@@ -46,30 +49,53 @@ def require_gpus(settings: AppSettings) -> None:
     raise NoGpuError(message)
 
 
-def _needed(settings: AppSettings) -> list[str]:
-    rewriter_needs = settings.rewriter is not None and settings.rewriter.device == "cuda"
-    return ["Editor"] * (settings.editor.device == "cuda") + ["Rewriter"] * rewriter_needs
+def _needing(settings: AppSettings) -> list[str]:
+    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter.device if settings.rewriter else "none"}
+    return [name for name, device in devices.items() if device == "cuda"]
 
 
-def _no_gpu(needed: list[str]) -> str:
-    return f"{' and '.join(needed)} {'need' if len(needed) > 1 else 'needs'} a GPU and this cluster has none"
+def _hope(settings: AppSettings) -> str | None:
+    """Why a GPU may still come, or None."""
+    if settings.wait_for_gpu is not None:
+        return "wait_for_gpu says so" if settings.wait_for_gpu else None
+    if KUBERAY_VARIABLE in os.environ:
+        return "under KubeRay its pod may come later than the head's"
+    if _reported_gpus() > 0:
+        return f"the cluster's configuration promises up to {_reported_gpus():g} GPUs"
+    if _autoscaler_runs_here():
+        return "an autoscaler runs beside the head node"
+    return None
 
 
-def _autoscaler_gpus() -> float:
-    """GPUs that the autoscaler may bring, from the cluster configuration that it reports; 0 without one."""
-    # Ray has no public call for it; Ray Data and Ray Train ask the same way.
+def _reported_gpus() -> float:
+    """GPUs that an autoscaler may bring, where it reports its configuration. Ray Data and Ray Train ask this way."""
     most = ray._private.state.state.get_max_resources_from_cluster_config()
     return float((most or {}).get("GPU", 0))
 
 
+def _autoscaler_runs_here() -> bool:
+    """Whether this node runs an autoscaler with a configuration. Ray has no call for it: without a configuration the
+    same process runs, too, and reports alike. Serve builds applications on the head node, where it would run."""
+    return any(
+        PurePath(argument).name == "monitor.py" and any(part.startswith("--autoscaling-config=") for part in arguments)
+        for arguments in _command_lines()
+        for argument in arguments[:4]
+    )
+
+
+def _command_lines() -> list[list[str]]:
+    return [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+
+
 def _end_serve_run() -> None:
-    """Terminate the `serve run` process that started this job, a little later, if it runs on this node."""
+    """Terminate the `serve run` process that started this job, if it runs on this node."""
     job = ray.get_runtime_context().get_job_id()
     for entry in ray._private.state.jobs():
         if entry["JobID"] == job and entry["DriverIPAddress"] == ray.util.get_node_ip_address():
             pid = int(entry["DriverPid"])
             if _is_serve_run(pid):
-                _terminate_later(pid)
+                time.sleep(_MESSAGE_S)
+                os.kill(pid, signal.SIGTERM)
 
 
 def _is_serve_run(pid: int) -> bool:
@@ -80,9 +106,3 @@ def _is_serve_run(pid: int) -> bool:
         return False
     names = [PurePath(argument).name for argument in arguments[:3]]
     return "serve" in names and "run" in arguments
-
-
-def _terminate_later(pid: int) -> None:
-    # A process of its own: this one may be gone by then.
-    code = f"import os, time; time.sleep({_END_AFTER_S}); os.kill({pid}, {int(signal.SIGTERM)})"
-    subprocess.Popen([sys.executable, "-c", code], start_new_session=True, env=dict(os.environ))

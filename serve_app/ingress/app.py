@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from serve_app import __version__
 from serve_app.errors import ServiceError
 from serve_app.ingress.body_limit import BodyLimit
+from serve_app.ingress.lenient import LenientRoute
 from serve_app.ingress.problems import NOT_JSON, from_validation
 from serve_app.ingress.runpod import RunPodEnvelope, RunPodError, RunPodHealth, RunPodRequest
 from serve_app.ingress.sync import Backend, RunSync
@@ -31,6 +32,7 @@ def build_app(backend: Backend[P]) -> FastAPI:
         strict_content_type=False,  # a body without a Content-Type is read as JSON
         responses=_ERRORS,  # type: ignore[arg-type]
     )
+    app.router.route_class = LenientRoute
     app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -1,7 +1,7 @@
 """Deployment handles as the ports that EditService knows."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
 import ray
@@ -46,8 +46,8 @@ class RewriterHandle:
 async def worker_counts(application: str, deployment: str, busy: int) -> dict[str, int]:
     """Replicas of a deployment by RunPod's states; `busy` jobs occupy as many of the ready ones."""
     status = await asyncio.to_thread(serve.status)
-    states = status.applications[application].deployments[deployment].replica_states
-    replicas = {state.value: count for state, count in states.items()}
+    # Ray's annotation says ReplicaState; what comes are the states' names.
+    replicas: Mapping[Any, int] = status.applications[application].deployments[deployment].replica_states
     ready = replicas.get("RUNNING", 0)
     running = min(ready, busy)
     return {

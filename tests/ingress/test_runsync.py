@@ -278,6 +278,13 @@ def test_a_body_without_content_type_is_json(app: Harness) -> None:
     assert app.client.post("/runsync", content=body).status_code == 200
 
 
+def test_bare_line_breaks_in_base64_are_read(app: Harness) -> None:
+    wrapped = base64.encodebytes(base64.b64decode(PICTURE))
+    body = b'{"input": {"image": "%s", "prompt": "x"}}' % wrapped
+    assert wrapped.count(b"\n") > 10
+    assert app.client.post("/runsync", content=body).status_code == 200
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_above_the_limit_is_refused(app: Harness, chunked: bool) -> None:
     body = b'{"input": {"image": "%s"}}' % (b"A" * (20 * 2**20))
