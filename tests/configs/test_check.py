@@ -8,7 +8,10 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.check import DEPLOYMENT_NAMES, Problems, check_file, describe, find_unknown_keys
+from serve_app.check import check_file, describe
+from serve_app.check.problems import Problems
+from serve_app.check.rules import DEPLOYMENT_NAMES
+from serve_app.check.schema import find_unknown_keys
 from serve_app.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,92 @@
+"""Checks a Serve config file strictly, before anything starts.
+
+Serve ignores keys that it does not know: a misspelt `autoscaling_config` runs one replica without a word. Here each key
+is looked up in Serve's own pydantic models, then Serve's validators run, then the application's settings and the rules
+that tie both together. All problems are told at once, one per line, as `path.to.key: what is wrong`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import DeploymentSchema, ServeDeploySchema
+
+from serve_app.check.problems import Problems, entries, join
+from serve_app.check.reading import read_serve_config
+from serve_app.check.rules import actor_options, check_application, emptied
+from serve_app.check.schema import find_unknown_keys, validate
+from serve_app.config import AppSettings
+
+
+@dataclass(frozen=True)
+class ServeFile:
+    """A Serve config file that passed every check. `settings` holds one entry per application, in the file's order."""
+
+    serve: ServeDeploySchema
+    settings: tuple[AppSettings, ...]
+
+
+def check_file(path: Path) -> ServeFile:
+    """Read and check a Serve config file, or the `serveConfigV2` of the RayService in a Kubernetes file.
+
+    Raises:
+        ConfigError: all problems that were found, one per line.
+    """
+    problems = Problems(path)
+    prefix, raw = read_serve_config(path)
+    find_unknown_keys(raw, ServeDeploySchema, prefix, problems)
+    # From the leaves up, so that one broken deployment does not hide what is wrong with its neighbours.
+    apps = list(entries(raw.get("applications"), join(prefix, "applications")))
+    settings = [check_application(app, at, problems) for at, app in apps]
+    if not apps:
+        problems.add(join(prefix, "applications"), "must list an application")
+    validate(ServeDeploySchema, emptied(raw, "applications"), prefix, problems)
+    serve = None if problems else validate(ServeDeploySchema, raw, prefix, problems)
+    if problems or serve is None:
+        raise problems.as_error()
+    return ServeFile(serve, tuple(each for each in settings if each is not None))
+
+
+def describe(path: Path) -> str:
+    """Check the file and say in a few lines what it would run: deployments, replicas, CPUs, GPUs, models, devices.
+
+    Raises:
+        ConfigError: as `check_file`.
+    """
+    file = check_file(path)
+    lines = [f"{path}: no problems"]
+    for app, settings in zip(file.serve.applications, file.settings, strict=True):
+        http = file.serve.http_options
+        lines.append(f"application {app.name} at http://{http.host}:{http.port}{app.route_prefix}")
+        lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
+        lines += [f"  {line}" for line in _describe_models(settings)]
+    return "\n".join(lines)
+
+
+def _describe_deployment(deployment: DeploymentSchema) -> str:
+    options = actor_options(deployment)
+    cpus = "default CPU" if options.num_cpus is None else f"{options.num_cpus:g} CPU"
+    gpus = "no GPU" if not options.num_gpus else f"{options.num_gpus:g} GPU"
+    return f"{deployment.name}: {_describe_replicas(deployment)}, each with {cpus} and {gpus}"
+
+
+def _describe_replicas(deployment: DeploymentSchema) -> str:
+    if isinstance(deployment.autoscaling_config, dict):
+        scaling = AutoscalingConfig(**deployment.autoscaling_config)
+        return f"{scaling.min_replicas} to {scaling.max_replicas} replicas"
+    number = deployment.num_replicas
+    if not isinstance(number, int | str):
+        return "default replicas"
+    return "1 replica" if number == 1 else f"{number} replicas"
+
+
+def _describe_models(settings: AppSettings) -> Iterator[str]:
+    editor, rewriter = settings.editor, settings.rewriter
+    yield f"editor model: {editor.base.path} on {editor.device} in {editor.dtype}"
+    for lora in editor.loras:
+        yield f"adapter {lora.name}: {lora.source.path} ({lora.file}) at {lora.weight:g}"
+    if rewriter is None:
+        yield "rewriter model: none"
+    else:
+        yield f"rewriter model: {rewriter.source.path} on {rewriter.device} in {rewriter.dtype}"
