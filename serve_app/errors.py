@@ -3,7 +3,6 @@
     ServiceError                500 internal_error
     ├── InvalidInput            400 invalid_value
     │   └── UnknownField        400 unknown_field
-    ├── PayloadTooLarge         413 payload_too_large
     ├── Overloaded              429 overloaded
     ├── EditCancelled           499 cancelled
     ├── EditFailed              500 edit_failed
@@ -49,11 +48,6 @@ class InvalidInput(ServiceError):
 
 class UnknownField(InvalidInput):
     code = "unknown_field"
-
-
-class PayloadTooLarge(ServiceError):
-    status = 413
-    code = "payload_too_large"
 
 
 class Overloaded(ServiceError):

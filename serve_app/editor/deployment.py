@@ -6,13 +6,12 @@ from dataclasses import replace
 from ray import serve
 
 from serve_app.config import EditorSettings
-from serve_app.editor.engine import Engine, EngineStats, Ticket
+from serve_app.editor.engine import Engine
 from serve_app.editor.loading import load_model
+from serve_app.editor.ticket import EngineStats, Ticket
 from serve_app.edits.request import EditJob, EditResult, Pictures
 from serve_app.errors import ServiceError, ServiceUnavailable
 from serve_app.logs import join_serve_logs
-
-_Order = tuple[EditJob, Pictures]
 
 
 class Editor:
@@ -31,16 +30,16 @@ class Editor:
         self._hand_over.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
 
     async def edit(self, job: EditJob, pictures: Pictures) -> EditResult:
-        """Run one edit to its end.
+        """Run one edit to its end. Where the caller goes away, the edit leaves the engine at its next step.
 
         Raises:
             ServiceError: what became of this edit; its neighbours are not touched.
         """
-        handed = await self._hand_over((job, pictures))
-        if isinstance(handed, ServiceError):
-            raise handed
-        ticket = handed
+        ticket = Ticket(job, pictures)
         try:
+            refusal = await self._hand_over(ticket)
+            if refusal is not None:
+                raise refusal
             result = await asyncio.wrap_future(ticket.future)
         except asyncio.CancelledError:
             ticket.cancel()
@@ -48,17 +47,18 @@ class Editor:
         return replace(result, worker_id=self._worker_id)
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=4)
-    async def _hand_over(self, orders: list[_Order]) -> list[Ticket | ServiceError]:
+    async def _hand_over(self, tickets: list[Ticket]) -> list[ServiceError | None]:
         """Hand what arrived together to the engine, which admits it at its next step. It never waits for an edit:
         a batch would freeze, and its quickest member would wait for its slowest."""
-        return [self._submit(*order) for order in orders]
+        return [self._submit(ticket) for ticket in tickets]
 
-    def _submit(self, job: EditJob, pictures: Pictures) -> Ticket | ServiceError:
+    def _submit(self, ticket: Ticket) -> ServiceError | None:
         # An error is returned, not raised: raising in a batched method fails every neighbour.
         try:
-            return self._engine.submit(job, pictures)
+            self._engine.submit(ticket)
         except ServiceError as problem:
             return problem
+        return None
 
     async def stats(self) -> EngineStats:
         """The engine's counters."""

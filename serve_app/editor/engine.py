@@ -9,10 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from serve_app.editor.model import Draft, num_picture_tokens
+from serve_app.editor.model import Draft
+from serve_app.editor.ticket import EngineStats, Ticket, describe
 from serve_app.edits.images import encode_picture, resample
 from serve_app.edits.request import EditJob, EditResult, EditTimings, Pictures, Pixels
 from serve_app.errors import EditCancelled, EditFailed, Overloaded, ServiceError, ServiceUnavailable
@@ -29,51 +30,11 @@ class StepModel(Protocol):
 
 
 @dataclass
-class Ticket:
-    """An edit in the engine's hands. `future` ends with an EditResult or a ServiceError."""
-
-    job: EditJob
-    pictures: Pictures
-    num_tokens: int
-    future: "Future[EditResult]" = field(default_factory=Future)
-    submitted_at: float = field(default_factory=time.monotonic)
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def cancel(self) -> None:
-        """Ask the engine to drop the edit at its next step. Any thread may call it, any number of times."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-
-@dataclass
 class _Running:
     ticket: Ticket
     draft: Draft
     timings: EditTimings
     began_steps_at: float
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counts since the start, but for `waiting` and `running`.
-
-    Attributes:
-        num_steps: packed transformer calls.
-        num_edit_steps: steps of single edits; above `num_steps` where steps were shared.
-        max_pack: most edits that shared one step.
-    """
-
-    waiting: int = 0
-    running: int = 0
-    num_steps: int = 0
-    num_edit_steps: int = 0
-    max_pack: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
 
 
 class Engine:
@@ -106,14 +67,13 @@ class Engine:
         self._thread.start()
         self._ready.result()
 
-    def submit(self, job: EditJob, pictures: Pictures) -> Ticket:
-        """Queue an edit.
+    def submit(self, ticket: Ticket) -> None:
+        """Queue an edit; `ticket.future` will tell its end.
 
         Raises:
             Overloaded: the queue is full.
             ServiceUnavailable: the engine is closing or its thread has died.
         """
-        ticket = Ticket(job, pictures, num_picture_tokens(job, pictures))
         with self._work:
             if self._closing or not self._thread.is_alive():
                 raise ServiceUnavailable("The editor is shutting down; try again.")
@@ -121,7 +81,6 @@ class Engine:
                 raise Overloaded(f"{self._max_waiting} edits are waiting already; try again later.")
             self._waiting.append(ticket)
             self._work.notify()
-        return ticket
 
     def close(self) -> None:
         """Fail what waits and runs, and end the thread."""
@@ -292,12 +251,3 @@ class Engine:
             ticket.future.set_exception(end)
         else:
             ticket.future.set_result(end)
-
-
-def describe(timings: EditTimings) -> str:
-    """The log line's figures, seconds by stage."""
-    return (
-        f"queue_s={timings.queue_s:.3f} encode_s={timings.encode_s:.3f} steps_s={timings.steps_s:.3f} "
-        f"decode_s={timings.decode_s:.3f} compress_s={timings.compress_s:.3f} "
-        f"num_steps={timings.num_steps} shared_steps={timings.shared_steps}"
-    )

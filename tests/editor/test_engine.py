@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from serve_app.editor.engine import Engine, StepModel, Ticket
+from serve_app.editor.engine import Engine, StepModel
+from serve_app.editor.ticket import Ticket
+from serve_app.edits.request import EditJob
 from serve_app.errors import EditCancelled, EditFailed, Overloaded, ServiceUnavailable
 from tests.fakes import FakeModel, job, picture
 
@@ -31,6 +33,12 @@ def running(model: StepModel, *, max_pack_tokens: int = 10_000, max_waiting: int
 def gated() -> FakeModel:
     """A model whose steps the test releases one by one."""
     return FakeModel(gate=threading.Semaphore(0))
+
+
+def submit(engine: Engine, asked: EditJob) -> Ticket:
+    ticket = Ticket(asked, PICTURES)
+    engine.submit(ticket)
+    return ticket
 
 
 def at_step(model: FakeModel, number: int) -> None:
@@ -65,7 +73,7 @@ def finish(*tickets: Ticket) -> None:
 def test_one_edit_runs_its_steps_and_gives_a_picture() -> None:
     model = FakeModel()
     with running(model) as engine:
-        result = engine.submit(job("a", steps=3), PICTURES).future.result(timeout=10)
+        result = submit(engine, job("a", steps=3)).future.result(timeout=10)
     assert model.packs == [["a"]] * 3
     assert result.media_type == "image/png"
     assert result.data.startswith(b"\x89PNG")
@@ -74,9 +82,9 @@ def test_one_edit_runs_its_steps_and_gives_a_picture() -> None:
 
 def test_a_later_edit_joins_at_the_next_step_and_leaves_when_done(gated: FakeModel) -> None:
     with running(gated) as engine:
-        first = engine.submit(job("first", steps=4), PICTURES)
+        first = submit(engine, job("first", steps=4))
         at_step(gated, 1)
-        second = engine.submit(job("second", steps=2), PICTURES)
+        second = submit(engine, job("second", steps=2))
         open_gate(gated)
         finish(first, second)
     assert gated.packs == [["first"], ["first", "second"], ["first", "second"], ["first"]]
@@ -85,9 +93,9 @@ def test_a_later_edit_joins_at_the_next_step_and_leaves_when_done(gated: FakeMod
 
 def test_a_cancelled_edit_leaves_at_the_next_step(gated: FakeModel) -> None:
     with running(gated) as engine:
-        leaves = engine.submit(job("leaves", steps=9), PICTURES)
+        leaves = submit(engine, job("leaves", steps=9))
         at_step(gated, 1)
-        stays = engine.submit(job("stays", steps=3), PICTURES)
+        stays = submit(engine, job("stays", steps=3))
         at_step(gated, 3)
         leaves.cancel()
         leaves.cancel()  # as often as one likes
@@ -100,9 +108,9 @@ def test_a_cancelled_edit_leaves_at_the_next_step(gated: FakeModel) -> None:
 
 def test_a_cancelled_edit_that_waits_never_begins(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
-        first = engine.submit(job("first", steps=2), PICTURES)
+        first = submit(engine, job("first", steps=2))
         at_step(gated, 1)
-        waiting = engine.submit(job("waiting"), PICTURES)
+        waiting = submit(engine, job("waiting"))
         waiting.cancel()
         open_gate(gated)
         finish(first, waiting)
@@ -112,9 +120,9 @@ def test_a_cancelled_edit_that_waits_never_begins(gated: FakeModel) -> None:
 
 def test_the_pack_stays_within_its_budget(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
-        tickets = [engine.submit(job("a", steps=3), PICTURES)]
+        tickets = [submit(engine, job("a", steps=3))]
         at_step(gated, 1)
-        tickets += [engine.submit(job(name, steps=2), PICTURES) for name in "bc"]
+        tickets += [submit(engine, job(name, steps=2)) for name in "bc"]
         open_gate(gated)
         finish(*tickets)
     assert gated.packs == [["a"], ["a", "b"], ["a", "b"], ["c"], ["c"]]
@@ -122,10 +130,10 @@ def test_the_pack_stays_within_its_budget(gated: FakeModel) -> None:
 
 def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
-        small = engine.submit(job("small", steps=2), PICTURES)
+        small = submit(engine, job("small", steps=2))
         at_step(gated, 1)
-        big = engine.submit(job("big", steps=2, side_px=256), PICTURES)
-        after = engine.submit(job("after", steps=2), PICTURES)
+        big = submit(engine, job("big", steps=2, side_px=256))
+        after = submit(engine, job("after", steps=2))
         open_gate(gated)
         finish(small, big, after)
     assert gated.packs == [["small"], ["small"], ["big"], ["big"], ["after"], ["after"]]
@@ -133,9 +141,9 @@ def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -
 
 def test_guidance_counts_twice_in_the_budget(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
-        tickets = [engine.submit(job("guided", steps=2, guidance=2.0), PICTURES)]
+        tickets = [submit(engine, job("guided", steps=2, guidance=2.0))]
         at_step(gated, 1)
-        tickets += [engine.submit(job("plain", steps=1), PICTURES)]
+        tickets += [submit(engine, job("plain", steps=1))]
         open_gate(gated)
         finish(*tickets)
     assert gated.packs == [["guided"], ["guided"], ["plain"]]
@@ -145,7 +153,7 @@ def test_guidance_counts_twice_in_the_budget(gated: FakeModel) -> None:
 def test_a_failing_edit_fails_alone(stage: str, gated: FakeModel) -> None:
     gated.failing = {"bad": stage}
     with running(gated) as engine:
-        good, bad, other = (engine.submit(job(name, steps=3), PICTURES) for name in ("good", "bad", "other"))
+        good, bad, other = (submit(engine, job(name, steps=3)) for name in ("good", "bad", "other"))
         open_gate(gated)
         finish(good, bad, other)
         assert isinstance(bad.future.exception(), EditFailed)
@@ -154,23 +162,23 @@ def test_a_failing_edit_fails_alone(stage: str, gated: FakeModel) -> None:
         assert other.future.exception() is None
         assert (engine.stats.completed, engine.stats.failed) == (2, 1)
         # And the next one works.
-        assert engine.submit(job("next"), PICTURES).future.result(timeout=10)
+        assert submit(engine, job("next")).future.result(timeout=10)
 
 
 def test_a_full_queue_refuses_at_once(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX, max_waiting=2) as engine:
-        tickets = [engine.submit(job("running"), PICTURES)]
+        tickets = [submit(engine, job("running"))]
         eventually(lambda: engine.stats.running == 1)
-        tickets += [engine.submit(job("waiting"), PICTURES) for _ in range(2)]
+        tickets += [submit(engine, job("waiting")) for _ in range(2)]
         with pytest.raises(Overloaded, match="2 edits are waiting"):
-            engine.submit(job("too many"), PICTURES)
+            submit(engine, job("too many"))
         open_gate(gated)
         finish(*tickets)
 
 
 def test_closing_fails_what_runs_and_waits_and_refuses_the_rest(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
-        tickets = [engine.submit(job(name), PICTURES) for name in ("running", "waiting")]
+        tickets = [submit(engine, job(name)) for name in ("running", "waiting")]
         eventually(lambda: engine.stats.running == 1)
         closing = threading.Thread(target=engine.close)
         closing.start()
@@ -181,7 +189,7 @@ def test_closing_fails_what_runs_and_waits_and_refuses_the_rest(gated: FakeModel
         assert [type(ticket.future.exception()) for ticket in tickets] == [ServiceUnavailable] * 2
         assert not engine.alive
         with pytest.raises(ServiceUnavailable):
-            engine.submit(job("late"), PICTURES)
+            submit(engine, job("late"))
 
 
 def test_a_model_that_does_not_load_fails_the_start() -> None:
@@ -195,9 +203,9 @@ def test_a_model_that_does_not_load_fails_the_start() -> None:
 
 def test_the_stats_tell_shared_steps(gated: FakeModel) -> None:
     with running(gated) as engine:
-        tickets = [engine.submit(job("a", steps=3), PICTURES)]
+        tickets = [submit(engine, job("a", steps=3))]
         at_step(gated, 1)
-        tickets += [engine.submit(job("b", steps=1), PICTURES)]
+        tickets += [submit(engine, job("b", steps=1))]
         open_gate(gated)
         finish(*tickets)
         stats = engine.stats

@@ -1,0 +1,63 @@
+"""What the engine hands out: a ticket for each edit, and counts of all."""
+
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from serve_app.editor.model import num_picture_tokens
+from serve_app.edits.request import EditJob, EditResult, EditTimings, Pictures
+
+
+@dataclass
+class Ticket:
+    """An edit in the engine's hands. `future` ends with an EditResult or a ServiceError."""
+
+    job: EditJob
+    pictures: Pictures
+    future: "Future[EditResult]" = field(default_factory=Future)
+    submitted_at: float = field(default_factory=time.monotonic)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Picture tokens that the edit adds to every packed step."""
+        return num_picture_tokens(self.job, self.pictures)
+
+    def cancel(self) -> None:
+        """Ask the engine to drop the edit at its next step. Any thread may call it, any number of times."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counts since the start, but for `waiting` and `running`.
+
+    Attributes:
+        num_steps: packed transformer calls.
+        num_edit_steps: steps of single edits; above `num_steps` where steps were shared.
+        max_pack: most edits that shared one step.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    num_steps: int = 0
+    num_edit_steps: int = 0
+    max_pack: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+def describe(timings: EditTimings) -> str:
+    """The log line's figures, seconds by stage."""
+    return (
+        f"queue_s={timings.queue_s:.3f} encode_s={timings.encode_s:.3f} steps_s={timings.steps_s:.3f} "
+        f"decode_s={timings.decode_s:.3f} compress_s={timings.compress_s:.3f} "
+        f"num_steps={timings.num_steps} shared_steps={timings.shared_steps}"
+    )
