@@ -1,0 +1,92 @@
+"""The command line: `camera-edit demo`, `camera-edit check FILE`, `camera-edit tiny DIR`.
+
+Each command imports what it needs when it runs: torch and Ray take seconds, and `--help` shall not wait for them.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from serve_app import __version__
+from serve_app.errors import ServiceError, StartupError
+
+FAILED = 1
+INTERRUPTED = 130  # what a shell makes of SIGINT
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, 1 with a message on stderr, 130 after Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    command: Command = arguments.command
+    try:
+        command(arguments)
+    except (StartupError, ServiceError, OSError) as problem:
+        print(f"camera-edit: {_told(problem)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _told(problem: Exception) -> str:
+    if isinstance(problem, OSError) and problem.filename is not None and problem.strerror is not None:
+        return f"{problem.filename}: {problem.strerror}"
+    return str(problem)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="camera-edit", description="Edit pictures and move the camera around them.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands.add_parser("demo", help="run the whole service here with tiny random weights and try each mode"))
+    check = commands.add_parser("check", help="check a Serve config file and say what it would run")
+    check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
+    check.set_defaults(command=_check)
+    tiny = commands.add_parser("tiny", help="write the tiny random checkpoint into a new folder")
+    tiny.add_argument("folder", type=Path, metavar="DIR", help="must be empty or not exist")
+    tiny.set_defaults(command=_tiny)
+    return parser
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--image", type=Path, metavar="FILE", help="first picture: PNG, JPEG or WebP (default: drawn)")
+    demo.add_argument("--out", type=Path, metavar="DIR", default=Path("demo-out"), help="default: demo-out")
+    demo.add_argument("--keep", action="store_true", help="keep the service running until Ctrl-C")
+    demo.add_argument("--port", type=int, metavar="N", help="default: a free one")
+    demo.set_defaults(command=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from serve_app.demo.environment import prepare_environment
+
+    prepare_environment()
+    from serve_app.demo.run import DemoOptions, run_demo
+
+    run_demo(DemoOptions(arguments.image, arguments.out, arguments.keep, arguments.port))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from serve_app.check import describe
+
+    print(describe(arguments.file))
+
+
+def _tiny(arguments: argparse.Namespace) -> None:
+    from serve_app.demo.environment import prepare_environment
+
+    prepare_environment()
+    from serve_app.tiny.checkpoint import PARTS, build_checkpoint
+
+    build_checkpoint(arguments.folder)
+    print(f"The tiny checkpoint, random weights of the real architecture, lies in {arguments.folder}:")
+    for part in PARTS:
+        files = [file for file in (arguments.folder / part).rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        print(f"  {arguments.folder / part}  ({len(files)} files, {size / 2**20:.1f} MiB)")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,133 @@
+"""The command line without a running service: what it prints, where, and the exit status."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+import serve_app.check
+from serve_app.cli import main
+from serve_app.tiny.checkpoint import PARTS
+from tests.conftest import ROOT, TINY_FILE
+
+HEAVY = {"diffusers", "httpx", "numpy", "PIL", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
+HELP_AND_TELL_MODULES = """
+import sys
+from serve_app.cli import main
+try:
+    main(["--help"])
+finally:
+    print("MODULES", *sys.modules)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands may set variables; other tests shall not see them."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def test_help_names_all_commands_and_imports_nothing_heavy() -> None:
+    run = subprocess.run([sys.executable, "-c", HELP_AND_TELL_MODULES], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    text, modules = run.stdout.split("MODULES")
+    assert all(f"    {command} " in text for command in ("demo", "check", "tiny"))
+    assert "argparse" in modules.split()
+    assert not HEAVY & set(modules.split())
+
+
+def test_without_a_command_the_usage_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_check_describes_a_good_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(TINY_FILE)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{serve_app.check.describe(TINY_FILE)}\n"
+    assert told.err == ""
+
+
+def test_check_tells_what_is_wrong_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(TINY_FILE.read_text().replace("device: cpu", "devise: cpu", 1))
+    assert main(["check", str(file)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "applications[0].args.editor.devise: unknown key (did you mean 'device'?)" in told.err
+    assert "Traceback" not in told.err
+
+
+def test_check_of_a_missing_file_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing.yaml"
+    assert main(["check", str(missing)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"camera-edit: {missing}: cannot be read: ")
+
+
+def test_tiny_writes_the_checkpoint_and_says_where(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    # In a process of its own: in this one, transformers may have been told already to draw progress bars.
+    command = [sys.executable, "-m", "serve_app.cli", "tiny", str(folder)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    for part in PARTS:
+        assert list((folder / part).rglob("*.safetensors")), part
+        assert f"  {folder / part}  (" in run.stdout
+
+
+def test_tiny_leaves_a_folder_that_holds_something_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    assert main(["tiny", str(tmp_path)]) == 1
+    assert f"camera-edit: {tmp_path} is not empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_demo_refuses_a_bad_picture_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, out = tmp_path / "notes.png", tmp_path / "out"
+    text.write_text("no picture")
+    assert main(["demo", "--image", str(text), "--out", str(out)]) == 1
+    assert f"camera-edit: {text} is not a picture. Send a PNG, JPEG or WebP file." in capsys.readouterr().err
+    assert not out.exists()
+    assert not ray.is_initialized()
+
+
+def test_demo_names_a_missing_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing.png"
+    assert main(["demo", "--image", str(missing), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == f"camera-edit: {missing}: No such file or directory\n"
+
+
+def test_demo_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["demo", "--port", port, "--out", str(tmp_path / "out")]) == 1
+    assert f"camera-edit: Port {port} cannot be had: " in capsys.readouterr().err
+    assert not ray.is_initialized()
+
+
+def test_demo_needs_the_shipped_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve_app, "__file__", str(tmp_path / "serve_app" / "__init__.py"))
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 1
+    assert f"camera-edit: The demo needs {tmp_path / 'configs' / 'tiny-cpu.yaml'}. " in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve_app.check, "describe", interrupted)
+    assert main(["check", str(TINY_FILE)]) == 130
+    assert capsys.readouterr() == ("", "")
