@@ -65,6 +65,19 @@ class EditorSettings(Settings):
         ge=1,
         description="Token budget of one packed step; an edit above it runs alone.",
     )
+    vae: Literal["still", "stock"] = Field(
+        default="still", description="still: 2-D convolutions, the same pictures faster; stock: diffusers' video VAE."
+    )
+    attention: Literal["sdpa", "varlen", "fa3"] = Field(
+        default="sdpa", description="sdpa runs anywhere; varlen and fa3 (FlashAttention 3) need CUDA and 16 bits."
+    )
+    compile: bool = Field(default=False, description="Compile the transformer's blocks, once for all packs.")
+    adaln_tables: bool = Field(
+        default=False,
+        description="Look modulation up in tables and keep its weights on the CPU: a third less memory on the device.",
+    )
+    latents_cache_bytes: int = Field(default=64 * 2**20, ge=0, description="For encoded input pictures; 0: none.")
+    prompts_cache_bytes: int = Field(default=256 * 2**20, ge=0, description="For encoded prompts; 0: none.")
     max_waiting_edits: int = Field(default=256, ge=1, description="Edits that may wait for the engine before 429.")
     max_batch_size: int = Field(default=16, ge=1, description="Edits that @serve.batch hands over at once.")
     batch_wait_timeout_s: float = Field(default=0.005, ge=0)

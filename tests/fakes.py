@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import BatchFeature
 
-from serve_app.editor.model import Draft
+from serve_app.editor.cache import CacheStats
+from serve_app.editor.model import Draft, Prepared
 from serve_app.editor.schedule import Schedule
 from serve_app.edits.request import (
     EditJob,
@@ -47,22 +49,31 @@ class FakeModel:
 
     Attributes:
         packs: the names of the edits in each step, from the moment that the step begins.
-        failing: edits that fail, by the stage in which they do: begin, step or finish.
+        begun: the names of the edits that were begun together.
+        failing: edits that fail, by the stage in which they do: prepare, begin, step or finish.
         gate: where set, every step waits for one release.
     """
 
     packs: list[list[str]] = field(default_factory=list)
+    begun: list[list[str]] = field(default_factory=list)
     failing: dict[str, str] = field(default_factory=dict)
     gate: threading.Semaphore | None = None
     _names: dict[int, str] = field(default_factory=dict)
 
-    def begin(self, job: EditJob, pictures: Pictures) -> Draft:
-        self._maybe_fail(job.prompt, "begin")
+    def prepare(self, job: EditJob, pictures: Pictures) -> Prepared:
+        self._maybe_fail(job.prompt, "prepare")
         steps = job.sampling.num_inference_steps
-        schedule = Schedule(torch.zeros(steps), torch.zeros(steps + 1))
-        draft = Draft(job.size.made, schedule, 1.0, (), torch.zeros(0), torch.zeros(0))
-        self._names[id(draft)] = job.prompt
-        return draft
+        schedule = Schedule((0.0,) * steps, (0.0,) * steps)
+        return Prepared(job.size.made, schedule, 1.0, (((job.prompt,), BatchFeature()),), (), torch.zeros(0))
+
+    def begin(self, edits: Sequence[Prepared]) -> list[Draft]:
+        names = [edit.prompts[0][0][0] for edit in edits]
+        self.begun.append(names)
+        for name in names:
+            self._maybe_fail(name, "begin")
+        drafts = [Draft(edit.size, edit.schedule, 1.0, (), torch.zeros(0), torch.zeros(0)) for edit in edits]
+        self._names.update({id(draft): name for draft, name in zip(drafts, names, strict=True)})
+        return drafts
 
     def step(self, drafts: Sequence[Draft]) -> None:
         names = [self._names[id(draft)] for draft in drafts]
@@ -73,6 +84,13 @@ class FakeModel:
             self._maybe_fail(name, "step")
         for draft in drafts:
             draft.index += 1
+
+    def preview(self, draft: Draft) -> Pixels:
+        return np.full((draft.size.height, draft.size.width, 3), 128, np.uint8)
+
+    @property
+    def cache_stats(self) -> dict[str, CacheStats]:
+        return {}
 
     def finish(self, draft: Draft) -> Pixels:
         self._maybe_fail(self._names[id(draft)], "finish")

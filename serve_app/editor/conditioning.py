@@ -1,14 +1,18 @@
 """What the transformer reads: a prompt and its pictures, as Qwen2.5-VL understands them."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
 
 from serve_app.edits.request import Pixels
 from serve_app.errors import InvalidInput
 
+_PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
+
 
 class PromptEncoder:
-    """Qwen2.5-VL's last hidden states for a prompt with pictures.
+    """Qwen2.5-VL's last hidden states for prompts with pictures; its lm_head is never run.
 
     Args:
         template: the edit template with `{}` where pictures and prompt go (diffusers' `prompt_template_encode`).
@@ -30,27 +34,13 @@ class PromptEncoder:
         self._num_template_tokens = num_template_tokens
         self._max_tokens = max_tokens
 
-    def encode(self, prompt: str, pictures: list[Pixels]) -> torch.Tensor:
-        """Embeddings of shape (num_tokens, hidden) in the encoder's dtype.
+    def tokenize(self, prompt: str, pictures: list[Pixels]) -> BatchFeature:
+        """The encoder's inputs, on the CPU: what the processor gives for template and prompt, except that special
+        tokens in the user's prompt stay plain text. The prompt stands between two special tokens, where the tokenizer
+        splits anyway, so that cutting it apart changes nothing else.
 
         Raises:
             InvalidInput: the prompt has more tokens than the model can place.
-        """
-        inputs = self.tokenize(prompt, pictures)
-        num_tokens = inputs["input_ids"].shape[1] - self._num_template_tokens
-        if num_tokens > self._max_tokens:
-            raise InvalidInput(
-                f"The prompt has {num_tokens} tokens with its pictures; at most {self._max_tokens} fit. Shorten it.",
-                "prompt",
-            )
-        # The whole of `inputs`: without mm_token_type_ids the encoder silently uses 1-D positions.
-        hidden: torch.Tensor = self._model(**inputs.to(self._model.device)).last_hidden_state
-        return hidden[0, self._num_template_tokens :]
-
-    def tokenize(self, prompt: str, pictures: list[Pixels]) -> BatchFeature:
-        """The encoder's inputs: what the processor gives for template and prompt, except that special tokens in the
-        user's prompt stay plain text. The prompt stands between two special tokens, where the tokenizer splits
-        anyway, so that cutting it apart changes nothing else.
         """
         tokenizer = self._processor.tokenizer
         vision = self._processor.image_processor(images=pictures, return_tensors="pt")
@@ -61,6 +51,7 @@ class PromptEncoder:
             *tokenizer(prompt, split_special_tokens=True).input_ids,
             *tokenizer(self._tail).input_ids,
         ]
+        self._check_length(len(ids) - self._num_template_tokens)
         input_ids = torch.tensor([ids])
         is_picture = input_ids == self._processor.image_token_id
         return BatchFeature(
@@ -71,6 +62,32 @@ class PromptEncoder:
                 "mm_token_type_ids": is_picture.long(),
             }
         )
+
+    def encode(self, inputs: Sequence[BatchFeature]) -> list[torch.Tensor]:
+        """Embeddings of shape (num_tokens, hidden) in the encoder's dtype, for all prompts in one batch."""
+        lengths = [each["input_ids"].shape[1] for each in inputs]
+        batch = inputs[0] if len(inputs) == 1 else _padded(inputs, max(lengths))
+        # The whole of the inputs: without mm_token_type_ids the encoder silently uses 1-D positions.
+        hidden = self._model(**batch.to(self._model.device)).last_hidden_state
+        # Cloned, so that no cache keeps a whole padded batch alive.
+        return [row[self._num_template_tokens : length].clone() for row, length in zip(hidden, lengths, strict=True)]
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens > self._max_tokens:
+            raise InvalidInput(
+                f"The prompt has {num_tokens} tokens with its pictures; at most {self._max_tokens} fit. Shorten it.",
+                "prompt",
+            )
+
+
+def _padded(inputs: Sequence[BatchFeature], length: int) -> BatchFeature:
+    """Several prompts' inputs as one batch, padded on the right, where a causal model never looks."""
+    per_token = {
+        name: torch.cat([torch.nn.functional.pad(each[name], (0, length - each[name].shape[1])) for each in inputs])
+        for name in _PER_TOKEN
+    }
+    vision = {name: torch.cat([each[name] for each in inputs]) for name in ("pixel_values", "image_grid_thw")}
+    return BatchFeature({**vision, **per_token})
 
 
 def picture_slots(num_image_tokens: list[int]) -> str:

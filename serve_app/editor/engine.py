@@ -1,32 +1,52 @@
 """The engine: one thread that admits waiting edits, steps all running ones as a pack, and retires the finished.
 
-Because a step is the unit, an edit joins at the next step and a cancelled one leaves at the next step.
+Because a step is the unit, an edit joins at the next step, and a cancelled or expired one leaves at the next step: the
+room that it leaves is given away in that same step. Beside the engine thread, one thread prepares edits (tokens,
+hashes, noise) and one compresses pictures, so that it waits for neither.
 """
 
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from serve_app.editor.model import Draft
-from serve_app.editor.ticket import EngineStats, Ticket, describe
+from serve_app.editor.cache import CacheStats
+from serve_app.editor.model import Draft, Prepared
+from serve_app.editor.ticket import EngineStats, Progress, Ticket, describe
 from serve_app.edits.images import encode_picture, resample
 from serve_app.edits.request import EditJob, EditResult, EditTimings, Pictures, Pixels
-from serve_app.errors import EditCancelled, EditFailed, Overloaded, ServiceError, ServiceUnavailable
+from serve_app.errors import (
+    DeadlineExceeded,
+    EditCancelled,
+    EditFailed,
+    Overloaded,
+    ServiceError,
+    ServiceUnavailable,
+)
 
 logger = logging.getLogger(__name__)
 
 
 class StepModel(Protocol):
-    """What the engine drives; EditModel is the real one. All calls come from the engine thread."""
+    """What the engine drives; EditModel is the real one. All calls but `prepare` come from the engine thread."""
 
-    def begin(self, job: EditJob, pictures: Pictures) -> Draft: ...
+    def prepare(self, job: EditJob, pictures: Pictures) -> Prepared: ...
+    def begin(self, edits: Sequence[Prepared]) -> list[Draft]: ...
     def step(self, drafts: Sequence[Draft]) -> None: ...
+    def preview(self, draft: Draft) -> Pixels: ...
     def finish(self, draft: Draft) -> Pixels: ...
+
+    @property
+    def cache_stats(self) -> dict[str, CacheStats]: ...
+
+
+@dataclass
+class _Waiting:
+    ticket: Ticket
+    prepared: Prepared
 
 
 @dataclass
@@ -35,29 +55,40 @@ class _Running:
     draft: Draft
     timings: EditTimings
     began_steps_at: float
+    previews_at: frozenset[int] = field(default_factory=frozenset)
 
 
 class Engine:
     """Runs edits packed.
 
     Args:
-        load: makes the model; called on the engine thread, which alone ever touches it.
+        load: makes the model; called on the engine thread, which alone runs it.
         max_pack_tokens: budget of picture tokens in one step; an edit above it runs alone.
         max_waiting: edits that may wait; one more is refused.
+        clock: seconds, by which deadlines and timings are taken.
     """
 
-    def __init__(self, load: Callable[[], StepModel], *, max_pack_tokens: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[], StepModel],
+        *,
+        max_pack_tokens: int,
+        max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._load = load
         self._max_pack_tokens = max_pack_tokens
         self._max_waiting = max_waiting
+        self._clock = clock
         self._work = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
+        self._preparing: set[int] = set()
+        self._waiting: list[_Waiting] = []
         self._running: list[_Running] = []
         self._stats = EngineStats()
         self._ready: Future[None] = Future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Beside the engine thread, so that it never compresses a picture itself.
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._compressor = ThreadPoolExecutor(1, thread_name_prefix="compress")
 
     # Any thread
@@ -77,18 +108,25 @@ class Engine:
         with self._work:
             if self._closing or not self._thread.is_alive():
                 raise ServiceUnavailable("The editor is shutting down; try again.")
-            if len(self._waiting) >= self._max_waiting:
+            if len(self._preparing) + len(self._waiting) >= self._max_waiting:
                 raise Overloaded(f"{self._max_waiting} edits are waiting already; try again later.")
-            self._waiting.append(ticket)
-            self._work.notify()
+            ticket.submitted_at = self._clock()
+            self._preparing.add(id(ticket))
+            self._preparer.submit(self._prepare, ticket)
 
     def close(self) -> None:
-        """Fail what waits and runs, and end the thread."""
+        """Fail what waits and runs, and end the threads."""
         with self._work:
             self._closing = True
             self._work.notify()
         self._thread.join()
+        self._preparer.shutdown()
         self._compressor.shutdown()
+
+    def wake(self) -> None:
+        """Let an idle engine look at its tickets again: one that waits may have been cancelled or have expired."""
+        with self._work:
+            self._work.notify()
 
     @property
     def closing(self) -> bool:
@@ -101,7 +139,32 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         with self._work:
-            return replace(self._stats, waiting=len(self._waiting), running=len(self._running))
+            counts = len(self._preparing), len(self._waiting), len(self._running)
+            return replace(self._stats, **dict(zip(("preparing", "waiting", "running"), counts, strict=True)))
+
+    @property
+    def cache_stats(self) -> dict[str, CacheStats]:
+        """Look-ups of the model's caches."""
+        return self._model.cache_stats
+
+    # The preparing thread
+
+    def _prepare(self, ticket: Ticket) -> None:
+        try:
+            prepared = self._model.prepare(ticket.job, ticket.pictures)
+        except Exception as problem:
+            with self._work:
+                self._preparing.discard(id(ticket))
+            self._fail(ticket, problem)
+            return
+        with self._work:
+            self._preparing.discard(id(ticket))
+            self._waiting.append(_Waiting(ticket, prepared))
+            self._waiting.sort(key=lambda waiting: waiting.ticket.rank)
+            closing = self._closing
+            self._work.notify()
+        if closing:
+            self._fail_all()
 
     # The engine thread
 
@@ -120,7 +183,7 @@ class Engine:
                 self._retire()
         finally:
             self._closing = True
-            self._fail_all(ServiceUnavailable("The editor stopped before this edit was done; try again."))
+            self._fail_all()
 
     def _wait_for_work(self) -> bool:
         with self._work:
@@ -128,43 +191,64 @@ class Engine:
             return not self._closing
 
     def _sweep(self) -> None:
-        """Drop what was cancelled since the last step."""
+        """Drop what was cancelled or has expired since the last step."""
+        now = self._clock()
         with self._work:
-            dropped = [ticket for ticket in self._waiting if ticket.cancelled]
-            dropped += [running.ticket for running in self._running if running.ticket.cancelled]
-            self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
-            self._running = [running for running in self._running if not running.ticket.cancelled]
-        for ticket in dropped:
-            self._settle(ticket, EditCancelled("The edit was cancelled."))
+            tickets = self._tickets()
+            gone = [ticket for ticket in tickets if ticket.cancelled or ticket.expired(now)]
+            self._waiting = [each for each in self._waiting if each.ticket not in gone]
+            self._running = [each for each in self._running if each.ticket not in gone]
+        for ticket in gone:
+            expired = DeadlineExceeded(f"The edit was not done within its {ticket.job.timeout_s} s.")
+            self._settle(ticket, EditCancelled("The edit was cancelled.") if ticket.cancelled else expired)
+
+    def _tickets(self) -> list[Ticket]:
+        return [waiting.ticket for waiting in self._waiting] + [running.ticket for running in self._running]
 
     def _admit(self) -> None:
-        """First come, first served: take waiting edits while the pack stays within the budget."""
-        while (ticket := self._next_admissible()) is not None:
-            admitted_at = time.monotonic()
-            try:
-                draft = self._model.begin(ticket.job, ticket.pictures)
-            except Exception as problem:
-                self._fail(ticket, problem)
-                continue
-            now = time.monotonic()
-            timings = EditTimings(
-                queue_s=admitted_at - ticket.submitted_at,
-                encode_s=now - admitted_at,
-                steps_s=0.0,
-                decode_s=0.0,
-                compress_s=0.0,
-                num_steps=draft.schedule.num_steps,
-                shared_steps=0,
-            )
-            self._running.append(_Running(ticket, draft, timings, began_steps_at=now))
+        """Take waiting edits in their order while the pack stays within the budget, and encode them together."""
+        admitted = self._take_admissible()
+        if not admitted:
+            return
+        began = self._clock()
+        for waiting, draft in zip(admitted, self._begin(admitted), strict=True):
+            if draft is not None:
+                self._running.append(self._as_running(waiting.ticket, draft, began))
 
-    def _next_admissible(self) -> Ticket | None:
+    def _take_admissible(self) -> list[_Waiting]:
+        admitted: list[_Waiting] = []
+        tokens = sum(running.ticket.num_tokens for running in self._running)
         with self._work:
-            if not self._waiting:
-                return None
-            tokens = sum(running.ticket.num_tokens for running in self._running) + self._waiting[0].num_tokens
-            fits = tokens <= self._max_pack_tokens or not self._running
-            return self._waiting.popleft() if fits else None
+            while self._waiting:
+                tokens += self._waiting[0].ticket.num_tokens
+                if tokens > self._max_pack_tokens and (self._running or admitted):
+                    break
+                admitted.append(self._waiting.pop(0))
+        return admitted
+
+    def _begin(self, admitted: Sequence[_Waiting]) -> list[Draft | None]:
+        """Drafts in order; None for an edit that failed. A batch that fails as a whole is begun one by one."""
+        try:
+            return [*self._model.begin([waiting.prepared for waiting in admitted])]
+        except Exception as problem:
+            if len(admitted) == 1:
+                self._fail(admitted[0].ticket, problem)
+                return [None]
+            return [draft for waiting in admitted for draft in self._begin([waiting])]
+
+    def _as_running(self, ticket: Ticket, draft: Draft, began: float) -> _Running:
+        now = self._clock()
+        num_steps = draft.schedule.num_steps
+        timings = EditTimings(
+            queue_s=began - ticket.submitted_at,
+            encode_s=now - began,
+            steps_s=0.0,
+            decode_s=0.0,
+            compress_s=0.0,
+            num_steps=num_steps,
+            shared_steps=0,
+        )
+        return _Running(ticket, draft, timings, now, preview_steps(ticket.job.num_previews, num_steps))
 
     def _step(self) -> None:
         pack = list(self._running)
@@ -175,6 +259,8 @@ class Engine:
         except Exception as problem:
             self._step_apart(pack, problem)
         self._count_step(pack)
+        for running in self._running:
+            self._report(running)
 
     def _step_apart(self, pack: list[_Running], problem: Exception) -> None:
         """A pack failed as a whole: step each edit alone, so that only the guilty one fails."""
@@ -198,19 +284,49 @@ class Engine:
                 max_pack=max(self._stats.max_pack, len(pack)),
             )
 
+    def _report(self, running: _Running) -> None:
+        if running.ticket.on_progress is None:
+            return
+        draft = running.draft
+        pixels = self._model.preview(draft) if draft.index in running.previews_at else None
+        progress = Progress(draft.index, draft.schedule.num_steps)
+        self._compressor.submit(self._send_progress, running.ticket, progress, pixels)
+
     def _retire(self) -> None:
         for running in [running for running in self._running if running.draft.done]:
             self._running.remove(running)
-            began = time.monotonic()
+            began = self._clock()
             try:
                 pixels = self._model.finish(running.draft)
             except Exception as problem:
                 self._fail(running.ticket, problem)
                 continue
-            timings = replace(
-                running.timings, steps_s=began - running.began_steps_at, decode_s=time.monotonic() - began
-            )
+            timings = replace(running.timings, steps_s=began - running.began_steps_at, decode_s=self._clock() - began)
             self._compressor.submit(self._compress, running.ticket, pixels, timings)
+
+    # The compressing thread
+
+    def _send_progress(self, ticket: Ticket, progress: Progress, pixels: Pixels | None) -> None:
+        if ticket.on_progress is None:
+            return
+        try:
+            preview = None if pixels is None else _encode(pixels, ticket.job)
+            ticket.on_progress(replace(progress, preview=preview))
+        except Exception:
+            logger.exception("progress of edit %s could not be told", ticket.job.request_id)
+
+    def _compress(self, ticket: Ticket, pixels: Pixels, timings: EditTimings) -> None:
+        began = self._clock()
+        try:
+            data = _encode(pixels, ticket.job)
+        except Exception as problem:
+            self._fail(ticket, problem)
+            return
+        timings = replace(timings, compress_s=self._clock() - began)
+        logger.info("edit %s done: %s", ticket.job.request_id, describe(timings))
+        self._settle(ticket, EditResult(data, ticket.job.output.media_type, timings))
+
+    # The ends of an edit, on any of the threads
 
     def _fail(self, ticket: Ticket, problem: Exception) -> None:
         if not isinstance(problem, ServiceError):
@@ -218,36 +334,33 @@ class Engine:
             problem = EditFailed("The edit failed inside the model; the server's log has the reason.")
         self._settle(ticket, problem)
 
-    def _fail_all(self, problem: ServiceError) -> None:
+    def _fail_all(self) -> None:
         with self._work:
-            tickets = [running.ticket for running in self._running] + list(self._waiting)
+            tickets = self._tickets()
             self._running.clear()
             self._waiting.clear()
         for ticket in tickets:
-            self._settle(ticket, problem)
-
-    # The compressor thread, and the ends of an edit
-
-    def _compress(self, ticket: Ticket, pixels: Pixels, timings: EditTimings) -> None:
-        began = time.monotonic()
-        try:
-            data = encode_picture(resample(pixels, ticket.job.size.final), ticket.job.output)
-        except Exception as problem:
-            self._fail(ticket, problem)
-            return
-        timings = replace(timings, compress_s=time.monotonic() - began)
-        logger.info("edit %s done: %s", ticket.job.request_id, describe(timings))
-        self._settle(ticket, EditResult(data, ticket.job.output.media_type, timings))
+            self._settle(ticket, ServiceUnavailable("The editor stopped before this edit was done; try again."))
 
     def _settle(self, ticket: Ticket, end: EditResult | ServiceError) -> None:
+        counter = _COUNTERS.get(type(end), "failed")
         with self._work:
-            if isinstance(end, EditCancelled):
-                self._stats = replace(self._stats, cancelled=self._stats.cancelled + 1)
-            elif isinstance(end, ServiceError):
-                self._stats = replace(self._stats, failed=self._stats.failed + 1)
-            else:
-                self._stats = replace(self._stats, completed=self._stats.completed + 1)
+            self._stats = replace(self._stats, **{counter: getattr(self._stats, counter) + 1})
         if isinstance(end, ServiceError):
             ticket.future.set_exception(end)
         else:
             ticket.future.set_result(end)
+
+
+_COUNTERS = {EditResult: "completed", EditCancelled: "cancelled", DeadlineExceeded: "expired"}
+
+
+def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
+    """After which steps (from 1) previews are due: evenly spread, never after the last one."""
+    return frozenset(
+        round(number * num_steps / (num_previews + 1)) for number in range(1, num_previews + 1)
+    ) & frozenset(range(1, num_steps))
+
+
+def _encode(pixels: Pixels, job: EditJob) -> bytes:
+    return encode_picture(resample(pixels, job.size.final), job.output)

@@ -8,17 +8,22 @@ import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 
 from serve_app.config import EditorSettings
+from serve_app.editor.attention import choose_attention
 from serve_app.editor.conditioning import PromptEncoder
 from serve_app.editor.lora import fuse_adapters
 from serve_app.editor.model import EditModel
+from serve_app.editor.modulation import LiveModulation, Modulation, TableModulation
 from serve_app.editor.packed import PackedTransformer
+from serve_app.editor.schedule import make_schedule
 from serve_app.editor.vae import Vae
 from serve_app.edits.request import EditJob, OutputFormat, PreparedPicture, Sampling
 from serve_app.edits.sizes import OutputSize, Size
-from serve_app.errors import CheckpointError
+from serve_app.errors import CheckpointError, ConfigError
 from serve_app.weights import locate
 
 logger = logging.getLogger(__name__)
+
+TABLED_STEP_COUNTS = range(1, 17)
 
 
 def load_model(settings: EditorSettings) -> EditModel:
@@ -40,7 +45,7 @@ def _warm_up(model: EditModel) -> None:
     side = Size(64, 64)
     blank = np.zeros((side.height, side.width, 3), np.uint8)
     job = EditJob("warm-up", "warm up", Sampling(num_inference_steps=1), OutputSize(side, side), OutputFormat())
-    draft = model.begin(job, (PreparedPicture(blank, blank),))
+    (draft,) = model.begin([model.prepare(job, (PreparedPicture(blank, blank),))])
     while not draft.done:
         model.step([draft])
     model.finish(draft)
@@ -68,10 +73,15 @@ def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings)
     """The pipeline's parts behind the engine's interface."""
     for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)
-    transformer = PackedTransformer(pipeline.transformer)
+    transformer = PackedTransformer(
+        pipeline.transformer,
+        choose_modulation(pipeline.transformer, settings),
+        choose_attention(settings.attention, pipeline.transformer.device),
+        compiled=settings.compile,
+    )
     return EditModel(
         transformer=transformer,
-        vae=Vae(pipeline.vae),
+        vae=Vae(pipeline.vae, settings.vae),
         prompt_encoder=PromptEncoder(
             pipeline.text_encoder,
             pipeline.processor,
@@ -82,4 +92,25 @@ def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings)
         ),
         scheduler=settings.scheduler,
         latent_channels=pipeline.vae.config.z_dim,
+        device=pipeline.transformer.device,
+        dtype=pipeline.transformer.dtype,
+        latents_cache_bytes=settings.latents_cache_bytes,
+        prompts_cache_bytes=settings.prompts_cache_bytes,
     )
+
+
+@torch.inference_mode()
+def choose_modulation(transformer: QwenImageTransformer2DModel, settings: EditorSettings) -> Modulation:
+    """Tables where they are configured, for the timesteps of 1 to 16 steps; else the transformer's own weights.
+
+    Raises:
+        ConfigError: the scheduler's shift depends on the picture's size, so that no timesteps are known beforehand.
+    """
+    if not settings.adaln_tables:
+        return LiveModulation(transformer)
+    if settings.scheduler.base_shift != settings.scheduler.max_shift:
+        raise ConfigError(
+            "editor.adaln_tables needs a scheduler with a fixed shift, base_shift equal to max_shift, as Lightning has."
+        )
+    schedules = (make_schedule(settings.scheduler, num_steps, 1) for num_steps in TABLED_STEP_COUNTS)
+    return TableModulation(transformer, (timestep for schedule in schedules for timestep in schedule.steps))

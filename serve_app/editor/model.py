@@ -1,14 +1,17 @@
-"""The edit model as the engine sees it: begin an edit, step several at once, finish one."""
+"""The edit model as the engine sees it: prepare an edit, begin several, step several at once, finish one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from transformers import BatchFeature
 
 from serve_app.config import SchedulerSettings
+from serve_app.editor.cache import CacheStats, Key, TensorCache, content_key
 from serve_app.editor.conditioning import PromptEncoder
-from serve_app.editor.packed import Grid, PackedTransformer, Positions, Span
+from serve_app.editor.layout import Grid, SpanShape
+from serve_app.editor.packed import PackedTransformer, Span
 from serve_app.editor.schedule import Schedule, make_schedule
 from serve_app.editor.vae import TOKEN_PX, Vae, pack
 from serve_app.edits.request import EditJob, Pictures, Pixels, Sampling
@@ -16,9 +19,28 @@ from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """All of an edit that needs no device: made beside the engine thread.
+
+    Attributes:
+        prompts: the prompt and, under CFG, the negative one: cache key and the text encoder's inputs.
+        pictures: cache key and pixels of each reference, at the VAE's size.
+        noise: the seed's noise as tokens, on the CPU.
+    """
+
+    size: Size
+    schedule: Schedule
+    guidance: float
+    prompts: tuple[tuple[Key, BatchFeature], ...]
+    pictures: tuple[tuple[Key, Pixels], ...]
+    noise: torch.Tensor
+
+
 @dataclass
 class Draft:
-    """An edit being drawn: what it reads, its schedule, and the latents as they stand after `index` steps."""
+    """An edit being drawn: what it reads, its schedule, and the latents as they stand after `index` steps, of which the
+    last one followed `velocity`."""
 
     size: Size
     schedule: Schedule
@@ -27,6 +49,7 @@ class Draft:
     references: torch.Tensor
     latents: torch.Tensor
     index: int = 0
+    velocity: torch.Tensor | None = None
 
     @property
     def done(self) -> bool:
@@ -35,22 +58,23 @@ class Draft:
     @property
     def spans(self) -> list[Span]:
         """The edit's sequences in the next pack: itself and, under CFG, its unconditional twin."""
-        timestep = float(self.schedule.timesteps[self.index])
-        return [
-            Span(self.latents, self.references, prompt.embeds, prompt.positions, timestep) for prompt in self.prompts
-        ]
+        timestep = self.schedule.steps[self.index]
+        return [Span(self.latents, self.references, prompt.embeds, prompt.shape, timestep) for prompt in self.prompts]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's embeddings, shape (tokens, hidden), and where its text and pictures stand."""
+    """A prompt's embeddings, shape (tokens, hidden), and the shape of the span that it makes."""
 
     embeds: torch.Tensor
-    positions: Positions
+    shape: SpanShape
 
 
 class EditModel:
-    """Transformer, VAE and prompt encoder of one checkpoint, LoRAs fused. Not thread-safe: one thread owns it."""
+    """Transformer, VAE and prompt encoder of one checkpoint, LoRAs fused.
+
+    Not thread-safe: one thread owns it, but for `prepare`, which one other thread may call meanwhile.
+    """
 
     def __init__(
         self,
@@ -59,34 +83,48 @@ class EditModel:
         prompt_encoder: PromptEncoder,
         scheduler: SchedulerSettings,
         latent_channels: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        latents_cache_bytes: int = 0,
+        prompts_cache_bytes: int = 0,
     ) -> None:
         self._transformer = transformer
         self._vae = vae
         self._prompt_encoder = prompt_encoder
         self._scheduler = scheduler
         self._latent_channels = latent_channels
+        self._device = device
+        self._dtype = dtype
+        self._latents_cache = TensorCache(latents_cache_bytes)
+        self._prompts_cache = TensorCache(prompts_cache_bytes)
 
-    @torch.inference_mode()
-    def begin(self, job: EditJob, pictures: Pictures) -> Draft:
-        """Encode prompt and pictures and draw the seed's noise.
+    def prepare(self, job: EditJob, pictures: Pictures) -> Prepared:
+        """Tokenise, hash, draw the seed's noise: the part that needs no device.
 
         Raises:
             InvalidInput: the prompt is too long for the model.
         """
-        size = job.size.made
-        grids = [_grid(Size(p.vae_pixels.shape[1], p.vae_pixels.shape[0])) for p in pictures]
-        prompts = tuple(
-            self._read_prompt(text, pictures, _grid(size), grids) for text in _prompts(job.prompt, job.sampling)
-        )
-        references = torch.cat([self._vae.encode(picture.vae_pixels) for picture in pictures])
-        return Draft(
+        size, sampling = job.size.made, job.sampling
+        seen = [picture.condition_pixels for picture in pictures]
+        seen_keys = tuple(content_key(pixels) for pixels in seen)
+        return Prepared(
             size=size,
-            schedule=make_schedule(self._scheduler, job.sampling.num_inference_steps, num_tokens(size)),
-            guidance=job.sampling.true_cfg_scale,
-            prompts=prompts,
-            references=references,
-            latents=self._noise(job.sampling.seed, size, references),
+            schedule=make_schedule(self._scheduler, sampling.num_inference_steps, num_tokens(size)),
+            guidance=sampling.true_cfg_scale,
+            prompts=tuple(
+                ((text, *seen_keys), self._prompt_encoder.tokenize(text, seen))
+                for text in _prompts(job.prompt, sampling)
+            ),
+            pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
+            noise=self._noise(sampling.seed, size),
         )
+
+    @torch.inference_mode()
+    def begin(self, edits: Sequence[Prepared]) -> list[Draft]:
+        """Encode what the edits read; prompts that come together are encoded in one batch."""
+        embeds = self._encode_prompts(edits)
+        return [self._draft(prepared, embeds) for prepared in edits]
 
     @torch.inference_mode()
     def step(self, drafts: Sequence[Draft]) -> None:
@@ -95,9 +133,17 @@ class EditModel:
         predictions = iter(self._transformer([span for own in spans for span in own]))
         for draft, own in zip(drafts, spans, strict=True):
             velocity = _guide([next(predictions) for _ in own], draft.guidance)
-            moved = draft.latents.float() + draft.schedule.delta(draft.index) * velocity
-            draft.latents = moved.to(velocity.dtype)
+            moved = draft.latents.float() + draft.schedule.deltas[draft.index] * velocity
+            draft.latents, draft.velocity = moved.to(velocity.dtype), velocity
             draft.index += 1
+
+    @torch.inference_mode()
+    def preview(self, draft: Draft) -> Pixels:
+        """The picture as the last step's prediction says that it will end: all noise taken out at once."""
+        if draft.velocity is None:
+            return self._vae.decode(draft.latents, draft.size)
+        noise_left = sum(draft.schedule.deltas[draft.index :])  # negative, down to sigma 0
+        return self._vae.decode(draft.latents + noise_left * draft.velocity, draft.size)
 
     @torch.inference_mode()
     def finish(self, draft: Draft) -> Pixels:
@@ -110,18 +156,48 @@ class EditModel:
             raise EditFailed("The model produced numbers that are not finite, so there is no picture to show.")
         return self._vae.decode(draft.latents, draft.size)
 
-    def _read_prompt(self, text: str, pictures: Pictures, target: Grid, references: list[Grid]) -> Prompt:
-        embeds = self._prompt_encoder.encode(text, [picture.condition_pixels for picture in pictures])
-        return Prompt(embeds, self._transformer.positions(target, references, len(embeds)))
+    @property
+    def cache_stats(self) -> dict[str, CacheStats]:
+        """Look-ups of reference latents and of prompt embeddings."""
+        return {"latents": self._latents_cache.stats, "prompts": self._prompts_cache.stats}
 
-    def _noise(self, seed: int, size: Size, like: torch.Tensor) -> torch.Tensor:
-        # Drawn on the CPU, so that a seed means the same on every device, in the stock pipeline's layout.
-        rows, columns = (2 * side for side in _grid(size))
-        shape = (1, self._latent_channels, 1, rows, columns)
-        noise = randn_tensor(
-            shape, generator=torch.Generator().manual_seed(seed), device=torch.device("cpu"), dtype=like.dtype
+    def _encode_prompts(self, edits: Sequence[Prepared]) -> dict[Key, torch.Tensor]:
+        wanted = {key: inputs for prepared in edits for key, inputs in prepared.prompts}
+        cached = {key: self._prompts_cache.get(key) for key in wanted}
+        embeds = {key: tensor for key, tensor in cached.items() if tensor is not None}
+        missing = [key for key in wanted if key not in embeds]
+        if missing:
+            for key, tensor in zip(missing, self._prompt_encoder.encode([wanted[key] for key in missing]), strict=True):
+                self._prompts_cache.put(key, tensor)
+                embeds[key] = tensor
+        return embeds
+
+    def _draft(self, prepared: Prepared, embeds: dict[Key, torch.Tensor]) -> Draft:
+        self._transformer.prepare(prepared.schedule.steps)
+        shape = SpanShape(_grid(prepared.size), tuple(_grid(size_of(pixels)) for _, pixels in prepared.pictures), 0)
+        prompts = [embeds[key] for key, _ in prepared.prompts]
+        return Draft(
+            size=prepared.size,
+            schedule=prepared.schedule,
+            guidance=prepared.guidance,
+            prompts=tuple(Prompt(each, replace(shape, num_text=len(each))) for each in prompts),
+            references=torch.cat([self._encode_picture(key, pixels) for key, pixels in prepared.pictures]),
+            latents=prepared.noise.to(self._device),
         )
-        return pack(noise).to(like.device)
+
+    def _encode_picture(self, key: Key, pixels: Pixels) -> torch.Tensor:
+        latents = self._latents_cache.get(key)
+        if latents is None:
+            latents = self._vae.encode(pixels)
+            self._latents_cache.put(key, latents)
+        return latents
+
+    def _noise(self, seed: int, size: Size) -> torch.Tensor:
+        # Drawn on the CPU, so that a seed means the same on every device, in the stock pipeline's order.
+        rows, columns = (2 * side for side in _grid(size))
+        shape = (1, self._latent_channels, rows, columns)
+        generator = torch.Generator().manual_seed(seed)
+        return pack(randn_tensor(shape, generator=generator, device=torch.device("cpu"), dtype=self._dtype))
 
 
 def num_tokens(size: Size) -> int:
@@ -131,8 +207,13 @@ def num_tokens(size: Size) -> int:
 
 def num_picture_tokens(job: EditJob, pictures: Pictures) -> int:
     """Picture tokens that an edit adds to every packed step; CFG doubles them."""
-    references = sum(picture.vae_pixels[::TOKEN_PX, ::TOKEN_PX, 0].size for picture in pictures)
+    references = sum(num_tokens(size_of(picture.vae_pixels)) for picture in pictures)
     return (num_tokens(job.size.made) + references) * len(_prompts(job.prompt, job.sampling))
+
+
+def size_of(pixels: Pixels) -> Size:
+    """A picture's size in pixels."""
+    return Size(pixels.shape[1], pixels.shape[0])
 
 
 def _prompts(prompt: str, sampling: Sampling) -> tuple[str, ...]:

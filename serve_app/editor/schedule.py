@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from serve_app.config import SchedulerSettings
@@ -11,23 +10,19 @@ from serve_app.config import SchedulerSettings
 
 @dataclass(frozen=True)
 class Schedule:
-    """Timesteps (0 to 1000) and sigmas (1 to 0) of one edit, float32 on the CPU.
+    """Timesteps and noise levels of one edit.
 
     Attributes:
-        timesteps: shape (num_steps,).
-        sigmas: shape (num_steps + 1,), the last one 0.
+        steps: the timestep (0 to 1000) of each step.
+        deltas: each Euler step's length in sigma, negative.
     """
 
-    timesteps: torch.Tensor
-    sigmas: torch.Tensor
+    steps: tuple[float, ...]
+    deltas: tuple[float, ...]
 
     @property
     def num_steps(self) -> int:
-        return len(self.timesteps)
-
-    def delta(self, index: int) -> float:
-        """The Euler step's length in sigma at step `index`; negative."""
-        return float(self.sigmas[index + 1] - self.sigmas[index])
+        return len(self.steps)
 
 
 def make_schedule(settings: SchedulerSettings, num_steps: int, num_tokens: int) -> Schedule:
@@ -43,4 +38,4 @@ def make_schedule(settings: SchedulerSettings, num_steps: int, num_tokens: int) 
     slope = (settings.max_shift - settings.base_shift) / (settings.max_image_seq_len - settings.base_image_seq_len)
     shift = settings.base_shift + slope * (num_tokens - settings.base_image_seq_len)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=shift)
-    return Schedule(timesteps=scheduler.timesteps, sigmas=scheduler.sigmas)
+    return Schedule(steps=tuple(scheduler.timesteps.tolist()), deltas=tuple(scheduler.sigmas.diff().tolist()))

@@ -1,7 +1,7 @@
-"""What the engine hands out: a ticket for each edit, and counts of all."""
+"""What the engine hands out: a ticket for each edit, progress on the way, and counts of all."""
 
 import threading
-import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,21 +9,47 @@ from functools import cached_property
 from serve_app.editor.model import num_picture_tokens
 from serve_app.edits.request import EditJob, EditResult, EditTimings, Pictures
 
+LOW_PRIORITY_DELAY_S = 60.0
+"""An edit of low priority queues as if it had come so much later: behind the others, but not for ever."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step done. `preview` is the picture as the model expects it to end, encoded, where one was due."""
+
+    step: int
+    num_steps: int
+    preview: bytes | None = None
+
 
 @dataclass
 class Ticket:
-    """An edit in the engine's hands. `future` ends with an EditResult or a ServiceError."""
+    """An edit in the engine's hands. `future` ends with an EditResult or a ServiceError.
+
+    Attributes:
+        on_progress: called after each step, from a thread that it may block for a moment; its errors are logged.
+        submitted_at: by the engine's clock, set when it is submitted.
+    """
 
     job: EditJob
     pictures: Pictures
+    on_progress: Callable[[Progress], None] | None = None
     future: "Future[EditResult]" = field(default_factory=Future)
-    submitted_at: float = field(default_factory=time.monotonic)
+    submitted_at: float = 0.0
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @cached_property
     def num_tokens(self) -> int:
         """Picture tokens that the edit adds to every packed step."""
         return num_picture_tokens(self.job, self.pictures)
+
+    @property
+    def rank(self) -> float:
+        """Its place in the queue: the smallest is next."""
+        return self.submitted_at + (LOW_PRIORITY_DELAY_S if self.job.low_priority else 0.0)
+
+    def expired(self, now: float) -> bool:
+        return self.job.timeout_s is not None and now - self.submitted_at >= self.job.timeout_s
 
     def cancel(self) -> None:
         """Ask the engine to drop the edit at its next step. Any thread may call it, any number of times."""
@@ -36,7 +62,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Counts since the start, but for `waiting` and `running`.
+    """Counts since the start, but for `preparing`, `waiting` and `running`.
 
     Attributes:
         num_steps: packed transformer calls.
@@ -44,6 +70,7 @@ class EngineStats:
         max_pack: most edits that shared one step.
     """
 
+    preparing: int = 0
     waiting: int = 0
     running: int = 0
     num_steps: int = 0
@@ -52,6 +79,7 @@ class EngineStats:
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    expired: int = 0
 
 
 def describe(timings: EditTimings) -> str:

@@ -69,13 +69,22 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class EditJob:
-    """One edit as the editor runs it: `prompt` is final, camera tokens included."""
+    """One edit as the editor runs it: `prompt` is final, camera tokens included.
+
+    Attributes:
+        timeout_s: seconds from its arrival at the editor after which it is dropped at the next step; None: never.
+        low_priority: let others go first, for a while.
+        num_previews: pictures of how it will probably end, wanted on the way.
+    """
 
     request_id: str
     prompt: str
     sampling: Sampling
     size: OutputSize
     output: OutputFormat
+    timeout_s: float | None = None
+    low_priority: bool = False
+    num_previews: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from serve_app.weights import locate
 
 @pytest.fixture(scope="session")
 def model(tiny_settings: AppSettings) -> EditModel:
-    """The model under test, through our own loading."""
-    return as_edit_model(load_pipeline(tiny_settings.editor), tiny_settings.editor)
+    """The model under test, through our own loading. Without caches, so that no test sees what another one encoded."""
+    settings = tiny_settings.editor.model_copy(update={"latents_cache_bytes": 0, "prompts_cache_bytes": 0})
+    return as_edit_model(load_pipeline(settings), settings)
 
 
 @pytest.fixture(scope="session")

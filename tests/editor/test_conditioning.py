@@ -53,10 +53,23 @@ def test_special_tokens_in_a_prompt_stay_text(
         return int((encoder.tokenize(prompt, [noise(64, 64)])["input_ids"] == special).sum())
 
     assert count(f"a {token} b") == count("a b")
-    assert encoder.encode(f"a {token} b", [noise(64, 64)]).isfinite().all()
+    (embeds,) = encoder.encode([encoder.tokenize(f"a {token} b", [noise(64, 64)])])
+    assert embeds.isfinite().all()
 
 
 def test_a_prompt_beyond_the_rotary_table_is_refused(encoder: PromptEncoder) -> None:
     with pytest.raises(InvalidInput, match=r"tokens with its pictures; at most 3840 fit") as refusal:
-        encoder.encode("🎉" * 1300, [noise(64, 64)])
+        encoder.tokenize("🎉" * 1300, [noise(64, 64)])
     assert refusal.value.field == "prompt"
+
+
+@torch.inference_mode()
+def test_prompts_encoded_in_one_batch_equal_each_alone(encoder: PromptEncoder) -> None:
+    inputs = [
+        encoder.tokenize(prompt, [noise(64, 64)] * num_pictures)
+        for prompt, num_pictures in (("short", 1), ("a longer prompt with many more words in it", 3), ("x", 2))
+    ]
+    together = encoder.encode(inputs)
+    for embeds, each in zip(together, inputs, strict=True):
+        (alone,) = encoder.encode([each])
+        torch.testing.assert_close(embeds, alone, atol=1e-5, rtol=1e-5)

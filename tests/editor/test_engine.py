@@ -38,6 +38,7 @@ def gated() -> FakeModel:
 def submit(engine: Engine, asked: EditJob) -> Ticket:
     ticket = Ticket(asked, PICTURES)
     engine.submit(ticket)
+    eventually(lambda: engine.stats.preparing == 0)
     return ticket
 
 
@@ -149,7 +150,7 @@ def test_guidance_counts_twice_in_the_budget(gated: FakeModel) -> None:
     assert gated.packs == [["guided"], ["guided"], ["plain"]]
 
 
-@pytest.mark.parametrize("stage", ["begin", "step", "finish"])
+@pytest.mark.parametrize("stage", ["prepare", "begin", "step", "finish"])
 def test_a_failing_edit_fails_alone(stage: str, gated: FakeModel) -> None:
     gated.failing = {"bad": stage}
     with running(gated) as engine:

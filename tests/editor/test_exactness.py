@@ -16,11 +16,12 @@ from PIL import Image
 from transformers import BatchFeature
 
 from serve_app.config import AppSettings
+from serve_app.editor import modulation
 from serve_app.editor.conditioning import PromptEncoder
 from serve_app.editor.loading import as_edit_model, load_pipeline
 from serve_app.editor.lora import Factors
 from serve_app.editor.model import Draft, EditModel
-from serve_app.editor.packed import PackedTransformer, Span
+from serve_app.editor.modulation import LiveModulation
 from serve_app.edits.images import prepare
 from serve_app.edits.request import EditJob, OutputFormat, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
@@ -138,40 +139,45 @@ def test_a_lost_lora_alpha_is_noticed(
     assert difference(draw(wrong, tiny_settings, PLAIN), draw_stock(stock_pipeline, PLAIN)) > 1
 
 
-def swap_first_two(self: PackedTransformer, spans: Sequence[Span], rows: torch.Tensor) -> torch.Tensor:
-    return rows[[1, 0, *range(2, len(rows))]]
+def swap_first_two(timesteps: Sequence[float]) -> list[float]:
+    return [*timesteps[1::-1], *timesteps[2:]]
 
 
-def references_at_the_edits_timestep(
-    self: PackedTransformer, spans: Sequence[Span], rows: torch.Tensor
-) -> torch.Tensor:
-    return torch.cat([rows[:-1], rows[:1]])
+def one_timestep_for_all(timesteps: Sequence[float]) -> list[float]:
+    return [timesteps[0]] * len(timesteps)
 
 
-@pytest.mark.parametrize("mutate", [swap_first_two, references_at_the_edits_timestep])
-def test_wrong_modulation_rows_are_noticed(
-    mutate: Callable[[PackedTransformer, Sequence[Span], torch.Tensor], torch.Tensor],
+@pytest.mark.parametrize("mutate", [swap_first_two, one_timestep_for_all])
+def test_wrong_timesteps_are_noticed(
+    mutate: Callable[[Sequence[float]], list[float]],
     model: EditModel,
     stock_pipeline: QwenImageEditPlusPipeline,
     tiny_settings: AppSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows_of = PackedTransformer._timestep_rows
-    monkeypatch.setattr(
-        PackedTransformer,
-        "_timestep_rows",
-        lambda self, spans, hidden: mutate(self, spans, rows_of(self, spans, hidden)),
-    )
+    rows = LiveModulation.rows
+    monkeypatch.setattr(LiveModulation, "rows", lambda self, timesteps: rows(self, mutate(timesteps)))
     cases = [UNLIKE[0], UNLIKE[2]]  # 4 and 5 steps: their timesteps differ from the second step on
     packed = draw_packed(model, [begin(model, tiny_settings, case) for case in cases])
     right = [draw_stock(stock_pipeline, case) for case in cases]
     assert max(map(difference, packed, right)) > 1
 
 
+def test_references_at_a_wrong_timestep_are_noticed(
+    model: EditModel,
+    stock_pipeline: QwenImageEditPlusPipeline,
+    tiny_settings: AppSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(modulation, "ZERO", 500.0)
+    assert difference(draw(model, tiny_settings, PLAIN), draw_stock(stock_pipeline, PLAIN)) > 1
+
+
 def begin(model: EditModel, settings: AppSettings, case: Case) -> Draft:
     size = OutputSize(made=case.size, final=case.size)
     job = EditJob("test", case.prompt, case.sampling, size, OutputFormat())
-    return model.begin(job, tuple(prepare(picture, settings.sizes) for picture in case.pictures))
+    pictures = tuple(prepare(picture, settings.sizes) for picture in case.pictures)
+    return model.begin([model.prepare(job, pictures)])[0]
 
 
 def draw(model: EditModel, settings: AppSettings, case: Case) -> Pixels:

@@ -1,0 +1,134 @@
+"""Where each token of a pack lies, and at which angles it is rotated: built once per combination of shapes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+
+Grid = tuple[int, int]
+"""A picture's size in tokens: rows, columns."""
+
+_KEPT_LAYOUTS = 32  # at a megapixel, the frequencies of one take 4 MB
+
+
+@dataclass(frozen=True)
+class SpanShape:
+    """What a span's places in a pack depend on: its pictures' sizes and its prompt's length."""
+
+    target: Grid
+    references: tuple[Grid, ...]
+    num_text: int
+
+    @property
+    def num_target(self) -> int:
+        return self.target[0] * self.target[1]
+
+    @property
+    def num_image(self) -> int:
+        return self.num_target + sum(rows * columns for rows, columns in self.references)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_text + self.num_image
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A pack's index tensors, on the model's device.
+
+    Two streams run through the model: the text of all spans and the pictures of all spans. For attention, both are
+    brought into joint order: each span's text followed by its pictures.
+
+    Attributes:
+        image_rows, text_rows: each token's modulation row; row i is span i's timestep, the last row is t = 0.
+        targets: places in the image stream of the tokens being drawn; `target_rows` are their rows.
+        joint_order: for each token in joint order, its place in text stream + image stream.
+        stream_order: the inverse, by which attention's output goes back.
+        boundaries: where each span begins in joint order, and the end: int32, shape (spans + 1,).
+        lengths: tokens of each span.
+        image_angles, text_angles: cosine and sine, float32, shape (tokens, head_dim / 2) each.
+    """
+
+    num_text: int
+    image_rows: torch.Tensor
+    text_rows: torch.Tensor
+    targets: torch.Tensor
+    target_rows: torch.Tensor
+    joint_order: torch.Tensor
+    stream_order: torch.Tensor
+    boundaries: torch.Tensor
+    lengths: tuple[int, ...]
+    image_angles: tuple[torch.Tensor, torch.Tensor]
+    text_angles: tuple[torch.Tensor, torch.Tensor]
+
+
+class Layouts:
+    """Makes and keeps layouts for one transformer."""
+
+    def __init__(self, transformer: QwenImageTransformer2DModel) -> None:
+        self._model = transformer
+        self.of = lru_cache(_KEPT_LAYOUTS)(self._make)
+
+    def _make(self, shapes: tuple[SpanShape, ...]) -> Layout:
+        device = self._model.device
+        texts, images = [shape.num_text for shape in shapes], [shape.num_image for shape in shapes]
+        image_rows = self._image_rows(shapes)
+        is_target = _repeat([1, 0] * len(shapes), _target_lengths(shapes)).bool()
+        joint_order = _interleave(texts, images)
+        targets = is_target.nonzero().squeeze(1)
+        image_angles, text_angles = self._angles(shapes)
+        lengths = tuple(shape.num_tokens for shape in shapes)
+        return Layout(
+            num_text=sum(texts),
+            image_rows=image_rows.to(device),
+            text_rows=_repeat(range(len(shapes)), texts).to(device),
+            targets=targets.to(device),
+            target_rows=image_rows[targets].to(device),
+            joint_order=joint_order.to(device),
+            stream_order=joint_order.argsort().to(device),
+            boundaries=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
+            lengths=lengths,
+            image_angles=image_angles,
+            text_angles=text_angles,
+        )
+
+    def _image_rows(self, shapes: Sequence[SpanShape]) -> torch.Tensor:
+        rows: list[int] = []
+        for row in range(len(shapes)):
+            rows += [row, len(shapes) if self._model.zero_cond_t else row]
+        return _repeat(rows, _target_lengths(shapes))
+
+    def _angles(
+        self, shapes: Sequence[SpanShape]
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """The stock model's rotary frequencies for each span alone, one after another."""
+        pairs = [
+            self._model.pos_embed(
+                [[(1, *shape.target), *((1, *grid) for grid in shape.references)]],
+                max_txt_seq_len=shape.num_text,
+                device=self._model.device,
+            )
+            for shape in shapes
+        ]
+        image, text = (torch.cat(stream) for stream in zip(*pairs, strict=True))
+        return (image.real.contiguous(), image.imag.contiguous()), (text.real.contiguous(), text.imag.contiguous())
+
+
+def _target_lengths(shapes: Sequence[SpanShape]) -> list[int]:
+    """Tokens being drawn and reference tokens, span by span."""
+    return [length for shape in shapes for length in (shape.num_target, shape.num_image - shape.num_target)]
+
+
+def _repeat(values: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(values).repeat_interleave(torch.tensor(lengths))
+
+
+def _interleave(texts: Sequence[int], images: Sequence[int]) -> torch.Tensor:
+    num_text = sum(texts)
+    text_places = pairwise(accumulate(texts, initial=0))
+    image_places = pairwise(accumulate(images, initial=num_text))
+    parts = [torch.arange(*place) for pair in zip(text_places, image_places, strict=True) for place in pair]
+    return torch.cat(parts)

@@ -1,0 +1,141 @@
+"""Where a step's modulation parameters come from: computed each time, or looked up in AdaLN tables.
+
+Each block shifts, scales and gates its tokens by parameters that depend on nothing but the timestep. With a fixed
+shift the few timesteps of the usual step counts are known beforehand. Their rows are computed once, after LoRA fusion,
+and the `img_mod` and `txt_mod` weights, a third of the whole transformer, leave the device.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from torch import nn
+
+ZERO = 0.0  # the timestep of reference tokens
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """A block's parameters, shape (rows, 6 * D) each: shift, scale and gate for attention, then for the MLP."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+
+
+class StepRows(Protocol):
+    """One step's rows: one a span, in order, and one for t = 0."""
+
+    @property
+    def embeds(self) -> torch.Tensor:
+        """Timestep embeddings, shape (rows, D)."""
+
+    def of_block(self, index: int) -> BlockRows: ...
+
+
+class Modulation(Protocol):
+    def prepare(self, timesteps: Iterable[float]) -> None:
+        """Get ready for an edit that will use these timesteps (0 to 1000)."""
+
+    def rows(self, timesteps: Sequence[float]) -> StepRows: ...
+
+
+class LiveModulation:
+    """Computes every step's rows from the transformer's own weights."""
+
+    def __init__(self, transformer: QwenImageTransformer2DModel) -> None:
+        self._model = transformer
+
+    def prepare(self, timesteps: Iterable[float]) -> None:
+        pass
+
+    def rows(self, timesteps: Sequence[float]) -> StepRows:
+        return _LiveRows(self._model, embed(self._model, [*timesteps, ZERO]))
+
+
+@dataclass(frozen=True)
+class _LiveRows:
+    _model: QwenImageTransformer2DModel
+    embeds: torch.Tensor
+
+    def of_block(self, index: int) -> BlockRows:
+        block = self._model.transformer_blocks[index]
+        return BlockRows(block.img_mod(self.embeds), block.txt_mod(self.embeds))
+
+
+class TableModulation:
+    """Looks rows up, and keeps the weights on the CPU for timesteps that are not in the tables.
+
+    Args:
+        transformer: its modulation weights are taken away from it.
+        timesteps: those to have rows for from the start.
+        max_extra_rows: rows beyond those that are kept before the extra ones are dropped again; at full size one takes
+            4.4 MB.
+    """
+
+    def __init__(
+        self, transformer: QwenImageTransformer2DModel, timesteps: Iterable[float], max_extra_rows: int = 128
+    ) -> None:
+        self._model = transformer
+        self._max_extra_rows = max_extra_rows
+        first = list(dict.fromkeys([ZERO, *timesteps]))
+        self._index = {timestep: row for row, timestep in enumerate(first)}
+        self._embeds = embed(transformer, first)
+        self._tables: list[BlockRows] = []
+        self._weights: list[tuple[nn.Module, nn.Module]] = []
+        for block in transformer.transformer_blocks:
+            self._tables.append(BlockRows(block.img_mod(self._embeds), block.txt_mod(self._embeds)))
+            self._weights.append((block.img_mod.to("cpu"), block.txt_mod.to("cpu")))
+            block.img_mod = block.txt_mod = None
+        self._num_first = len(first)
+        self.num_freed = sum(p.numel() for pair in self._weights for module in pair for p in module.parameters())
+
+    @property
+    def table_bytes(self) -> int:
+        return sum(table.image.nbytes + table.text.nbytes for table in self._tables)
+
+    def prepare(self, timesteps: Iterable[float]) -> None:
+        """Compute missing rows, all of an edit's at once: the weights are read once for all of them."""
+        missing = [timestep for timestep in dict.fromkeys(timesteps) if timestep not in self._index]
+        if not missing:
+            return
+        if len(self._index) - self._num_first + len(missing) > self._max_extra_rows:
+            self._drop_extra()
+        embeds = embed(self._model, missing)
+        for place, (image_mod, text_mod) in enumerate(self._weights):
+            table, seen = self._tables[place], embeds.cpu()
+            image, text = (mod(seen).to(embeds.device) for mod in (image_mod, text_mod))
+            self._tables[place] = BlockRows(torch.cat([table.image, image]), torch.cat([table.text, text]))
+        self._embeds = torch.cat([self._embeds, embeds])
+        self._index.update({timestep: len(self._index) + place for place, timestep in enumerate(missing)})
+
+    def rows(self, timesteps: Sequence[float]) -> StepRows:
+        self.prepare(timesteps)  # rows that were dropped meanwhile come back
+        places = torch.tensor([self._index[timestep] for timestep in (*timesteps, ZERO)], device=self._embeds.device)
+        return _TableRows(self._tables, places, self._embeds[places])
+
+    def _drop_extra(self) -> None:
+        first = slice(self._num_first)
+        self._tables = [BlockRows(table.image[first].clone(), table.text[first].clone()) for table in self._tables]
+        self._embeds = self._embeds[first].clone()
+        self._index = {timestep: row for timestep, row in self._index.items() if row < self._num_first}
+
+
+@dataclass(frozen=True)
+class _TableRows:
+    _tables: list[BlockRows]
+    _places: torch.Tensor
+    embeds: torch.Tensor
+
+    def of_block(self, index: int) -> BlockRows:
+        table = self._tables[index]
+        return BlockRows(table.image[self._places], table.text[self._places])
+
+
+def embed(transformer: QwenImageTransformer2DModel, timesteps: Sequence[float]) -> torch.Tensor:
+    """Timestep embeddings, shape (timesteps, D), rounded to the model's dtype where the stock pipeline rounds."""
+    like = transformer.img_in.weight
+    scaled = torch.tensor(timesteps, device=like.device).to(like.dtype) / 1000
+    embeds: torch.Tensor = transformer.time_text_embed(scaled, like)
+    return embeds
