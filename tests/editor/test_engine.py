@@ -1,25 +1,43 @@
 """The engine's loop with a model that counts: who shares which step, and what becomes of whom."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
-from serve_app.editor.engine import Engine, StepModel
-from serve_app.editor.ticket import Ticket
+from serve_app.editor.engine import Engine, StepModel, preview_steps
+from serve_app.editor.ticket import LOW_PRIORITY_DELAY_S, Progress, Ticket
 from serve_app.edits.request import EditJob
-from serve_app.errors import EditCancelled, EditFailed, Overloaded, ServiceUnavailable
+from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, Overloaded, ServiceUnavailable
 from tests.fakes import FakeModel, job, picture
 
 PICTURES = (picture(),)
 TOKENS_OF_64_PX = 32  # 16 for the output, 16 for the reference
 
 
+class Clock:
+    """A clock that goes only when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @contextmanager
-def running(model: StepModel, *, max_pack_tokens: int = 10_000, max_waiting: int = 100) -> Iterator[Engine]:
-    engine = Engine(lambda: model, max_pack_tokens=max_pack_tokens, max_waiting=max_waiting)
+def running(
+    model: StepModel,
+    *,
+    max_pack_tokens: int = 10_000,
+    max_waiting: int = 100,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Engine]:
+    engine = Engine(lambda: model, max_pack_tokens=max_pack_tokens, max_waiting=max_waiting, clock=clock)
     engine.start()
     try:
         yield engine
@@ -138,6 +156,102 @@ def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -
         open_gate(gated)
         finish(small, big, after)
     assert gated.packs == [["small"], ["small"], ["big"], ["big"], ["after"], ["after"]]
+
+
+def test_an_expired_edit_is_gone_at_the_next_step_and_its_room_is_used_in_it(gated: FakeModel) -> None:
+    clock = Clock()
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
+        late = submit(engine, replace(job("late", steps=9), timeout_s=5.0))
+        at_step(gated, 1)
+        next_one = submit(engine, job("next", steps=2))
+        clock.now += 4.9
+        at_step(gated, 2)
+        clock.now += 0.1
+        open_gate(gated)
+        finish(late, next_one)
+        assert engine.stats.expired == 1
+    assert isinstance(late.future.exception(), DeadlineExceeded)
+    assert str(late.future.exception()) == "The edit was not done within its 5.0 s."
+    assert gated.packs == [["late"], ["late"], ["next"], ["next"]]
+
+
+def test_a_cancelled_edits_room_is_used_in_the_same_step(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
+        leaves = submit(engine, job("leaves", steps=9))
+        at_step(gated, 1)
+        next_one = submit(engine, job("next", steps=1))
+        leaves.cancel()
+        open_gate(gated)
+        finish(leaves, next_one)
+    assert gated.packs == [["leaves"], ["next"]]
+
+
+def test_an_edit_that_expires_while_it_waits_never_begins(gated: FakeModel) -> None:
+    clock = Clock()
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
+        first = submit(engine, job("first", steps=2))
+        at_step(gated, 1)
+        waiting = submit(engine, replace(job("waiting"), timeout_s=1.0))
+        clock.now += 1.0
+        open_gate(gated)
+        finish(first, waiting)
+    assert isinstance(waiting.future.exception(), DeadlineExceeded)
+    assert gated.begun == [["first"]]
+
+
+def test_low_priority_lets_others_go_first_but_not_for_ever(gated: FakeModel) -> None:
+    clock = Clock()
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
+        tickets = [submit(engine, job("running", steps=1))]
+        at_step(gated, 1)
+        tickets.append(submit(engine, replace(job("low", steps=1), low_priority=True)))
+        clock.now += 1
+        tickets.append(submit(engine, job("soon", steps=1)))
+        clock.now += LOW_PRIORITY_DELAY_S
+        tickets.append(submit(engine, job("much later", steps=1)))
+        open_gate(gated)
+        finish(*tickets)
+    assert gated.packs == [["running"], ["soon"], ["low"], ["much later"]]
+
+
+def test_what_is_admitted_together_is_encoded_together(gated: FakeModel) -> None:
+    with running(gated) as engine:
+        tickets = [submit(engine, job("first", steps=2))]
+        at_step(gated, 1)
+        tickets += [submit(engine, job(name, steps=1)) for name in "ab"]
+        open_gate(gated)
+        finish(*tickets)
+    assert gated.begun == [["first"], ["a", "b"]]
+
+
+def test_every_step_is_told_with_its_previews() -> None:
+    told: list[Progress] = []
+    with running(FakeModel()) as engine:
+        ticket = Ticket(replace(job("a", steps=4), num_previews=1), PICTURES, on_progress=told.append)
+        engine.submit(ticket)
+        finish(ticket)
+    assert [(progress.step, progress.num_steps) for progress in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [progress.step for progress in told if progress.preview is not None] == [2]
+    assert told[1].preview is not None
+    assert told[1].preview.startswith(b"\x89PNG")
+
+
+def test_a_listener_that_raises_harms_nobody() -> None:
+    def raises(progress: Progress) -> None:
+        raise RuntimeError("broken listener")
+
+    with running(FakeModel()) as engine:
+        ticket = Ticket(job("a"), PICTURES, on_progress=raises)
+        engine.submit(ticket)
+        assert ticket.future.result(timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("num_previews", "num_steps", "due"),
+    [(0, 4, []), (1, 4, [2]), (2, 4, [1, 3]), (3, 4, [1, 2, 3]), (3, 8, [2, 4, 6]), (3, 2, [1]), (3, 1, [])],
+)
+def test_previews_are_spread_evenly(num_previews: int, num_steps: int, due: list[int]) -> None:
+    assert sorted(preview_steps(num_previews, num_steps)) == due
 
 
 def test_guidance_counts_twice_in_the_budget(gated: FakeModel) -> None:
