@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a Serve config file and say what it would run")
     check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
     check.set_defaults(command=_check)
+    _add_bench(commands.add_parser("bench", help="measure what the engine's levers bring on this machine"))
     tiny = commands.add_parser("tiny", help="write the tiny random checkpoint into a new folder")
     tiny.add_argument("folder", type=Path, metavar="DIR", help="must be empty or not exist")
     tiny.set_defaults(command=_tiny)
@@ -57,6 +58,24 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--keep", action="store_true", help="keep the service running until Ctrl-C")
     demo.add_argument("--port", type=int, metavar="N", help="default: a free one")
     demo.set_defaults(command=_demo)
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    parts = bench.add_subparsers(required=True, metavar="PART")
+    engine = parts.add_parser("engine", help="the engine alone, without Ray, against diffusers' own pipeline")
+    engine.add_argument("--config", type=Path, metavar="FILE", help="a Serve config (default: configs/tiny-cpu.yaml)")
+    engine.add_argument("--random-weights", action="store_true", help="full-size random weights, without a download")
+    engine.add_argument("--rounds", type=int, metavar="N", default=5, help="default: 5")
+    engine.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    engine.add_argument("--plot", type=Path, metavar="FILE", help="draw the steps' cost there, as a PNG")
+    engine.set_defaults(command=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from serve_app.bench.run import BenchOptions, run_bench
+
+    options = BenchOptions(arguments.config, arguments.random_weights, arguments.rounds, arguments.json, arguments.plot)
+    run_bench(options)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

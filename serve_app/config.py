@@ -1,8 +1,8 @@
 """The application's settings: the `args` of a Serve config file. Unknown keys are refused."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -76,11 +76,28 @@ class EditorSettings(Settings):
         default=False,
         description="Look modulation up in tables and keep its weights on the CPU: a third less memory on the device.",
     )
+    quantization: Literal["none", "fp8", "int4"] = Field(
+        default="none",
+        description="The blocks' linear layers after LoRA fusion, but for modulation and the image MLP's last one. "
+        "fp8 needs CUDA of compute capability 8.9, int4 needs CUDA.",
+    )
+    text_encoder_device: Literal["same", "cpu"] = Field(
+        default="same", description="cpu: keep the text encoder off the GPU and run it there, slower."
+    )
+    vae_tiling: bool = Field(
+        default=False, description="Encode and decode in tiles, for small cards; needs vae: stock."
+    )
     latents_cache_bytes: int = Field(default=64 * 2**20, ge=0, description="For encoded input pictures; 0: none.")
     prompts_cache_bytes: int = Field(default=256 * 2**20, ge=0, description="For encoded prompts; 0: none.")
     max_waiting_edits: int = Field(default=256, ge=1, description="Edits that may wait for the engine before 429.")
     max_batch_size: int = Field(default=16, ge=1, description="Edits that @serve.batch hands over at once.")
     batch_wait_timeout_s: float = Field(default=0.005, ge=0)
+
+    @model_validator(mode="after")
+    def _tiling_needs_the_stock_vae(self) -> Self:
+        if self.vae_tiling and self.vae != "stock":
+            raise ValueError("vae_tiling needs vae: stock, whose tiles diffusers blends")
+        return self
 
 
 class RewriterSettings(Settings):
@@ -108,6 +125,13 @@ class LimitSettings(Settings):
     num_decode_threads: int = Field(default=2, ge=1)
 
 
+class CardSettings(Settings):
+    """The GPU model that the deployments run on, for the memory plan of `camera-edit check`."""
+
+    name: str
+    memory_gb: float = Field(gt=0, description="Memory of one card in GB of 10^9 bytes.")
+
+
 class AppSettings(Settings):
     """What `serve_app.app:build` takes. Deployment options (replicas, GPUs, health) belong to the Serve file itself."""
 
@@ -115,6 +139,9 @@ class AppSettings(Settings):
     rewriter: RewriterSettings | None = None
     sizes: SizeSettings = SizeSettings()
     limits: LimitSettings = LimitSettings()
+    card: CardSettings | None = Field(
+        default=None, description="With it, a file whose models do not fit is refused; null: the plan has no limit."
+    )
     wait_for_gpu: bool | None = Field(
         default=None,
         description="Wait for a GPU that the cluster lacks: true always, false never, null with an autoscaler.",

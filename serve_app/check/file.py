@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray.serve.config import AutoscalingConfig
-from ray.serve.schema import DeploymentSchema, ServeDeploySchema
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
+from serve_app.check.plan import GpuPlan, make_plans
 from serve_app.check.problems import Problems, entries, join
 from serve_app.check.reading import read_serve_config
 from serve_app.check.rules import actor_options, check_application, emptied
@@ -21,10 +22,12 @@ from serve_app.config import AppSettings
 
 @dataclass(frozen=True)
 class ServeFile:
-    """A Serve config file that passed every check. `settings` holds one entry per application, in the file's order."""
+    """A Serve config file that passed every check. `settings` and `plans` hold one entry per application, in the file's
+    order; an entry of `plans` holds a memory plan for each deployment on a GPU."""
 
     serve: ServeDeploySchema
     settings: tuple[AppSettings, ...]
+    plans: tuple[tuple[GpuPlan, ...], ...]
 
 
 def check_file(path: Path) -> ServeFile:
@@ -45,22 +48,41 @@ def check_file(path: Path) -> ServeFile:
     serve = None if problems else validate(ServeDeploySchema, raw, prefix, problems)
     if problems or serve is None:
         raise problems.as_error()
-    return ServeFile(serve, tuple(each for each in settings if each is not None))
+    known = tuple(each for each in settings if each is not None)
+    plans = tuple(map(_make_plans, serve.applications, known))
+    for (at, _), of_app in zip(apps, plans, strict=True):
+        _check_plans(of_app, f"{at}.args.card", problems)
+    if problems:
+        raise problems.as_error()
+    return ServeFile(serve, known, plans)
+
+
+def _make_plans(app: ServeApplicationSchema, settings: AppSettings) -> tuple[GpuPlan, ...]:
+    num_gpus = {each.name: actor_options(each).num_gpus or 0 for each in app.deployments}
+    return make_plans(settings, num_gpus)
+
+
+def _check_plans(plans: tuple[GpuPlan, ...], at: str, problems: Problems) -> None:
+    for plan in plans:
+        if plan.fits is False:
+            problems.add(at, plan.complaint)
 
 
 def describe(path: Path) -> str:
-    """Check the file and say in a few lines what it would run: deployments, replicas, CPUs, GPUs, models, devices.
+    """Check the file and say in a few lines what it would run: deployments, replicas, CPUs, GPUs, models, devices, and
+    what each deployment on a GPU keeps there.
 
     Raises:
         ConfigError: as `check_file`.
     """
     file = check_file(path)
     lines = [f"{path}: no problems"]
-    for app, settings in zip(file.serve.applications, file.settings, strict=True):
+    for app, settings, plans in zip(file.serve.applications, file.settings, file.plans, strict=True):
         http = file.serve.http_options
         lines.append(f"application {app.name} at http://{http.host}:{http.port}{app.route_prefix}")
         lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
         lines += [f"  {line}" for line in _describe_models(settings)]
+        lines += [f"  {line}" for plan in plans for line in plan.table]
     return "\n".join(lines)
 
 

@@ -53,6 +53,10 @@ class TensorCache:
             _, dropped = self._tensors.popitem(last=False)
             self._held_bytes -= dropped.nbytes
 
+    def clear(self) -> None:
+        self._tensors.clear()
+        self._held_bytes = 0
+
     @property
     def stats(self) -> CacheStats:
         return CacheStats(self._hits, self._misses, len(self._tensors), self._held_bytes)

@@ -199,6 +199,8 @@ class Engine:
             self._waiting = [each for each in self._waiting if each.ticket not in gone]
             self._running = [each for each in self._running if each.ticket not in gone]
         for ticket in gone:
+            why = "cancelled" if ticket.cancelled else "expired"
+            logger.info("edit %s %s after %.3f s", ticket.job.request_id, why, now - ticket.submitted_at)
             expired = DeadlineExceeded(f"The edit was not done within its {ticket.job.timeout_s} s.")
             self._settle(ticket, EditCancelled("The edit was cancelled.") if ticket.cancelled else expired)
 

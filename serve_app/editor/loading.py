@@ -14,6 +14,7 @@ from serve_app.editor.lora import fuse_adapters
 from serve_app.editor.model import EditModel
 from serve_app.editor.modulation import LiveModulation, Modulation, TableModulation
 from serve_app.editor.packed import PackedTransformer
+from serve_app.editor.quantize import quantize
 from serve_app.editor.schedule import make_schedule
 from serve_app.editor.vae import Vae
 from serve_app.edits.request import EditJob, OutputFormat, PreparedPicture, Sampling
@@ -52,7 +53,10 @@ def _warm_up(model: EditModel) -> None:
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
-    """The stock pipeline with the configured adapters fused in. Its own scheduler is never used by the engine."""
+    """The stock pipeline with the configured adapters fused in. Its own scheduler is never used by the engine.
+
+    It lies on the configured device, but for one whose transformer is to be made smaller: that one waits on the CPU.
+    """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("editor.device is cuda, but torch sees no CUDA device on this node; use device: cpu.")
     folder = locate(settings.base, patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
@@ -64,7 +68,8 @@ def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
         raise CheckpointError(f"{folder} is not a Qwen-Image-Edit pipeline folder: {problem}") from problem
     if not isinstance(pipeline.transformer, QwenImageTransformer2DModel):
         raise CheckpointError(f"{folder} holds a {type(pipeline.transformer).__name__} as its transformer.")
-    pipeline.to(settings.device)
+    if not _made_smaller(settings):
+        _place(pipeline, settings)
     fuse_adapters(pipeline, [(lora, locate(lora.source, [lora.file]) / lora.file) for lora in settings.loras])
     return pipeline
 
@@ -73,10 +78,17 @@ def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings)
     """The pipeline's parts behind the engine's interface."""
     for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)
+    device = torch.device(settings.device)
+    modulation = choose_modulation(pipeline.transformer, settings)
+    quantized = quantize(pipeline.transformer, settings.quantization, device)
+    logger.info("%d linear layers quantized (%s)", quantized, settings.quantization)
+    _place(pipeline, settings)
+    if settings.vae_tiling:
+        pipeline.vae.enable_tiling()
     transformer = PackedTransformer(
         pipeline.transformer,
-        choose_modulation(pipeline.transformer, settings),
-        choose_attention(settings.attention, pipeline.transformer.device),
+        modulation,
+        choose_attention(settings.attention, device),
         compiled=settings.compile,
     )
     return EditModel(
@@ -92,8 +104,8 @@ def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings)
         ),
         scheduler=settings.scheduler,
         latent_channels=pipeline.vae.config.z_dim,
-        device=pipeline.transformer.device,
-        dtype=pipeline.transformer.dtype,
+        device=device,
+        dtype=getattr(torch, settings.dtype),
         latents_cache_bytes=settings.latents_cache_bytes,
         prompts_cache_bytes=settings.prompts_cache_bytes,
     )
@@ -113,4 +125,16 @@ def choose_modulation(transformer: QwenImageTransformer2DModel, settings: Editor
             "editor.adaln_tables needs a scheduler with a fixed shift, base_shift equal to max_shift, as Lightning has."
         )
     schedules = (make_schedule(settings.scheduler, num_steps, 1) for num_steps in TABLED_STEP_COUNTS)
-    return TableModulation(transformer, (timestep for schedule in schedules for timestep in schedule.steps))
+    timesteps = (timestep for schedule in schedules for timestep in schedule.steps)
+    return TableModulation(transformer, timesteps, torch.device(settings.device))
+
+
+def _made_smaller(settings: EditorSettings) -> bool:
+    """Whether the transformer loses weight before it goes to its device, where all of it may not fit."""
+    return settings.adaln_tables or settings.quantization != "none"
+
+
+def _place(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings) -> None:
+    pipeline.transformer.to(settings.device)
+    pipeline.vae.to(settings.device)
+    pipeline.text_encoder.to(settings.device if settings.text_encoder_device == "same" else "cpu")

@@ -90,8 +90,8 @@ class EditModel:
         prompts_cache_bytes: int = 0,
     ) -> None:
         self._transformer = transformer
-        self._vae = vae
-        self._prompt_encoder = prompt_encoder
+        self.vae = vae
+        self.prompt_encoder = prompt_encoder
         self._scheduler = scheduler
         self._latent_channels = latent_channels
         self._device = device
@@ -113,7 +113,7 @@ class EditModel:
             schedule=make_schedule(self._scheduler, sampling.num_inference_steps, num_tokens(size)),
             guidance=sampling.true_cfg_scale,
             prompts=tuple(
-                ((text, *seen_keys), self._prompt_encoder.tokenize(text, seen))
+                ((text, *seen_keys), self.prompt_encoder.tokenize(text, seen))
                 for text in _prompts(job.prompt, sampling)
             ),
             pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
@@ -141,9 +141,9 @@ class EditModel:
     def preview(self, draft: Draft) -> Pixels:
         """The picture as the last step's prediction says that it will end: all noise taken out at once."""
         if draft.velocity is None:
-            return self._vae.decode(draft.latents, draft.size)
+            return self.vae.decode(draft.latents, draft.size)
         noise_left = sum(draft.schedule.deltas[draft.index :])  # negative, down to sigma 0
-        return self._vae.decode(draft.latents + noise_left * draft.velocity, draft.size)
+        return self.vae.decode(draft.latents + noise_left * draft.velocity, draft.size)
 
     @torch.inference_mode()
     def finish(self, draft: Draft) -> Pixels:
@@ -154,12 +154,17 @@ class EditModel:
         """
         if not torch.isfinite(draft.latents).all():
             raise EditFailed("The model produced numbers that are not finite, so there is no picture to show.")
-        return self._vae.decode(draft.latents, draft.size)
+        return self.vae.decode(draft.latents, draft.size)
 
     @property
     def cache_stats(self) -> dict[str, CacheStats]:
         """Look-ups of reference latents and of prompt embeddings."""
         return {"latents": self._latents_cache.stats, "prompts": self._prompts_cache.stats}
+
+    def forget(self) -> None:
+        """Empty the caches."""
+        self._latents_cache.clear()
+        self._prompts_cache.clear()
 
     def _encode_prompts(self, edits: Sequence[Prepared]) -> dict[Key, torch.Tensor]:
         wanted = {key: inputs for prepared in edits for key, inputs in prepared.prompts}
@@ -167,9 +172,9 @@ class EditModel:
         embeds = {key: tensor for key, tensor in cached.items() if tensor is not None}
         missing = [key for key in wanted if key not in embeds]
         if missing:
-            for key, tensor in zip(missing, self._prompt_encoder.encode([wanted[key] for key in missing]), strict=True):
-                self._prompts_cache.put(key, tensor)
-                embeds[key] = tensor
+            for key, tensor in zip(missing, self.prompt_encoder.encode([wanted[key] for key in missing]), strict=True):
+                embeds[key] = tensor.to(self._device)  # where the text encoder runs elsewhere
+                self._prompts_cache.put(key, embeds[key])
         return embeds
 
     def _draft(self, prepared: Prepared, embeds: dict[Key, torch.Tensor]) -> Draft:
@@ -188,7 +193,7 @@ class EditModel:
     def _encode_picture(self, key: Key, pixels: Pixels) -> torch.Tensor:
         latents = self._latents_cache.get(key)
         if latents is None:
-            latents = self._vae.encode(pixels)
+            latents = self.vae.encode(pixels)
             self._latents_cache.put(key, latents)
         return latents
 

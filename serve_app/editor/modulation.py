@@ -68,24 +68,30 @@ class TableModulation:
     """Looks rows up, and keeps the weights on the CPU for timesteps that are not in the tables.
 
     Args:
-        transformer: its modulation weights are taken away from it.
+        transformer: its modulation weights are taken away from it, and the first rows are computed where it is.
         timesteps: those to have rows for from the start.
+        device: where the tables lie and the transformer will run.
         max_extra_rows: rows beyond those that are kept before the extra ones are dropped again; at full size one takes
             4.4 MB.
     """
 
     def __init__(
-        self, transformer: QwenImageTransformer2DModel, timesteps: Iterable[float], max_extra_rows: int = 128
+        self,
+        transformer: QwenImageTransformer2DModel,
+        timesteps: Iterable[float],
+        device: torch.device,
+        max_extra_rows: int = 128,
     ) -> None:
         self._model = transformer
         self._max_extra_rows = max_extra_rows
         first = list(dict.fromkeys([ZERO, *timesteps]))
         self._index = {timestep: row for row, timestep in enumerate(first)}
-        self._embeds = embed(transformer, first)
+        embeds = embed(transformer, first)
+        self._embeds = embeds.to(device)
         self._tables: list[BlockRows] = []
         self._weights: list[tuple[nn.Module, nn.Module]] = []
         for block in transformer.transformer_blocks:
-            self._tables.append(BlockRows(block.img_mod(self._embeds), block.txt_mod(self._embeds)))
+            self._tables.append(BlockRows(block.img_mod(embeds).to(device), block.txt_mod(embeds).to(device)))
             self._weights.append((block.img_mod.to("cpu"), block.txt_mod.to("cpu")))
             block.img_mod = block.txt_mod = None
         self._num_first = len(first)

@@ -104,8 +104,8 @@ BROKEN_RULES = [
     # What is replaced, by what, where the problem stands, what its line says.
     ("port: 8000", "port: http", "http_options.port", "valid integer"),
     ("encoding: JSON", "encoding: XML", "logging_config.encoding", "Got 'XML'"),
-    ("max_replicas: 4", "max_replicas: 0", f"{EDITOR}.autoscaling_config.max_replicas", "greater than 0"),
-    ("min_replicas: 1", "min_replicas: 9", f"{EDITOR}.autoscaling_config", "max_replicas (4) must be"),
+    ("max_replicas: 7", "max_replicas: 0", f"{EDITOR}.autoscaling_config.max_replicas", "greater than 0"),
+    ("min_replicas: 1", "min_replicas: 9", f"{EDITOR}.autoscaling_config", "max_replicas (7) must be"),
     ("max_queued_requests: 256", "max_queued_requests: 0", EDITOR, "max_queued_requests must be"),
     ("- name: Editor", "- name: Editr", f"{EDITOR}.name", "no such deployment (did you mean 'Editor'?)"),
     ("- name: Editor", "- nam: Editor", f"{EDITOR}.name", "Field required"),
@@ -171,7 +171,7 @@ def test_option_left_to_the_code_is_not_judged(write: Edit) -> None:
 
 
 def test_all_problems_are_told_at_once_and_on_one_line_each(write: Edit) -> None:
-    text = replaced("max_replicas: 4", "max_replica: 4")
+    text = replaced("max_replicas: 7", "max_replica: 7")
     text = text.replace("port: 8000", "port: http").replace("num_cpus: 2", "num_cpus: many", 1)
     text = text.replace("dtype: bfloat16", "dtype: int3", 1)
     places = [line.partition(": ")[0] for line in problems_of(write(text))]
@@ -280,7 +280,7 @@ def test_describe_says_what_would_run() -> None:
         "  adapter angles: tiny:angles (angles.safetensors) at 0.9",
         "  rewriter model: tiny:rewriter on cpu in float32",
     ]
-    assert "  Editor: 1 to 4 replicas, each with 4 CPU and 1 GPU" in describe(GPU_FILE).splitlines()
+    assert "  Editor: 1 to 7 replicas, each with 4 CPU and 1 GPU" in describe(GPU_FILE).splitlines()
 
 
 def test_describe_refuses_what_check_refuses(write: Edit) -> None:

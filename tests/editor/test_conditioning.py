@@ -21,7 +21,7 @@ PROMPTS = [
 
 @pytest.fixture
 def encoder(model: EditModel) -> PromptEncoder:
-    return model._prompt_encoder
+    return model.prompt_encoder
 
 
 def noise(height: int, width: int) -> Pixels:

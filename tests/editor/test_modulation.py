@@ -66,7 +66,7 @@ def test_rows_equal_the_live_ones(settings: EditorSettings) -> None:
     timesteps = [1000.0, 900.0, 12.5]
     with torch.inference_mode():
         expected = [live.rows(timesteps).of_block(index) for index in range(len(transformer.transformer_blocks))]
-        tables = TableModulation(transformer, [1000.0, 900.0])
+        tables = TableModulation(transformer, [1000.0, 900.0], torch.device("cpu"))
         rows = tables.rows(timesteps)
         for index, block in enumerate(expected):
             torch.testing.assert_close(rows.of_block(index).image, block.image)
@@ -76,7 +76,7 @@ def test_rows_equal_the_live_ones(settings: EditorSettings) -> None:
 def test_extra_rows_are_bounded_and_come_back(settings: EditorSettings) -> None:
     transformer = load_pipeline(settings).transformer
     with torch.inference_mode():
-        tables = TableModulation(transformer, [1000.0], max_extra_rows=3)
+        tables = TableModulation(transformer, [1000.0], torch.device("cpu"), max_extra_rows=3)
         first_bytes = tables.table_bytes
         expected = tables.rows([100.0]).of_block(0).image.clone()
         for timestep in range(200, 210):
