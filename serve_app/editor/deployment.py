@@ -8,6 +8,7 @@ from ray import serve
 from serve_app.config import EditorSettings
 from serve_app.editor.engine import Engine
 from serve_app.editor.loading import load_model
+from serve_app.editor.metrics import EngineMetrics
 from serve_app.editor.ticket import EngineStats, Ticket
 from serve_app.edits.request import EditJob, EditResult, Pictures
 from serve_app.errors import ServiceError, ServiceUnavailable
@@ -25,6 +26,7 @@ class Editor:
             max_waiting=settings.max_waiting_edits,
         )
         self._engine.start()
+        self._metrics = EngineMetrics()
         self._worker_id = serve.get_replica_context().replica_id.unique_id
         self._hand_over.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
         self._hand_over.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
@@ -68,6 +70,7 @@ class Editor:
     async def check_health(self) -> None:
         if not self._engine.alive:
             raise ServiceUnavailable("The engine thread has died.")
+        self._metrics.update(self._engine.stats, self._engine.cache_stats)
 
     def __del__(self) -> None:
         # Serve calls this at the end of a graceful shutdown.

@@ -43,13 +43,13 @@ class StepModel(Protocol):
     def cache_stats(self) -> dict[str, CacheStats]: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     ticket: Ticket
     prepared: Prepared
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     ticket: Ticket
     draft: Draft
@@ -110,6 +110,9 @@ class Engine:
                 raise ServiceUnavailable("The editor is shutting down; try again.")
             if len(self._preparing) + len(self._waiting) >= self._max_waiting:
                 raise Overloaded(f"{self._max_waiting} edits are waiting already; try again later.")
+            # From here on the engine alone ends this future: an asyncio task that awaits it would, when cancelled,
+            # cancel it as well, and the engine could no longer tell its end.
+            ticket.future.set_running_or_notify_cancel()
             ticket.submitted_at = self._clock()
             self._preparing.add(id(ticket))
             self._preparer.submit(self._prepare, ticket)

@@ -37,7 +37,7 @@ class Prepared:
     noise: torch.Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class Draft:
     """An edit being drawn: what it reads, its schedule, and the latents as they stand after `index` steps, of which the
     last one followed `velocity`."""

@@ -22,9 +22,9 @@ class Progress:
     preview: bytes | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
-    """An edit in the engine's hands. `future` ends with an EditResult or a ServiceError.
+    """An edit in the engine's hands, equal to nothing but itself. `future` ends with an EditResult or a ServiceError.
 
     Attributes:
         on_progress: called after each step, from a thread that it may block for a moment; its errors are logged.

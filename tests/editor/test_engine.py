@@ -125,6 +125,34 @@ def test_a_cancelled_edit_leaves_at_the_next_step(gated: FakeModel) -> None:
     assert gated.packs == [["leaves"], ["leaves", "stays"], ["leaves", "stays"], ["stays"]]
 
 
+def test_a_cancelled_waiter_does_not_end_the_engine(gated: FakeModel) -> None:
+    """What asyncio does with the future that a cancelled task awaits."""
+    with running(gated) as engine:
+        left = submit(engine, job("left", steps=3))
+        at_step(gated, 1)
+        assert not left.future.cancel()
+        left.cancel()
+        open_gate(gated)
+        finish(left)
+        assert submit(engine, job("next")).future.result(timeout=10)
+
+
+def test_equal_edits_are_told_apart(gated: FakeModel) -> None:
+    """Tickets hold arrays, whose comparison has no truth value: nothing may compare them."""
+    with running(gated) as engine:
+        tickets = [Ticket(job("twin", steps=3), (picture(),)) for _ in range(3)]
+        for ticket in tickets:
+            engine.submit(ticket)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 1)
+        tickets[1].cancel()
+        open_gate(gated)
+        finish(*tickets)
+        assert engine.alive
+    ends = [ticket.future.exception() for ticket in tickets]
+    assert [type(end) for end in ends] == [type(None), EditCancelled, type(None)]
+
+
 def test_a_cancelled_edit_that_waits_never_begins(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
         first = submit(engine, job("first", steps=2))

@@ -1,0 +1,125 @@
+"""The CUDA levers against diffusers' own pipeline in bfloat16, on the tiny weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
+from torch._dynamo.utils import counters
+
+from serve_app.bench.contenders import begin, draw_packed, stock_pipeline
+from serve_app.bench.orders import Order, plain_order, unlike_orders
+from serve_app.config import AppSettings, EditorSettings
+from serve_app.editor.loading import as_edit_model, load_pipeline
+from serve_app.editor.model import EditModel
+from serve_app.edits.request import Pixels
+
+EQUAL_DB = 45.0
+FP8_DB = 30.0
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings: AppSettings) -> EditorSettings:
+    return tiny_settings.editor.model_copy(update={"device": "cuda", "dtype": "bfloat16"})
+
+
+@pytest.fixture(scope="module")
+def order(tiny_settings: AppSettings) -> Order:
+    return plain_order(tiny_settings.sizes)
+
+
+@pytest.fixture(scope="module")
+def stock_picture(settings: EditorSettings, tiny_settings: AppSettings, order: Order) -> Pixels:
+    """diffusers' own picture, with prompt embeddings that have their M-RoPE positions."""
+    pipeline = load_pipeline(settings)
+    model = as_edit_model(pipeline, settings)
+    (draft,) = begin(model, [order])
+    return draw_reference(pipeline, settings, tiny_settings, order, draft.prompts[0].embeds)
+
+
+def draw_reference(
+    pipeline: QwenImageEditPlusPipeline,
+    settings: EditorSettings,
+    app: AppSettings,
+    order: Order,
+    embeds: torch.Tensor,
+) -> Pixels:
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**settings.scheduler.model_dump())
+    with stock_pipeline(pipeline, settings, app.sizes):
+        result = pipeline(
+            list(order.originals),
+            prompt_embeds=embeds[None],
+            prompt_embeds_mask=torch.ones(1, len(embeds), dtype=torch.long, device="cuda"),
+            num_inference_steps=order.job.sampling.num_inference_steps,
+            true_cfg_scale=1.0,
+            width=order.job.size.made.width,
+            height=order.job.size.made.height,
+            generator=torch.Generator().manual_seed(order.job.sampling.seed),
+        )
+    return np.asarray(result.images[0])
+
+
+def model_with(settings: EditorSettings, **levers: object) -> EditModel:
+    changed = settings.model_copy(update=levers)
+    return as_edit_model(load_pipeline(changed), changed)
+
+
+def psnr_db(one: Pixels, other: Pixels) -> float:
+    error = float(np.square(one.astype(float) - other.astype(float)).mean())
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+@pytest.mark.parametrize(
+    "levers",
+    [{}, {"vae": "stock"}, {"attention": "varlen"}, {"compile": True}, {"adaln_tables": True}],
+    ids=["packed", "stock VAE", "varlen", "compiled", "tables"],
+)
+def test_each_lever_draws_the_reference_picture(
+    levers: dict[str, object], settings: EditorSettings, order: Order, stock_picture: Pixels
+) -> None:
+    assert psnr_db(draw_packed(model_with(settings, **levers), [order])[0], stock_picture) >= EQUAL_DB
+
+
+def test_fp8_is_near_the_reference(settings: EditorSettings, order: Order, stock_picture: Pixels) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("fp8 needs compute capability 8.9")
+    pytest.importorskip("torchao", reason="fp8 needs the extra 'quantize'")
+    assert psnr_db(draw_packed(model_with(settings, quantization="fp8"), [order])[0], stock_picture) >= FP8_DB
+
+
+def test_a_packed_edit_equals_the_same_edit_alone(settings: EditorSettings, tiny_settings: AppSettings) -> None:
+    model = model_with(settings, attention="varlen")
+    orders = unlike_orders(tiny_settings.sizes)
+    together = draw_packed(model, orders)
+    assert [draw_db for draw_db in apart_db(model, orders, together) if draw_db < EQUAL_DB] == []
+
+
+def apart_db(model: EditModel, orders: Sequence[Order], together: Sequence[Pixels]) -> list[float]:
+    return [psnr_db(draw_packed(model, [order])[0], packed) for order, packed in zip(orders, together, strict=True)]
+
+
+def test_no_pack_compiles_anything_after_the_first(settings: EditorSettings, tiny_settings: AppSettings) -> None:
+    torch._dynamo.reset()
+    model = model_with(settings, compile=True, attention="varlen")
+    orders = unlike_orders(tiny_settings.sizes)
+    draw_packed(model, orders[:1])
+    counters.clear()
+    for number in (1, 3, 8):
+        draw_packed(model, orders[:number])
+    assert counters["stats"].get("unique_graphs", 0) == 0
+
+
+def test_tables_free_the_modulation_weights(settings: EditorSettings) -> None:
+    def allocated(**levers: object) -> int:
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        model = model_with(settings, **levers)
+        taken = torch.cuda.memory_allocated() - before
+        del model
+        return taken
+
+    transformer = load_pipeline(settings).transformer
+    modulation = sum(p.nbytes for name, p in transformer.named_parameters() if "_mod." in name)
+    saved = allocated() - allocated(adaln_tables=True)
+    assert 0 < saved <= modulation
