@@ -48,6 +48,11 @@ def replaced(old: str, new: str, source: Path = GPU_FILE) -> str:
     return head + new + tail
 
 
+def with_runtime_env(value: str) -> str:
+    """The file's text, whose last entry is the editor's runtime_env, with another one."""
+    return GPU_FILE.read_text(encoding="utf-8").partition("runtime_env:")[0] + f"runtime_env: {value}\n"
+
+
 def wrapped(serve_config: str) -> str:
     service = {"kind": "RayService", "spec": {"serveConfigV2": serve_config}}
     return yaml.safe_dump_all([{"kind": "PersistentVolumeClaim"}, service])
@@ -95,8 +100,7 @@ def test_key_unlike_any_other_is_refused_with_those_that_there_are(write: Edit) 
 
 def test_runtime_env_and_user_config_are_left_free(write: Edit) -> None:
     free = "      - name: Editor\n        user_config: {any: thing}"
-    text = replaced("      - name: Editor", free)
-    text = text.replace("num_gpus: 1", "num_gpus: 1\n          runtime_env: {env_vars: {A: b}, any: thing}")
+    text = with_runtime_env("{env_vars: {A: b}, any: thing}").replace("      - name: Editor", free)
     assert check_file(write(text)).serve.applications[0].deployments[2].user_config == {"any": "thing"}
 
 
@@ -225,7 +229,7 @@ def test_file_without_application_is_refused(write: Edit, text: str) -> None:
 
 @pytest.mark.parametrize("value", ["3", "{working_dir: 3}", "{py_modules: 3}"])
 def test_value_on_which_serve_breaks_is_a_problem_and_no_crash(write: Edit, value: str) -> None:
-    lines = problems_of(write(replaced("num_gpus: 1", f"num_gpus: 1\n          runtime_env: {value}")))
+    lines = problems_of(write(with_runtime_env(value)))
     assert lines[0].startswith(EDITOR)
 
 
