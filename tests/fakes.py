@@ -86,6 +86,7 @@ class FakeModel:
             draft.index += 1
 
     def preview(self, draft: Draft) -> Pixels:
+        self._maybe_fail(self._names[id(draft)], "preview")
         return np.full((draft.size.height, draft.size.width, 3), 128, np.uint8)
 
     @property

@@ -45,7 +45,6 @@ class Editor:
             result = await asyncio.wrap_future(ticket.future)
         except asyncio.CancelledError:
             ticket.cancel()
-            self._engine.wake()
             raise
         return replace(result, worker_id=self._worker_id)
 

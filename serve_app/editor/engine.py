@@ -15,17 +15,10 @@ from typing import Protocol
 
 from serve_app.editor.cache import CacheStats
 from serve_app.editor.model import Draft, Prepared
-from serve_app.editor.ticket import EngineStats, Progress, Ticket, describe
-from serve_app.edits.images import encode_picture, resample
-from serve_app.edits.request import EditJob, EditResult, EditTimings, Pictures, Pixels
-from serve_app.errors import (
-    DeadlineExceeded,
-    EditCancelled,
-    EditFailed,
-    Overloaded,
-    ServiceError,
-    ServiceUnavailable,
-)
+from serve_app.editor.outbox import Outbox
+from serve_app.editor.ticket import EngineStats, Progress, Ticket
+from serve_app.edits.request import EditJob, EditTimings, Pictures, Pixels
+from serve_app.errors import DeadlineExceeded, EditCancelled, Overloaded, ServiceUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +82,7 @@ class Engine:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self._compressor = ThreadPoolExecutor(1, thread_name_prefix="compress")
+        self._outbox = Outbox(clock)
 
     # Any thread
 
@@ -124,12 +117,7 @@ class Engine:
             self._work.notify()
         self._thread.join()
         self._preparer.shutdown()
-        self._compressor.shutdown()
-
-    def wake(self) -> None:
-        """Let an idle engine look at its tickets again: one that waits may have been cancelled or have expired."""
-        with self._work:
-            self._work.notify()
+        self._outbox.close()
 
     @property
     def closing(self) -> bool:
@@ -142,8 +130,8 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         with self._work:
-            counts = len(self._preparing), len(self._waiting), len(self._running)
-            return replace(self._stats, **dict(zip(("preparing", "waiting", "running"), counts, strict=True)))
+            now = {"preparing": len(self._preparing), "waiting": len(self._waiting), "running": len(self._running)}
+            return replace(self._stats, **now, **self._outbox.ends)
 
     @property
     def cache_stats(self) -> dict[str, CacheStats]:
@@ -158,16 +146,17 @@ class Engine:
         except Exception as problem:
             with self._work:
                 self._preparing.discard(id(ticket))
-            self._fail(ticket, problem)
+            self._outbox.failed(ticket, problem)
             return
         with self._work:
             self._preparing.discard(id(ticket))
-            self._waiting.append(_Waiting(ticket, prepared))
-            self._waiting.sort(key=lambda waiting: waiting.ticket.rank)
             closing = self._closing
-            self._work.notify()
+            if not closing:
+                self._waiting.append(_Waiting(ticket, prepared))
+                self._waiting.sort(key=lambda waiting: waiting.ticket.rank)
+                self._work.notify()
         if closing:
-            self._fail_all()
+            self._outbox.failed(ticket, _stopped())
 
     # The engine thread
 
@@ -205,7 +194,7 @@ class Engine:
             why = "cancelled" if ticket.cancelled else "expired"
             logger.info("edit %s %s after %.3f s", ticket.job.request_id, why, now - ticket.submitted_at)
             expired = DeadlineExceeded(f"The edit was not done within its {ticket.job.timeout_s} s.")
-            self._settle(ticket, EditCancelled("The edit was cancelled.") if ticket.cancelled else expired)
+            self._outbox.failed(ticket, EditCancelled("The edit was cancelled.") if ticket.cancelled else expired)
 
     def _tickets(self) -> list[Ticket]:
         return [waiting.ticket for waiting in self._waiting] + [running.ticket for running in self._running]
@@ -237,7 +226,7 @@ class Engine:
             return [*self._model.begin([waiting.prepared for waiting in admitted])]
         except Exception as problem:
             if len(admitted) == 1:
-                self._fail(admitted[0].ticket, problem)
+                self._outbox.failed(admitted[0].ticket, problem)
                 return [None]
             return [draft for waiting in admitted for draft in self._begin([waiting])]
 
@@ -275,7 +264,7 @@ class Engine:
                 self._model.step([running.draft])
             except Exception as own_problem:
                 self._running.remove(running)
-                self._fail(running.ticket, own_problem)
+                self._outbox.failed(running.ticket, own_problem)
 
     def _count_step(self, pack: list[_Running]) -> None:
         if len(pack) > 1:
@@ -293,9 +282,15 @@ class Engine:
         if running.ticket.on_progress is None:
             return
         draft = running.draft
-        pixels = self._model.preview(draft) if draft.index in running.previews_at else None
-        progress = Progress(draft.index, draft.schedule.num_steps)
-        self._compressor.submit(self._send_progress, running.ticket, progress, pixels)
+        preview = self._preview(running) if draft.index in running.previews_at else None
+        self._outbox.progress(running.ticket, Progress(draft.index, draft.schedule.num_steps), preview)
+
+    def _preview(self, running: _Running) -> Pixels | None:
+        try:
+            return self._model.preview(running.draft)
+        except Exception:
+            logger.exception("no preview of edit %s", running.ticket.job.request_id)
+            return None
 
     def _retire(self) -> None:
         for running in [running for running in self._running if running.draft.done]:
@@ -304,40 +299,10 @@ class Engine:
             try:
                 pixels = self._model.finish(running.draft)
             except Exception as problem:
-                self._fail(running.ticket, problem)
+                self._outbox.failed(running.ticket, problem)
                 continue
             timings = replace(running.timings, steps_s=began - running.began_steps_at, decode_s=self._clock() - began)
-            self._compressor.submit(self._compress, running.ticket, pixels, timings)
-
-    # The compressing thread
-
-    def _send_progress(self, ticket: Ticket, progress: Progress, pixels: Pixels | None) -> None:
-        if ticket.on_progress is None:
-            return
-        try:
-            preview = None if pixels is None else _encode(pixels, ticket.job)
-            ticket.on_progress(replace(progress, preview=preview))
-        except Exception:
-            logger.exception("progress of edit %s could not be told", ticket.job.request_id)
-
-    def _compress(self, ticket: Ticket, pixels: Pixels, timings: EditTimings) -> None:
-        began = self._clock()
-        try:
-            data = _encode(pixels, ticket.job)
-        except Exception as problem:
-            self._fail(ticket, problem)
-            return
-        timings = replace(timings, compress_s=self._clock() - began)
-        logger.info("edit %s done: %s", ticket.job.request_id, describe(timings))
-        self._settle(ticket, EditResult(data, ticket.job.output.media_type, timings))
-
-    # The ends of an edit, on any of the threads
-
-    def _fail(self, ticket: Ticket, problem: Exception) -> None:
-        if not isinstance(problem, ServiceError):
-            logger.error("edit %s failed in the model", ticket.job.request_id, exc_info=problem)
-            problem = EditFailed("The edit failed inside the model; the server's log has the reason.")
-        self._settle(ticket, problem)
+            self._outbox.finished(running.ticket, pixels, timings)
 
     def _fail_all(self) -> None:
         with self._work:
@@ -345,19 +310,11 @@ class Engine:
             self._running.clear()
             self._waiting.clear()
         for ticket in tickets:
-            self._settle(ticket, ServiceUnavailable("The editor stopped before this edit was done; try again."))
-
-    def _settle(self, ticket: Ticket, end: EditResult | ServiceError) -> None:
-        counter = _COUNTERS.get(type(end), "failed")
-        with self._work:
-            self._stats = replace(self._stats, **{counter: getattr(self._stats, counter) + 1})
-        if isinstance(end, ServiceError):
-            ticket.future.set_exception(end)
-        else:
-            ticket.future.set_result(end)
+            self._outbox.failed(ticket, _stopped())
 
 
-_COUNTERS = {EditResult: "completed", EditCancelled: "cancelled", DeadlineExceeded: "expired"}
+def _stopped() -> ServiceUnavailable:
+    return ServiceUnavailable("The editor stopped before this edit was done; try again.")
 
 
 def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
@@ -365,7 +322,3 @@ def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
     return frozenset(
         round(number * num_steps / (num_previews + 1)) for number in range(1, num_previews + 1)
     ) & frozenset(range(1, num_steps))
-
-
-def _encode(pixels: Pixels, job: EditJob) -> bytes:
-    return encode_picture(resample(pixels, job.size.final), job.output)

@@ -264,6 +264,15 @@ def test_every_step_is_told_with_its_previews() -> None:
     assert told[1].preview.startswith(b"\x89PNG")
 
 
+def test_a_preview_that_fails_harms_nobody() -> None:
+    told: list[Progress] = []
+    with running(FakeModel(failing={"a": "preview"})) as engine:
+        ticket = Ticket(replace(job("a", steps=4), num_previews=3), PICTURES, on_progress=told.append)
+        engine.submit(ticket)
+        assert ticket.future.result(timeout=10)
+    assert [(progress.step, progress.preview) for progress in told] == [(1, None), (2, None), (3, None), (4, None)]
+
+
 def test_a_listener_that_raises_harms_nobody() -> None:
     def raises(progress: Progress) -> None:
         raise RuntimeError("broken listener")
