@@ -137,5 +137,4 @@ _REWRITERS: dict[str, Callable[[], Qwen3VLForConditionalGeneration]] = {
     "Qwen3-VL-2B-Instruct": _Rewriter(2048, 28, 16, 6144, 24, 1024, 4096, (5, 11, 17), tied=True),
     "Qwen3-VL-4B-Instruct": _Rewriter(2560, 36, 32, 9728, 24, 1024, 4096, (5, 11, 17), tied=True),
     "Qwen3-VL-8B-Instruct": _Rewriter(4096, 36, 32, 12288, 27, 1152, 4304, (8, 16, 24), tied=False),
-    "Qwen3-VL-32B-Instruct": _Rewriter(5120, 64, 64, 25600, 27, 1152, 4304, (8, 16, 24), tied=False),
 }

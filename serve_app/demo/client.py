@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from serve_app.errors import EditFailed, ServiceUnavailable
 from serve_app.ingress.runpod import RunPodEnvelope
@@ -33,19 +33,19 @@ def send(url: str, payload: Mapping[str, object]) -> Answer:
     began = time.monotonic()
     try:
         # trust_env: a proxy that is set for the internet would not find this machine.
-        response = httpx.post(f"{url}/runsync", json=payload, timeout=_TIMEOUT_S, trust_env=False)
-    except httpx.HTTPError as problem:
+        response = httpx2.post(f"{url}/runsync", json=payload, timeout=_TIMEOUT_S, trust_env=False)
+    except httpx2.HTTPError as problem:
         raise ServiceUnavailable(f"The server at {url} gave no answer: {problem!r}") from problem
     return read_answer(response, time.monotonic() - began)
 
 
-def read_answer(response: httpx.Response, elapsed_s: float) -> Answer:
+def read_answer(response: httpx2.Response, elapsed_s: float) -> Answer:
     """The answer's contents.
 
     Raises:
         EditFailed: it is not that of a completed job.
     """
-    if response.status_code != httpx.codes.OK:
+    if response.status_code != httpx2.codes.OK:
         raise EditFailed(f"The server answered {response.status_code}: {response.text}")
     envelope = RunPodEnvelope.model_validate_json(response.content)
     if envelope.output is None:

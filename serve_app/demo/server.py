@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import dropwhile
 from pathlib import Path
 
-import httpx
+import httpx2
 import ray
 from ray import serve
 from ray.serve._private.api import serve_start
@@ -120,12 +120,12 @@ def _wait_until_loaded(name: str, log_folder: Path, say: Say) -> None:
 def _wait_until_routed(url: str) -> None:
     """The proxy learns its routes a moment after the application runs; until then it answers 404 or 503."""
     deadline = time.monotonic() + _ROUTE_LIMIT_S
-    with httpx.Client(trust_env=False) as client:
-        while (answer := client.get(url)).status_code in (httpx.codes.NOT_FOUND, httpx.codes.SERVICE_UNAVAILABLE):
+    with httpx2.Client(trust_env=False) as client:
+        while (answer := client.get(url)).status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.SERVICE_UNAVAILABLE):
             if time.monotonic() > deadline:
                 break
             time.sleep(_POLL_S)
-    if answer.status_code != httpx.codes.OK:
+    if answer.status_code != httpx2.codes.OK:
         raise StartupError(f"The service runs, but {url} answers {answer.status_code}: {answer.text}")
 
 

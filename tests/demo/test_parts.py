@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from rich.console import Console
 
@@ -109,13 +109,13 @@ def test_completed_job_gives_its_pictures() -> None:
 
 def test_refusal_is_told_in_the_servers_words() -> None:
     with pytest.raises(EditFailed, match=r"answered 400: .*prompt is too long"):
-        read_answer(httpx.Response(400, json={"error": "prompt is too long"}), 1.0)
+        read_answer(httpx2.Response(400, json={"error": "prompt is too long"}), 1.0)
 
 
 def test_failed_job_is_told_in_the_servers_words() -> None:
     failed = envelope(status="FAILED", output=None, error="the model said no")
     with pytest.raises(EditFailed, match="ended as FAILED: the model said no"):
-        read_answer(httpx.Response(200, json=failed), 1.0)
+        read_answer(httpx2.Response(200, json=failed), 1.0)
 
 
 def test_no_answer_is_told() -> None:
