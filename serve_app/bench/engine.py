@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline
 
 from serve_app.bench.contenders import begin, draw_one_by_one, draw_packed, draw_stock, stock_pipeline
-from serve_app.bench.floor import copy_rate, matmul_rate, step_flops
+from serve_app.bench.floor import copy_rate, counted_flops, matmul_rate, step_flops
 from serve_app.bench.orders import orbit_orders, plain_order, unlike_orders
 from serve_app.bench.timing import Timing, in_turns
 from serve_app.config import AppSettings
@@ -24,12 +24,20 @@ NO_CACHE = {"latents_cache_bytes": 0, "prompts_cache_bytes": 0}
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report: a median time, and how many times faster than the section's first line."""
+    """One line of the report.
+
+    Attributes:
+        speed_up: how many times faster than the section's first line.
+        flops: arithmetic of one run, where it is counted.
+        floor_fraction: the share of the time that this arithmetic takes at the device's own measured rate.
+    """
 
     section: str
     name: str
     median_s: float
     speed_up: float | None = None
+    flops: int | None = None
+    floor_fraction: float | None = None
 
 
 @dataclass
@@ -52,6 +60,18 @@ class Bench:
         away from the pipeline are left out, for the sections share it."""
         kept = {"adaln_tables": False, "quantization": "none", **levers}
         return as_edit_model(self.pipeline, self.settings.editor.model_copy(update=kept))
+
+    def measure_rates(self) -> None:
+        device, dtype = self.pipeline.transformer.device, self.pipeline.transformer.dtype
+        self.facts["matmul rate, FLOP/s"] = matmul_rate(device, dtype)
+        self.facts["copy rate, B/s"] = copy_rate(device)
+
+    def time_stage(self, name: str, stage: Callable[[], object], flops: int | None = None) -> None:
+        timing = in_turns({name: stage}, self.rounds, self.told)[name]
+        floor_s = None if flops is None else flops / self.facts["matmul rate, FLOP/s"]
+        fraction = None if floor_s is None else floor_s / timing.median_s
+        row = Row("stages of one edit", name, timing.median_s, flops=flops, floor_fraction=fraction)
+        self.rows.append(row)
 
     def compare(self, section: str, contenders: dict[str, Callable[[], object]]) -> dict[str, Timing]:
         timings = in_turns(contenders, self.rounds, self.told)
@@ -83,29 +103,24 @@ def run_sections(
     return tuple(bench.rows), bench.facts
 
 
-@torch.inference_mode()
 def stages(bench: Bench) -> None:
-    """Where one edit's time goes."""
-    order = plain_order(bench.settings.sizes)
-    model = bench.model(**NO_CACHE)
-    prepared = model.prepare(order.job, order.pictures)
-    inputs = [inputs for _, inputs in prepared.prompts]
+    """Where one edit's time goes, and how near the device's stages come to its own rate of arithmetic."""
+    order, model = plain_order(bench.settings.sizes), bench.model(**NO_CACHE)
+    inputs = [inputs for _, inputs in model.prepare(order.job, order.pictures).prompts]
     (draft,) = begin(model, [order])
     pixels = model.finish(draft)
-
-    def step() -> None:
-        draft.index = 0
-        model.step([draft])
-
-    for name, stage in {
-        "prepare (CPU)": lambda: model.prepare(order.job, order.pictures),
-        "text encoder": lambda: model.prompt_encoder.encode(inputs),
-        "VAE encode": lambda: model.vae.encode(order.pictures[0].vae_pixels),
-        "step": step,
-        "VAE decode": lambda: model.finish(draft),
-        "PNG (CPU)": lambda: encode_picture(pixels, order.job.output),
-    }.items():
-        bench.compare("stages of one edit", {name: stage})
+    text = torch.inference_mode()(lambda: model.prompt_encoder.encode(inputs))
+    encode = torch.inference_mode()(lambda: model.vae.encode(order.pictures[0].vae_pixels))
+    decode = torch.inference_mode()(lambda: model.vae.decode(draft.latents, draft.size))
+    bench.measure_rates()
+    draft.index = 0
+    flops = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
+    bench.time_stage("prepare (CPU)", lambda: model.prepare(order.job, order.pictures))
+    bench.time_stage("text encoder", text, counted_flops(lambda: model.prompt_encoder.encode(inputs)))
+    bench.time_stage("VAE encode", encode, counted_flops(lambda: model.vae.encode(order.pictures[0].vae_pixels)))
+    bench.time_stage("step", partial(_step, model, [draft]), flops)
+    bench.time_stage("VAE decode", decode, counted_flops(lambda: model.vae.decode(draft.latents.clone(), draft.size)))
+    bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, order.job.output))
 
 
 def single_edit(bench: Bench) -> None:
@@ -188,23 +203,13 @@ def step_cost(bench: Bench) -> None:
         )
 
 
-def floor(bench: Bench) -> None:
-    """How near one full-sized edit's step comes to the device's own rate of arithmetic."""
-    transformer = bench.pipeline.transformer
-    model = bench.model(**NO_CACHE)
-    (draft,) = begin(model, [plain_order(bench.settings.sizes)])
-    flops = step_flops(transformer, [span.shape for span in draft.spans])
-    rate = matmul_rate(transformer.device, transformer.dtype)
-    (timing,) = bench.compare("step of one edit", {"packed": partial(_step, model, [draft])}).values()
-    bench.facts["matmul rate, FLOP/s"] = rate
-    bench.facts["copy rate, B/s"] = copy_rate(transformer.device)
-    bench.facts["step, FLOP"] = float(flops)
-    bench.facts["step, fraction of the floor"] = flops / rate / timing.median_s
+def peak_memory(bench: Bench) -> None:
+    """The most that torch has held on the card in this run, stock pipeline included."""
     if torch.cuda.is_available():
         bench.facts["peak memory, B"] = float(torch.cuda.max_memory_allocated())
 
 
-SECTIONS = (stages, single_edit, small_edits, orbit, still_vae, step_cost, floor)
+SECTIONS = (stages, single_edit, small_edits, orbit, still_vae, step_cost, peak_memory)
 
 
 def _step(model: EditModel, drafts: Sequence[Draft]) -> None:

@@ -1,8 +1,11 @@
 """The time that no code can beat: a stage's arithmetic at the device's own measured rate."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from serve_app.bench.timing import timed
 from serve_app.editor.layout import SpanShape
@@ -26,6 +29,14 @@ def step_flops(transformer: QwenImageTransformer2DModel, shapes: list[SpanShape]
     )
     attention = sum(4 * transformer.inner_dim * shape.num_tokens**2 for shape in shapes)
     total: int = linear + attention * len(transformer.transformer_blocks)
+    return total
+
+
+def counted_flops(run: Callable[[], object]) -> int:
+    """Multiplications and additions of a stage's matrix products and convolutions, counted while it runs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    total: int = counter.get_total_flops()
     return total
 
 

@@ -18,17 +18,20 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 def print_table(result: Result, console: Console) -> None:
-    """One block for each section: medians, and how many times faster than its first line."""
+    """One block for each section: medians, how many times faster than its first line, and for the device's stages the
+    fraction of the floor that they reach."""
     table = Table(title=f"camera-edit bench engine, {device_name()}, medians of {result.rounds} rounds in turns")
     table.add_column("what")
     table.add_column("median", justify="right")
     table.add_column("speed-up", justify="right")
+    table.add_column("of the floor", justify="right")
     for section, rows in groupby(result.rows, key=lambda row: row.section):
         table.add_section()
         table.add_row(f"[bold]{section}[/bold]")
         for row in rows:
             speed_up = "" if row.speed_up is None else f"{row.speed_up:.2f}x"
-            table.add_row(f"  {row.name}", f"{row.median_s * 1000:.1f} ms", speed_up)
+            fraction = "" if row.floor_fraction is None else f"{row.floor_fraction:.0%}"
+            table.add_row(f"  {row.name}", f"{row.median_s * 1000:.1f} ms", speed_up, fraction)
     console.print(table)
     for name, value in result.facts.items():
         console.print(f"{name}: {value:.4g}")

@@ -11,7 +11,7 @@ from diffusers import QwenImageTransformer2DModel
 from PIL import Image
 
 from serve_app.bench.engine import Result, Row
-from serve_app.bench.floor import step_flops
+from serve_app.bench.floor import counted_flops, step_flops
 from serve_app.bench.plot import plot_step_cost, step_points
 from serve_app.bench.timing import in_turns
 from serve_app.editor.layout import SpanShape
@@ -27,6 +27,12 @@ def test_the_flop_count_follows_from_the_configuration(num_references: int, num_
         transformer = QwenImageTransformer2DModel(zero_cond_t=True)
     flops = step_flops(transformer, [SpanShape(MEGAPIXEL, (MEGAPIXEL,) * num_references, num_text)])
     assert flops / 1e12 == pytest.approx(tflop, rel=0.01)
+
+
+def test_a_stages_arithmetic_is_counted_while_it_runs() -> None:
+    convolution = torch.nn.Conv2d(3, 5, 3, padding=1)
+    picture = torch.zeros(1, 3, 8, 16)
+    assert counted_flops(lambda: convolution(picture)) == 2 * (3 * 3 * 3) * 5 * 8 * 16
 
 
 def test_contenders_run_in_turns() -> None:
@@ -61,6 +67,8 @@ def test_the_command_measures_without_ray(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())
     medians = {(row["section"], row["name"]): row["median_s"] for row in figures["rows"]}
     assert medians["one edit", "engine"] < medians["one edit", "diffusers"]
+    step = next(row for row in figures["rows"] if row["name"] == "step")
+    assert 0 < step["floor_fraction"] < 1.5
     assert figures["versions"]["torch"] == torch.__version__.split("+")[0]
     assert "8 small unlike edits" in done.stdout
     with Image.open(tmp_path / "steps.png") as plot:
