@@ -4,6 +4,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+AttentionBackend = Literal["sdpa", "varlen", "fa3"]
+Quantization = Literal["none", "fp8", "int4"]
+VaeKind = Literal["still", "stock"]
+
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,10 +69,10 @@ class EditorSettings(Settings):
         ge=1,
         description="Token budget of one packed step; an edit above it runs alone.",
     )
-    vae: Literal["still", "stock"] = Field(
+    vae: VaeKind = Field(
         default="still", description="still: 2-D convolutions, the same pictures faster; stock: diffusers' video VAE."
     )
-    attention: Literal["sdpa", "varlen", "fa3"] = Field(
+    attention: AttentionBackend = Field(
         default="sdpa", description="sdpa runs anywhere; varlen and fa3 (FlashAttention 3) need CUDA and 16 bits."
     )
     compile: bool = Field(default=False, description="Compile the transformer's blocks, once for all packs.")
@@ -76,7 +80,7 @@ class EditorSettings(Settings):
         default=False,
         description="Look modulation up in tables and keep its weights on the CPU: a third less memory on the device.",
     )
-    quantization: Literal["none", "fp8", "int4"] = Field(
+    quantization: Quantization = Field(
         default="none",
         description="The blocks' linear layers after LoRA fusion, but for modulation and the image MLP's last one. "
         "fp8 needs CUDA of compute capability 8.9, int4 needs CUDA.",

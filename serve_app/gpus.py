@@ -60,8 +60,8 @@ def _hope(settings: AppSettings) -> str | None:
         return "wait_for_gpu says so" if settings.wait_for_gpu else None
     if KUBERAY_VARIABLE in os.environ:
         return "under KubeRay its pod may come later than the head's"
-    if _reported_gpus() > 0:
-        return f"the cluster's configuration promises up to {_reported_gpus():g} GPUs"
+    if (promised := _reported_gpus()) > 0:
+        return f"the cluster's configuration promises up to {promised:g} GPUs"
     if _autoscaler_runs_here():
         return "an autoscaler runs beside the head node"
     return None

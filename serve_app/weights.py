@@ -12,6 +12,9 @@ from serve_app.tiny.checkpoint import PARTS, cached_checkpoint
 
 TINY_PREFIX = "tiny:"
 
+MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
+"""What a model's repository holds that we load."""
+
 
 def locate(source: WeightsSource, patterns: Sequence[str] | None = None) -> Path:
     """The local folder of `source`, downloaded first where it is a repository id.

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline
 from serve_app.bench.contenders import begin, draw_one_by_one, draw_packed, draw_stock, stock_pipeline
 from serve_app.bench.floor import copy_rate, counted_flops, matmul_rate, step_flops
 from serve_app.bench.orders import orbit_orders, plain_order, unlike_orders
-from serve_app.bench.timing import Timing, in_turns
+from serve_app.bench.timing import in_turns
 from serve_app.config import AppSettings
 from serve_app.editor.loading import as_edit_model
 from serve_app.editor.model import Draft, EditModel, num_picture_tokens
@@ -73,13 +73,13 @@ class Bench:
         row = Row("stages of one edit", name, timing.median_s, flops=flops, floor_fraction=fraction)
         self.rows.append(row)
 
-    def compare(self, section: str, contenders: dict[str, Callable[[], object]]) -> dict[str, Timing]:
+    def time_device_stage(self, name: str, stage: Callable[[], object]) -> None:
+        self.time_stage(name, torch.inference_mode()(stage), counted_flops(stage))
+
+    def compare(self, section: str, contenders: dict[str, Callable[[], object]]) -> None:
         timings = in_turns(contenders, self.rounds, self.told)
-        slowest = next(iter(timings.values())).median_s
-        for name, timing in timings.items():
-            speed_up = slowest / timing.median_s if len(timings) > 1 else None
-            self.rows.append(Row(section, name, timing.median_s, speed_up))
-        return timings
+        first = next(iter(timings.values())).median_s
+        self.rows += [Row(section, name, timing.median_s, first / timing.median_s) for name, timing in timings.items()]
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,14 @@ def stages(bench: Bench) -> None:
     order, model = plain_order(bench.settings.sizes), bench.model(**NO_CACHE)
     inputs = [inputs for _, inputs in model.prepare(order.job, order.pictures).prompts]
     (draft,) = begin(model, [order])
-    pixels = model.finish(draft)
-    text = torch.inference_mode()(lambda: model.prompt_encoder.encode(inputs))
-    encode = torch.inference_mode()(lambda: model.vae.encode(order.pictures[0].vae_pixels))
-    decode = torch.inference_mode()(lambda: model.vae.decode(draft.latents, draft.size))
+    pixels, latents = model.finish(draft), draft.latents.clone()
+    step_arithmetic = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
     bench.measure_rates()
-    draft.index = 0
-    flops = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
     bench.time_stage("prepare (CPU)", lambda: model.prepare(order.job, order.pictures))
-    bench.time_stage("text encoder", text, counted_flops(lambda: model.prompt_encoder.encode(inputs)))
-    bench.time_stage("VAE encode", encode, counted_flops(lambda: model.vae.encode(order.pictures[0].vae_pixels)))
-    bench.time_stage("step", partial(_step, model, [draft]), flops)
-    bench.time_stage("VAE decode", decode, counted_flops(lambda: model.vae.decode(draft.latents.clone(), draft.size)))
+    bench.time_device_stage("text encoder", lambda: model.prompt_encoder.encode(inputs))
+    bench.time_device_stage("VAE encode", lambda: model.vae.encode(order.pictures[0].vae_pixels))
+    bench.time_stage("step", partial(_step, model, [draft]), step_arithmetic)
+    bench.time_device_stage("VAE decode", lambda: model.vae.decode(latents, draft.size))
     bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, order.job.output))
 
 

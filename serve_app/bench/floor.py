@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from serve_app.bench.timing import timed
 from serve_app.editor.layout import SpanShape
+from serve_app.editor.modulation import is_modulation
 
 _CUDA_SIDE = 8192
 _CPU_SIDE = 1536
@@ -42,7 +43,7 @@ def counted_flops(run: Callable[[], object]) -> int:
 
 def _stream(name: str) -> str:
     """Which tokens a linear layer sees. Modulation and timestep embedding see rows, of which there are few."""
-    if "_mod." in name or name.startswith(("time_text_embed", "norm_out")):
+    if is_modulation(name) or name.startswith(("time_text_embed", "norm_out")):
         return "none"
     if name.startswith("proj_out"):
         return "target"

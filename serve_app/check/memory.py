@@ -6,7 +6,6 @@ encoder's is smaller than the transformer's and counts as part of it. The plan i
 configured areas: loading, and an output that a client wants larger, may need more for a while.
 """
 
-import inspect
 from collections.abc import Iterator
 
 import torch
@@ -18,10 +17,9 @@ from serve_app.architectures import EditArchitecture, find_edit_model, find_rewr
 from serve_app.check.live_bytes import peak_bytes
 from serve_app.check.plan import Row
 from serve_app.config import AppSettings, EditorSettings, RewriterSettings
-from serve_app.editor.loading import TABLED_STEP_COUNTS
-from serve_app.editor.modulation import ZERO, TableModulation
+from serve_app.editor.modulation import MAX_EXTRA_ROWS, ZERO, is_modulation
 from serve_app.editor.quantize import is_quantizable
-from serve_app.editor.schedule import make_schedule
+from serve_app.editor.schedule import tabled_timesteps
 from serve_app.editor.still_vae import StillVae
 from serve_app.editor.vae import TOKEN_PX
 from serve_app.edits.sizes import Size, fit_area
@@ -103,22 +101,16 @@ def transformer_bytes(model: QwenImageTransformer2DModel, editor: EditorSettings
     num_bytes: float = sum(
         parameter.numel() * (small if name in quantized else whole)
         for name, parameter in model.named_parameters()
-        if not (editor.adaln_tables and _is_modulation(name))
+        if not (editor.adaln_tables and is_modulation(name))
     )
     return num_bytes
-
-
-def _is_modulation(name: str) -> bool:
-    return ".img_mod." in name or ".txt_mod." in name
 
 
 def table_bytes(model: QwenImageTransformer2DModel, editor: EditorSettings) -> int:
     """A row for each timestep known beforehand and for t = 0, and the extra ones that may be kept for others."""
     if not editor.adaln_tables:
         return 0
-    schedules = (make_schedule(editor.scheduler, num_steps, 1) for num_steps in TABLED_STEP_COUNTS)
-    num_rows: int = len({ZERO, *(timestep for schedule in schedules for timestep in schedule.steps)})
-    num_rows += inspect.signature(TableModulation).parameters["max_extra_rows"].default
+    num_rows = len({ZERO, *tabled_timesteps(editor.scheduler)}) + MAX_EXTRA_ROWS
     row_bytes: int = len(model.transformer_blocks) * 2 * 6 * model.inner_dim * _dtype(editor).itemsize
     return num_rows * row_bytes
 

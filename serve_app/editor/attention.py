@@ -1,15 +1,14 @@
 """Attention over a pack: each span sees its own tokens and no others."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from serve_app.config import AttentionBackend
 from serve_app.editor.layout import Layout
 from serve_app.errors import ConfigError
 
-AttentionBackend = Literal["sdpa", "varlen", "fa3"]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Layout], torch.Tensor]
 """Query, key and value in joint order, shape (tokens, heads, head_dim) → output of the same shape."""
 

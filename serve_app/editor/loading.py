@@ -15,16 +15,14 @@ from serve_app.editor.model import EditModel
 from serve_app.editor.modulation import LiveModulation, Modulation, TableModulation
 from serve_app.editor.packed import PackedTransformer
 from serve_app.editor.quantize import quantize
-from serve_app.editor.schedule import make_schedule
+from serve_app.editor.schedule import tabled_timesteps
 from serve_app.editor.vae import Vae
 from serve_app.edits.request import EditJob, OutputFormat, PreparedPicture, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import CheckpointError, ConfigError
-from serve_app.weights import locate
+from serve_app.weights import MODEL_FILES, locate
 
 logger = logging.getLogger(__name__)
-
-TABLED_STEP_COUNTS = range(1, 17)
 
 
 def load_model(settings: EditorSettings) -> EditModel:
@@ -59,7 +57,7 @@ def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("editor.device is cuda, but torch sees no CUDA device on this node; use device: cpu.")
-    folder = locate(settings.base, patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+    folder = locate(settings.base, MODEL_FILES)
     try:
         pipeline = QwenImageEditPlusPipeline.from_pretrained(
             folder, dtype=getattr(torch, settings.dtype), use_safetensors=True
@@ -124,9 +122,9 @@ def choose_modulation(transformer: QwenImageTransformer2DModel, settings: Editor
         raise ConfigError(
             "editor.adaln_tables needs a scheduler with a fixed shift, base_shift equal to max_shift, as Lightning has."
         )
-    schedules = (make_schedule(settings.scheduler, num_steps, 1) for num_steps in TABLED_STEP_COUNTS)
-    timesteps = (timestep for schedule in schedules for timestep in schedule.steps)
-    return TableModulation(transformer, timesteps, torch.device(settings.device))
+    tables = TableModulation(transformer, tabled_timesteps(settings.scheduler), torch.device(settings.device))
+    logger.info("AdaLN tables of %d bytes for %d parameters kept off the device", tables.table_bytes, tables.num_freed)
+    return tables
 
 
 def _made_smaller(settings: EditorSettings) -> bool:

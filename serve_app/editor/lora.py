@@ -143,7 +143,8 @@ def audit(
     if settings.expected_modules not in (None, len(adapter)):
         problems.append(f"{len(adapter)} modules are adapted, expected_modules says {settings.expected_modules}")
     if problems or not adapter:
-        raise LoraAuditError(_report(settings, problems or ["the file adapts no module at all"]))
+        title = f"LoRA {settings.name} ({settings.file}) does not fit this model"
+        raise LoraAuditError(_report(title, problems or ["the file adapts no module at all"]))
     return adapter
 
 
@@ -212,11 +213,11 @@ def _alpha_from_metadata(metadata: Mapping[str, str]) -> float | None:
     return float(config["lora_alpha"]) if config.get("lora_alpha") is not None else None
 
 
-def _report(settings: LoraSettings, problems: list[str]) -> str:
+def _report(title: str, problems: list[str]) -> str:
     listed = "\n".join(f"  {problem}" for problem in problems[:_MAX_LISTED])
     rest = len(problems) - _MAX_LISTED
     more = f"\n  … and {rest} more" if rest > 0 else ""
-    return f"LoRA {settings.name} ({settings.file}) does not fit this model:\n{listed}{more}"
+    return f"{title}:\n{listed}{more}"
 
 
 def _for_diffusers(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -246,5 +247,4 @@ def _verify_loaded(transformer: nn.Module, adapter: Adapter, name: str) -> None:
         if (gives - should).norm() > 0.02 * should.norm():  # bfloat16 keeps two to three digits
             problems.append(f"{module_name}: the loaded layer does not compute what the file says (alpha lost?)")
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems[:_MAX_LISTED])
-        raise LoraAuditError(f"LoRA {name} was loaded wrongly:\n{listed}")
+        raise LoraAuditError(_report(f"LoRA {name} was loaded wrongly", problems))

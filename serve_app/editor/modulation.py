@@ -14,6 +14,12 @@ from diffusers import QwenImageTransformer2DModel
 from torch import nn
 
 ZERO = 0.0  # the timestep of reference tokens
+MAX_EXTRA_ROWS = 128  # beside the first ones of a table; at full size a row takes 4.4 MB
+
+
+def is_modulation(name: str) -> bool:
+    """Whether a transformer's module or parameter of this name belongs to a block's modulation."""
+    return ".img_mod." in name or ".txt_mod." in name
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,7 @@ class TableModulation:
         transformer: its modulation weights are taken away from it, and the first rows are computed where it is.
         timesteps: those to have rows for from the start.
         device: where the tables lie and the transformer will run.
-        max_extra_rows: rows beyond those that are kept before the extra ones are dropped again; at full size one takes
-            4.4 MB.
+        max_extra_rows: rows beyond those that are kept before the extra ones are dropped again.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class TableModulation:
         transformer: QwenImageTransformer2DModel,
         timesteps: Iterable[float],
         device: torch.device,
-        max_extra_rows: int = 128,
+        max_extra_rows: int = MAX_EXTRA_ROWS,
     ) -> None:
         self._model = transformer
         self._max_extra_rows = max_extra_rows
@@ -103,11 +108,14 @@ class TableModulation:
 
     def prepare(self, timesteps: Iterable[float]) -> None:
         """Compute missing rows, all of an edit's at once: the weights are read once for all of them."""
-        missing = [timestep for timestep in dict.fromkeys(timesteps) if timestep not in self._index]
+        wanted = list(dict.fromkeys(timesteps))
+        missing = [timestep for timestep in wanted if timestep not in self._index]
         if not missing:
             return
         if len(self._index) - self._num_first + len(missing) > self._max_extra_rows:
             self._drop_extra()
+            # Among what was dropped may be rows that are wanted now.
+            missing = [timestep for timestep in wanted if timestep not in self._index]
         embeds = embed(self._model, missing)
         for place, (image_mod, text_mod) in enumerate(self._weights):
             table, seen = self._tables[place], embeds.cpu()

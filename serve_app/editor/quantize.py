@@ -4,15 +4,13 @@ A LoRA on a quantized base leaves a grid in the picture, so the adapters are fus
 proj_out and the image MLP's last layer keep their 16 bits: their errors show.
 """
 
-from typing import Literal
-
 import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import nn
 
+from serve_app.config import Quantization
+from serve_app.editor.modulation import is_modulation
 from serve_app.errors import ConfigError
-
-Quantization = Literal["none", "fp8", "int4"]
 
 _FP8_CAPABILITY = (8, 9)
 _INT4_GROUP = 128
@@ -56,7 +54,7 @@ def is_quantizable(module: nn.Module, name: str) -> bool:
     return (
         isinstance(module, nn.Linear)
         and name.startswith("transformer_blocks.")
-        and "_mod." not in name
+        and not is_modulation(name)
         and not name.endswith(".img_mlp.net.2")
     )
 

@@ -25,6 +25,16 @@ class Schedule:
         return len(self.steps)
 
 
+TABLED_STEP_COUNTS = range(1, 17)
+"""Step counts whose timesteps the AdaLN tables hold from the start."""
+
+
+def tabled_timesteps(settings: SchedulerSettings) -> list[float]:
+    """All timesteps of those step counts, for a scheduler whose shift does not depend on the size."""
+    schedules = (make_schedule(settings, num_steps, 1) for num_steps in TABLED_STEP_COUNTS)
+    return [timestep for schedule in schedules for timestep in schedule.steps]
+
+
 def make_schedule(settings: SchedulerSettings, num_steps: int, num_tokens: int) -> Schedule:
     """The schedule that diffusers' pipeline would run for `num_tokens` output tokens.
 

@@ -3,20 +3,19 @@
 A token is a 2x2 patch of the VAE's 16-channel latents: 64 numbers for 16x16 pixels.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage
 
+from serve_app.config import VaeKind
 from serve_app.editor.still_vae import StillVae
 from serve_app.edits.request import Pixels
 from serve_app.edits.sizes import MADE_MULTIPLE_PX, Size
 
 TOKEN_PX = MADE_MULTIPLE_PX
 PATCH = 2
-
-VaeKind = Literal["still", "stock"]
 
 
 class Codec(Protocol):

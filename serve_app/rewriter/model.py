@@ -10,7 +10,7 @@ from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
 from serve_app.errors import CheckpointError
 from serve_app.rewriter.instructions import INSTRUCTIONS, parse_answer, user_message
-from serve_app.weights import locate
+from serve_app.weights import MODEL_FILES, locate
 
 
 class RewriterModel:
@@ -23,7 +23,7 @@ class RewriterModel:
     def __init__(self, settings: RewriterSettings) -> None:
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise CheckpointError("rewriter.device is cuda, but torch sees no CUDA device on this node.")
-        folder = locate(settings.source, patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+        folder = locate(settings.source, MODEL_FILES)
         try:
             self._processor = AutoProcessor.from_pretrained(folder)
             self._model = Qwen3VLForConditionalGeneration.from_pretrained(

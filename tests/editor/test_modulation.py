@@ -85,6 +85,17 @@ def test_extra_rows_are_bounded_and_come_back(settings: EditorSettings) -> None:
         torch.testing.assert_close(tables.rows([100.0]).of_block(0).image, expected)
 
 
+def test_rows_that_a_pack_shares_survive_the_dropping(settings: EditorSettings) -> None:
+    """One edit's row is there, another's is not, and there is no room for it beside what is kept."""
+    transformer = load_pipeline(settings).transformer
+    live = LiveModulation(transformer)
+    with torch.inference_mode():
+        expected = live.rows([100.0, 200.0]).of_block(0).image
+        tables = TableModulation(transformer, [1000.0], torch.device("cpu"), max_extra_rows=2)
+        tables.prepare([100.0, 150.0])
+        torch.testing.assert_close(tables.rows([100.0, 200.0]).of_block(0).image, expected)
+
+
 def test_a_shift_that_depends_on_the_size_is_refused(settings: EditorSettings) -> None:
     scheduler = settings.scheduler.model_copy(update={"base_shift": 0.5, "max_shift": 0.9})
     with pytest.raises(ConfigError, match="fixed shift"):
