@@ -1,8 +1,12 @@
 """The application's settings: the `args` of a Serve config file. Unknown keys are refused."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TINY_FILE = Path(__file__).resolve().parent.parent / "configs" / "tiny-cpu.yaml"
+"""The shipped Serve file for a machine without a GPU; it is there in a clone, not in an installed package."""
 
 AttentionBackend = Literal["sdpa", "varlen", "fa3"]
 Quantization = Literal["none", "fp8", "int4"]

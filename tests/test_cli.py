@@ -117,7 +117,7 @@ def test_demo_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.Captur
 def test_demo_needs_the_shipped_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(serve_app, "__file__", str(tmp_path / "serve_app" / "__init__.py"))
+    monkeypatch.setattr("serve_app.demo.server.TINY_FILE", tmp_path / "configs" / "tiny-cpu.yaml")
     assert main(["demo", "--out", str(tmp_path / "out")]) == 1
     assert f"camera-edit: The demo needs {tmp_path / 'configs' / 'tiny-cpu.yaml'}. " in capsys.readouterr().err
 

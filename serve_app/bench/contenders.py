@@ -53,10 +53,7 @@ def begin(model: EditModel, orders: Sequence[Order]) -> list[Draft]:
 
 def draw_packed(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
     """All edits in one pack, each picture as a PNG file; the pixels are returned for comparisons."""
-    drafts = begin(model, orders)
-    while running := [draft for draft in drafts if not draft.done]:
-        model.step(running)
-    pictures = [model.finish(draft) for draft in drafts]
+    pictures = model.draw(begin(model, orders))
     for pixels, order in zip(pictures, orders, strict=True):
         encode_picture(pixels, order.job.output)
     return pictures

@@ -7,16 +7,13 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import serve_app
 from serve_app.bench.engine import Result, run_sections
 from serve_app.bench.plot import plot_step_cost
 from serve_app.bench.random_weights import random_pipeline
 from serve_app.bench.report import print_table, write_json
-from serve_app.config import AppSettings
+from serve_app.config import TINY_FILE, AppSettings
 from serve_app.editor.loading import load_pipeline
 from serve_app.errors import ConfigError
-
-TINY_FILE = Path(serve_app.__file__).resolve().parent.parent / "configs" / "tiny-cpu.yaml"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from ray import serve
 from ray.serve._private.api import serve_start
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
-import serve_app
 from serve_app.check import ServeFile, check_file
+from serve_app.config import TINY_FILE
 from serve_app.demo.progress import Reporter, Say
 from serve_app.errors import StartupError
 
@@ -36,10 +36,9 @@ def read_config() -> ServeFile:
     Raises:
         StartupError: the package was installed without the folder that holds it.
     """
-    path = Path(serve_app.__file__).resolve().parent.parent / "configs" / "tiny-cpu.yaml"
-    if not path.is_file():
-        raise StartupError(f"The demo needs {path}. Clone the repository and install it there: pip install -e .")
-    return check_file(path)
+    if not TINY_FILE.is_file():
+        raise StartupError(f"The demo needs {TINY_FILE}. Clone the repository and install it there: pip install -e .")
+    return check_file(TINY_FILE)
 
 
 def choose_port(wanted: int | None) -> int:

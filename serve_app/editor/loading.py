@@ -44,10 +44,7 @@ def _warm_up(model: EditModel) -> None:
     side = Size(64, 64)
     blank = np.zeros((side.height, side.width, 3), np.uint8)
     job = EditJob("warm-up", "warm up", Sampling(num_inference_steps=1), OutputSize(side, side), OutputFormat())
-    (draft,) = model.begin([model.prepare(job, (PreparedPicture(blank, blank),))])
-    while not draft.done:
-        model.step([draft])
-    model.finish(draft)
+    model.draw(model.begin([model.prepare(job, (PreparedPicture(blank, blank),))]))
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:

@@ -156,6 +156,12 @@ class EditModel:
             raise EditFailed("The model produced numbers that are not finite, so there is no picture to show.")
         return self.vae.decode(draft.latents, draft.size)
 
+    def draw(self, drafts: Sequence[Draft]) -> list[Pixels]:
+        """Step a pack to its end, whatever is left of each draft, and decode all; the engine lets edits come and go."""
+        while running := [draft for draft in drafts if not draft.done]:
+            self.step(running)
+        return [self.finish(draft) for draft in drafts]
+
     @property
     def cache_stats(self) -> dict[str, CacheStats]:
         """Look-ups of reference latents and of prompt embeddings."""

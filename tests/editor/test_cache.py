@@ -49,10 +49,7 @@ def caching(tiny_settings: AppSettings) -> EditModel:
 def draw(model: EditModel, prompt: str, pictures: Pictures, guidance: float = 1.0) -> Pixels:
     sampling = Sampling(true_cfg_scale=guidance)
     job = EditJob("id", prompt, sampling, OutputSize(SIZE, SIZE), OutputFormat())
-    (draft,) = model.begin([model.prepare(job, pictures)])
-    while not draft.done:
-        model.step([draft])
-    return model.finish(draft)
+    return model.draw(model.begin([model.prepare(job, pictures)]))[0]
 
 
 def test_a_hit_gives_the_same_picture(caching: EditModel, model: EditModel, tiny_settings: AppSettings) -> None:

@@ -27,10 +27,7 @@ def begin(model: EditModel, settings: AppSettings, number: int) -> Draft:
 
 
 def draw(model: EditModel, settings: AppSettings, numbers: list[int]) -> list[Pixels]:
-    drafts = [begin(model, settings, number) for number in numbers]
-    while running := [draft for draft in drafts if not draft.done]:
-        model.step(running)
-    return [model.finish(draft) for draft in drafts]
+    return model.draw([begin(model, settings, number) for number in numbers])
 
 
 @pytest.mark.timeout(600)

@@ -75,14 +75,14 @@ def test_equals_diffusers(
 
 def test_a_packed_edit_equals_the_same_edit_alone(model: EditModel, tiny_settings: AppSettings) -> None:
     alone = [draw(model, tiny_settings, case) for case in UNLIKE]
-    packed = draw_packed(model, [begin(model, tiny_settings, case) for case in UNLIKE])
+    packed = model.draw([begin(model, tiny_settings, case) for case in UNLIKE])
     assert [difference(*pair) <= 1 for pair in zip(packed, alone, strict=True)] == [True] * len(UNLIKE)
 
 
 def test_a_packed_edit_equals_diffusers(
     model: EditModel, stock_pipeline: QwenImageEditPlusPipeline, tiny_settings: AppSettings
 ) -> None:
-    packed = draw_packed(model, [begin(model, tiny_settings, case) for case in UNLIKE])
+    packed = model.draw([begin(model, tiny_settings, case) for case in UNLIKE])
     for pixels, case in zip(packed, UNLIKE, strict=True):
         assert difference(pixels, draw_stock(stock_pipeline, case)) <= 1
 
@@ -92,7 +92,7 @@ def test_an_edit_may_join_while_another_is_at_step_2(model: EditModel, tiny_sett
     running = begin(model, tiny_settings, first)
     model.step([running])
     model.step([running])
-    joined = draw_packed(model, [running, begin(model, tiny_settings, second)])
+    joined = model.draw([running, begin(model, tiny_settings, second)])
     assert difference(joined[0], draw(model, tiny_settings, first)) <= 1
     assert difference(joined[1], draw(model, tiny_settings, second)) <= 1
 
@@ -158,7 +158,7 @@ def test_wrong_timesteps_are_noticed(
     rows = LiveModulation.rows
     monkeypatch.setattr(LiveModulation, "rows", lambda self, timesteps: rows(self, mutate(timesteps)))
     cases = [UNLIKE[0], UNLIKE[2]]  # 4 and 5 steps: their timesteps differ from the second step on
-    packed = draw_packed(model, [begin(model, tiny_settings, case) for case in cases])
+    packed = model.draw([begin(model, tiny_settings, case) for case in cases])
     right = [draw_stock(stock_pipeline, case) for case in cases]
     assert max(map(difference, packed, right)) > 1
 
@@ -181,13 +181,7 @@ def begin(model: EditModel, settings: AppSettings, case: Case) -> Draft:
 
 
 def draw(model: EditModel, settings: AppSettings, case: Case) -> Pixels:
-    return draw_packed(model, [begin(model, settings, case)])[0]
-
-
-def draw_packed(model: EditModel, drafts: Sequence[Draft]) -> list[Pixels]:
-    while unfinished := [draft for draft in drafts if not draft.done]:
-        model.step(unfinished)
-    return [model.finish(draft) for draft in drafts]
+    return model.draw([begin(model, settings, case)])[0]
 
 
 def draw_stock(pipeline: QwenImageEditPlusPipeline, case: Case) -> Pixels:

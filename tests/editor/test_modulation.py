@@ -35,9 +35,7 @@ def draw(model: EditModel, settings: AppSettings, steps: Sequence[int]) -> list[
     for number in steps:
         job = EditJob("id", "x", Sampling(num_inference_steps=number), OutputSize(SIZE, SIZE), OutputFormat())
         drafts += model.begin([model.prepare(job, pictures)])
-    while running := [draft for draft in drafts if not draft.done]:
-        model.step(running)
-    return [model.finish(draft) for draft in drafts]
+    return model.draw(drafts)
 
 
 @pytest.mark.parametrize("steps", [[4], [1, 4, 8, 16], [17], [4, 40, 23]])
