@@ -2,10 +2,16 @@
 
     ServiceError                500 internal_error
     ├── InvalidInput            400 invalid_value
-    │   └── UnknownField        400 unknown_field
+    │   ├── UnknownField        400 unknown_field
+    │   └── MissingField        422 missing_field
+    ├── Unauthorized            401 unauthorized
     ├── Overloaded              429 overloaded
+    ├── JobNotFound             404 not_found
+    ├── ModelNotFound           404 model_not_found
+    ├── RepeatKeyConflict       422 idempotency_key_reused
     ├── EditCancelled           499 cancelled
     ├── EditFailed              500 edit_failed
+    │   └── OutOfMemory         500 out_of_memory
     ├── ServiceUnavailable      503 unavailable
     └── DeadlineExceeded        504 deadline_exceeded
     StartupError
@@ -50,6 +56,31 @@ class UnknownField(InvalidInput):
     code = "unknown_field"
 
 
+class Unauthorized(ServiceError):
+    status = 401
+    code = "unauthorized"
+
+
+class JobNotFound(ServiceError):
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(ServiceError):
+    status = 404
+    code = "model_not_found"
+
+
+class RepeatKeyConflict(ServiceError):
+    status = 422
+    code = "idempotency_key_reused"
+
+
+class MissingField(InvalidInput):
+    status = 422
+    code = "missing_field"
+
+
 class Overloaded(ServiceError):
     status = 429
     code = "overloaded"
@@ -63,6 +94,10 @@ class EditCancelled(ServiceError):
 class EditFailed(ServiceError):
     status = 500
     code = "edit_failed"
+
+
+class OutOfMemory(EditFailed):
+    code = "out_of_memory"
 
 
 class ServiceUnavailable(ServiceError):

@@ -9,6 +9,17 @@ from dataclasses import dataclass
 
 TRIGGER = "<sks>"
 
+# The trigger as a person reads it: in any case, with white space or invisible characters inside, in full width, with a
+# Cyrillic dze or ka, a Greek kappa, or other angle brackets.
+_BLANK = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*"
+_LOOKS_LIKE = {
+    "<": r"[<\uff1c\ufe64\u2039\u3008\u27e8]",
+    "s": r"[s\uff53\u0455]",
+    "k": r"[k\uff4b\u043a\u03ba]",
+    ">": r"[>\uff1e\ufe65\u203a\u3009\u27e9]",
+}
+_TRIGGER_LIKE = re.compile(_BLANK.join(_LOOKS_LIKE[letter] for letter in TRIGGER), re.IGNORECASE)
+
 AZIMUTH_WORDS = {
     0: "front view",
     45: "front-right quarter view",
@@ -81,5 +92,7 @@ def camera_prompt(pose: CameraPose | None, prompt: str) -> str:
     """Camera tokens, one space, the prompt. A trigger word in the user's own text cannot fake a pose beside `pose`."""
     if pose is None:
         return prompt
-    words = re.sub(rf"(\s*{re.escape(TRIGGER)}\s*)+", " ", prompt, flags=re.IGNORECASE).strip()
+    words = prompt.strip()
+    while _TRIGGER_LIKE.search(words):  # what is left of one may close around another
+        words = " ".join(filter(None, map(str.strip, _TRIGGER_LIKE.split(words))))
     return f"{pose.tokens} {words}".rstrip()

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from serve_app.config import LimitSettings, SizeSettings
+from serve_app.edits.provenance import save_options
 from serve_app.edits.request import OutputFormat, PictureFormat, Pixels, PreparedPicture
 from serve_app.edits.sizes import Size, fit_area
 from serve_app.errors import InvalidInput
@@ -116,6 +117,7 @@ def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
         _check_size(stored, field, limits)
         _scale_transparent_colour(stored)
         stored.load()
+        _check_palette(stored)
         picture = _upright(_over_white(_to_8_bits(stored)), stored)
     except Image.DecompressionBombError as error:
         raise InvalidInput(f"{field} has too many pixels. {_smaller(limits)}", field) from error
@@ -145,6 +147,12 @@ def _check_size(picture: Image.Image, field: str, limits: LimitSettings) -> None
             f"longer side is at most {limits.max_aspect_ratio:g} times the shorter one.",
             field,
         )
+
+
+def _check_palette(stored: Image.Image) -> None:
+    if stored.mode == "P" and stored.palette is None:
+        # Pillow opens and loads a palette PNG without a PLTE chunk, and fails an assertion at its first use.
+        raise SyntaxError("no palette")
 
 
 def _smaller(limits: LimitSettings) -> str:
@@ -228,8 +236,9 @@ def _resized(picture: Image.Image, size: Size) -> Pixels:
     return np.array(picture.resize((size.width, size.height), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
-def encode_picture(pixels: Pixels, output: OutputFormat) -> bytes:
-    """`pixels` (uint8, H x W x 3, sRGB) as a file of the format asked for, without metadata."""
+def encode_picture(pixels: Pixels, output: OutputFormat, xmp: bytes = b"") -> bytes:
+    """`pixels` (uint8, H x W x 3, sRGB) as a file of the format asked for, its only metadata the packet `xmp`."""
+    options = ENCODER_OPTIONS[output.format](output.quality) | save_options(output.format, xmp)
     buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, output.format, **ENCODER_OPTIONS[output.format](output.quality))
+    Image.fromarray(pixels).save(buffer, output.format, **options)
     return buffer.getvalue()

@@ -14,6 +14,9 @@ Pixels = npt.NDArray[np.uint8]
 
 PictureFormat = Literal["png", "jpeg", "webp"]
 
+LOW_PRIORITY_DELAY_S = 60.0
+"""What is of low priority queues as if it had come so much later: behind the others, but not for ever."""
+
 
 @dataclass(frozen=True)
 class PreparedPicture:
@@ -56,7 +59,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One edit as the user asked for it: one output picture. Its input pictures travel beside it."""
+    """One edit as the user asked for it: one output picture. Its input pictures travel beside it.
+
+    Attributes:
+        low_priority: let others go first, for a while.
+        num_previews: pictures of how it will probably end, wanted on the way.
+    """
 
     request_id: str
     prompt: str
@@ -65,6 +73,8 @@ class EditRequest:
     sampling: Sampling
     size: OutputSize
     output: OutputFormat
+    low_priority: bool = False
+    num_previews: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,11 @@ class EditJob:
     """One edit as the editor runs it: `prompt` is final, camera tokens included.
 
     Attributes:
+        camera: the pose whose tokens the prompt has; for the picture's provenance alone.
         timeout_s: seconds from its arrival at the editor after which it is dropped at the next step; None: never.
-        low_priority: let others go first, for a while.
-        num_previews: pictures of how it will probably end, wanted on the way.
+        low_priority: as in EditRequest.
+        num_previews: as in EditRequest.
+        xmp: the XMP packet for its picture and previews; the editor, which knows its weights, sets it.
     """
 
     request_id: str
@@ -85,6 +97,8 @@ class EditJob:
     timeout_s: float | None = None
     low_priority: bool = False
     num_previews: int = 0
+    camera: CameraPose | None = None
+    xmp: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,16 @@ class Rewrite:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Steps that are done; 0 when the edit is taken up. `preview` is the picture as the model expects it to end,
+    encoded, where one was due."""
+
+    step: int
+    num_steps: int
+    preview: bytes | None = None
+
+
+@dataclass(frozen=True)
 class EditTimings:
     """Seconds that one edit spent waiting, being encoded, stepped, decoded and compressed; and its company.
 
@@ -122,21 +146,38 @@ class EditTimings:
 
 
 @dataclass(frozen=True)
+class TokenCounts:
+    """Tokens that an edit took. Picture tokens are 16 x 16 px each.
+
+    Attributes:
+        prompt: what the text encoder saw: template, words and small pictures; under guidance for both prompts.
+        references: of the input pictures.
+        output: of the picture drawn.
+    """
+
+    prompt: int
+    references: int
+    output: int
+
+
+@dataclass(frozen=True)
 class EditResult:
-    """A finished picture, encoded, with its timings and the replica that made it."""
+    """A finished picture, encoded, with its timings, its tokens and the replica that made it."""
 
     data: bytes
     media_type: str
     timings: EditTimings
+    tokens: TokenCounts
     worker_id: str = ""
 
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """One edit's end as a dialect needs it: the picture, the user's prompt, the prompt that ran, and what the rewriter
-    did (None where it was not asked)."""
+    """One edit's end as a dialect needs it: the picture, the user's prompt, the prompt and the seed that ran, and what
+    the rewriter did (None where it was not asked)."""
 
     result: EditResult
     prompt: str
     final_prompt: str
+    seed: int
     rewrite: Rewrite | None

@@ -1,6 +1,7 @@
 """All poses, all snapping, exhaustively; the expected words are spelt out here a second time."""
 
 import itertools
+import time
 from fractions import Fraction
 
 import pytest
@@ -94,3 +95,39 @@ def test_a_users_trigger_word_cannot_fake_a_pose(prompt: str) -> None:
     assert spoken.lower().count("<sks>") == 1
     assert "  " not in spoken
     assert spoken.startswith("<sks> front view eye-level shot medium shot")
+
+
+LOOKALIKES = {
+    "itself": "<sks>",
+    "case": "<SkS>",
+    "space": "< s k s >",
+    "no-break space": "<\u00a0sks>",
+    "full width": "\uff1c\uff33\uff4b\uff53\uff1e",
+    "Cyrillic": "<\u0455\u043a\u0405>",
+    "Greek": "<s\u039as>",
+    "quotation marks": "\u2039sks\u203a",
+    "zero-width space": "<s\u200bks>",
+    "soft hyphen and byte order mark": "<\u00adsks\ufeff>",
+    "long s and Kelvin": "<\u017f\u212aS>",
+}
+
+
+@pytest.mark.parametrize("trigger", LOOKALIKES.values(), ids=LOOKALIKES.keys())
+def test_nor_can_what_looks_like_it(trigger: str) -> None:
+    pose = CameraPose(0, 0, 1.0)
+    assert camera_prompt(pose, f"a {trigger} back view {trigger}{trigger} b") == f"{pose.tokens} a back view b"
+
+
+def test_nor_can_what_is_left_when_another_is_taken_out() -> None:
+    pose = CameraPose(0, 0, 1.0)
+    prompt = "<sk" * 570 + "<sks>" + "s>" * 570
+    began = time.perf_counter()
+    spoken = camera_prompt(pose, prompt)
+    assert time.perf_counter() - began < 1
+    assert "sk" not in spoken.removeprefix(pose.tokens)
+
+
+@pytest.mark.parametrize("prompt", ["a <sky> b", "sks", "<desks>", "a < b, sks > c", "two  spaces\nand a line"])
+def test_other_words_stay_as_they_are(prompt: str) -> None:
+    pose = CameraPose(0, 0, 1.0)
+    assert camera_prompt(pose, prompt) == f"{pose.tokens} {prompt}"

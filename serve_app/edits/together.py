@@ -1,0 +1,28 @@
+"""Several edits of one request, side by side."""
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+from serve_app.errors import ServiceError
+
+T = TypeVar("T")
+
+
+async def all_or_none(edits: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all coroutines, in order. A request has one end: where an edit fails, the others are cancelled.
+
+    Raises:
+        ServiceError: of the first edit that failed.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(edit) for edit in edits]
+    except* ServiceError as problems:
+        raise _first(problems) from None
+    return [task.result() for task in tasks]
+
+
+def _first(problems: BaseExceptionGroup[ServiceError]) -> ServiceError:
+    problem = problems.exceptions[0]
+    return problem if isinstance(problem, ServiceError) else _first(problem)
