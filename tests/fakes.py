@@ -1,7 +1,8 @@
 """Stand-ins shared by the tests: a model that counts instead of drawing, and ports that answer at once."""
 
+import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,15 +20,21 @@ from serve_app.edits.request import (
     Pictures,
     Pixels,
     PreparedPicture,
+    Progress,
     Rewrite,
     RewriteJob,
     Sampling,
+    TokenCounts,
 )
+from serve_app.edits.service import Tell
 from serve_app.edits.sizes import OutputSize, Size
 
 TIMINGS = EditTimings(
     queue_s=0.25, encode_s=0.1, steps_s=1.0, decode_s=0.1, compress_s=0.05, num_steps=4, shared_steps=0
 )
+
+
+TOKENS = TokenCounts(prompt=20, references=16, output=16)
 
 
 def picture(width: int = 64, height: int = 64) -> PreparedPicture:
@@ -50,13 +57,19 @@ class FakeModel:
     Attributes:
         packs: the names of the edits in each step, from the moment that the step begins.
         begun: the names of the edits that were begun together.
-        failing: edits that fail, by the stage in which they do: prepare, begin, step or finish.
+        failing: edits that fail, by the stage in which they do: prepare, begin, step, preview or finish.
+        problem: makes the error with which they fail, of a text.
+        memory: edits that there is memory for in one call of begin or step; with more, the call runs out of it.
+        num_freed: how often memory was freed.
         gate: where set, every step waits for one release.
     """
 
     packs: list[list[str]] = field(default_factory=list)
     begun: list[list[str]] = field(default_factory=list)
     failing: dict[str, str] = field(default_factory=dict)
+    problem: Callable[[str], Exception] = RuntimeError
+    memory: int = 1000
+    num_freed: int = 0
     gate: threading.Semaphore | None = None
     _names: dict[int, str] = field(default_factory=dict)
 
@@ -69,6 +82,7 @@ class FakeModel:
     def begin(self, edits: Sequence[Prepared]) -> list[Draft]:
         names = [edit.prompts[0][0][0] for edit in edits]
         self.begun.append(names)
+        self._maybe_run_out(len(names))
         for name in names:
             self._maybe_fail(name, "begin")
         drafts = [Draft(edit.size, edit.schedule, 1.0, (), torch.zeros(0), torch.zeros(0)) for edit in edits]
@@ -80,6 +94,7 @@ class FakeModel:
         self.packs.append(names)
         if self.gate is not None and not self.gate.acquire(timeout=10):
             raise TimeoutError("the test never released this step")
+        self._maybe_run_out(len(names))
         for name in names:
             self._maybe_fail(name, "step")
         for draft in drafts:
@@ -97,23 +112,46 @@ class FakeModel:
         self._maybe_fail(self._names[id(draft)], "finish")
         return np.zeros((draft.size.height, draft.size.width, 3), np.uint8)
 
+    def free(self) -> None:
+        self.num_freed += 1
+
     def _maybe_fail(self, name: str, stage: str) -> None:
         if self.failing.get(name) == stage:
-            raise RuntimeError(f"{name} breaks in {stage}")
+            raise self.problem(f"{name} breaks in {stage}")
+
+    def _maybe_run_out(self, num_edits: int) -> None:
+        if num_edits > self.memory:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 @dataclass
 class FakeEditor:
-    """An EditorPort whose pictures are PNG-less bytes; it remembers its jobs, and fails where told to."""
+    """An EditorPort whose pictures are the prompts' bytes; it remembers its jobs, and fails where told to.
+
+    Attributes:
+        gate: where set, every edit waits for one release after it was taken up.
+    """
 
     jobs: list[EditJob] = field(default_factory=list)
     problem: Exception | None = None
+    gate: asyncio.Semaphore | None = None
+    num_cancelled: int = 0
 
-    async def edit(self, job: EditJob, pictures: Pictures) -> EditResult:
+    async def edit(self, job: EditJob, pictures: Pictures, tell: Tell) -> EditResult:
         self.jobs.append(job)
+        num_steps = job.sampling.num_inference_steps
+        tell(Progress(0, num_steps))
+        if self.gate is not None:
+            try:
+                await self.gate.acquire()
+            except asyncio.CancelledError:
+                self.num_cancelled += 1
+                raise
         if self.problem is not None:
             raise self.problem
-        return EditResult(job.prompt.encode(), job.output.media_type, TIMINGS, worker_id="worker-1")
+        for number in range(1, job.num_previews + 1):
+            tell(Progress(number, num_steps, f"preview {number}".encode()))
+        return EditResult(job.prompt.encode(), job.output.media_type, TIMINGS, TOKENS, worker_id="worker-1")
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The editor as a Serve deployment: requests in, engine tickets out."""
 
-import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from ray import serve
@@ -9,9 +9,11 @@ from serve_app.config import EditorSettings
 from serve_app.editor.engine import Engine
 from serve_app.editor.loading import load_model
 from serve_app.editor.metrics import EngineMetrics
+from serve_app.editor.progress import News
 from serve_app.editor.ticket import EngineStats, Ticket
-from serve_app.edits.request import EditJob, EditResult, Pictures
-from serve_app.errors import ServiceError, ServiceUnavailable
+from serve_app.edits.provenance import Provenance
+from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
+from serve_app.errors import ServiceError
 from serve_app.logs import join_serve_logs
 
 
@@ -24,29 +26,35 @@ class Editor:
             lambda: load_model(settings),
             max_pack_tokens=settings.max_pack_tokens,
             max_waiting=settings.max_waiting_edits,
+            wedged_after_s=settings.wedged_after_s,
         )
         self._engine.start()
         self._metrics = EngineMetrics()
+        self._provenance = Provenance(settings)
         self._worker_id = serve.get_replica_context().replica_id.unique_id
         self._hand_over.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
         self._hand_over.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
 
-    async def edit(self, job: EditJob, pictures: Pictures) -> EditResult:
-        """Run one edit to its end. Where the caller goes away, the edit leaves the engine at its next step.
+    async def edit(self, job: EditJob, pictures: Pictures) -> AsyncIterator[Progress | EditResult]:
+        """Run one edit, telling its steps and last its picture. Where the caller goes away, the edit leaves the engine
+        at its next step.
 
         Raises:
             ServiceError: what became of this edit; its neighbours are not touched.
         """
-        ticket = Ticket(job, pictures)
+        ticket = Ticket(replace(job, xmp=self._provenance.packet(job)), pictures)
+        news = News(ticket)
         try:
             refusal = await self._hand_over(ticket)
             if refusal is not None:
                 raise refusal
-            result = await asyncio.wrap_future(ticket.future)
-        except asyncio.CancelledError:
-            ticket.cancel()
-            raise
-        return replace(result, worker_id=self._worker_id)
+            async for progress in news.until_end():
+                yield progress
+            result = ticket.future.result()
+            self._metrics.finished(result.timings)
+            yield replace(result, worker_id=self._worker_id)
+        finally:
+            ticket.cancel()  # of no effect after its end
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=4)
     async def _hand_over(self, tickets: list[Ticket]) -> list[ServiceError | None]:
@@ -67,11 +75,10 @@ class Editor:
         return self._engine.stats
 
     async def check_health(self) -> None:
-        if not self._engine.alive:
-            raise ServiceUnavailable("The engine thread has died.")
+        self._engine.check_health()
         self._metrics.update(self._engine.stats, self._engine.cache_stats)
 
     def __del__(self) -> None:
-        # Serve calls this at the end of a graceful shutdown.
+        # Serve calls this at the end of a graceful shutdown, when the edits that it let finish have ended.
         if hasattr(self, "_engine"):
             self._engine.close()

@@ -6,58 +6,41 @@ hashes, noise) and one compresses pictures, so that it waits for neither.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 
+from serve_app.editor.budget import TokenBudget
 from serve_app.editor.cache import CacheStats
-from serve_app.editor.model import Draft, Prepared
+from serve_app.editor.failures import DeviceLost, Failed, Fault, device_failed
+from serve_app.editor.intake import Intake, stopped
 from serve_app.editor.outbox import Outbox
-from serve_app.editor.ticket import EngineStats, Progress, Ticket
-from serve_app.edits.request import EditJob, EditTimings, Pictures, Pixels
-from serve_app.errors import DeadlineExceeded, EditCancelled, Overloaded, ServiceUnavailable
+from serve_app.editor.running import E, Running, Waiting, as_running, first_within, num_tokens
+from serve_app.editor.step_model import StepModel
+from serve_app.editor.ticket import EngineStats, Ticket
+from serve_app.editor.watchdog import Watchdog
+from serve_app.edits.request import Pixels, Progress
+from serve_app.errors import DeadlineExceeded, EditCancelled, ServiceUnavailable
 
 logger = logging.getLogger(__name__)
-
-
-class StepModel(Protocol):
-    """What the engine drives; EditModel is the real one. All calls but `prepare` come from the engine thread."""
-
-    def prepare(self, job: EditJob, pictures: Pictures) -> Prepared: ...
-    def begin(self, edits: Sequence[Prepared]) -> list[Draft]: ...
-    def step(self, drafts: Sequence[Draft]) -> None: ...
-    def preview(self, draft: Draft) -> Pixels: ...
-    def finish(self, draft: Draft) -> Pixels: ...
-
-    @property
-    def cache_stats(self) -> dict[str, CacheStats]: ...
-
-
-@dataclass(eq=False)
-class _Waiting:
-    ticket: Ticket
-    prepared: Prepared
-
-
-@dataclass(eq=False)
-class _Running:
-    ticket: Ticket
-    draft: Draft
-    timings: EditTimings
-    began_steps_at: float
-    previews_at: frozenset[int] = field(default_factory=frozenset)
 
 
 class Engine:
     """Runs edits packed.
 
+    An edit that fails, fails alone. Where memory runs out, packs are smaller for a while. Where the device is lost, or
+    one call of the model takes too long, the engine is over: of the edits in its hands those that may be the cause
+    fail with EditFailed, the others with ServiceUnavailable, for another replica can still do them.
+
     Args:
         load: makes the model; called on the engine thread, which alone runs it.
         max_pack_tokens: budget of picture tokens in one step; an edit above it runs alone.
         max_waiting: edits that may wait; one more is refused.
+        wedged_after_s: one call of the model may take so long; loading may take longer.
         clock: seconds, by which deadlines and timings are taken.
     """
 
@@ -67,22 +50,21 @@ class Engine:
         *,
         max_pack_tokens: int,
         max_waiting: int,
+        wedged_after_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load = load
-        self._max_pack_tokens = max_pack_tokens
-        self._max_waiting = max_waiting
         self._clock = clock
-        self._work = threading.Condition()
-        self._preparing: set[int] = set()
-        self._waiting: list[_Waiting] = []
-        self._running: list[_Running] = []
+        self._outbox = Outbox(clock)
+        self._intake = Intake(max_waiting, self._outbox, clock)
+        self._budget = TokenBudget(max_pack_tokens, clock)
+        self._watchdog = Watchdog(wedged_after_s, clock)
+        self._admitted: list[Waiting] = []
+        self._running: list[Running] = []
         self._stats = EngineStats()
         self._ready: Future[None] = Future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self._outbox = Outbox(clock)
 
     # Any thread
 
@@ -96,67 +78,67 @@ class Engine:
 
         Raises:
             Overloaded: the queue is full.
-            ServiceUnavailable: the engine is closing or its thread has died.
+            ServiceUnavailable: the engine is closing or has come to its end.
         """
-        with self._work:
-            if self._closing or not self._thread.is_alive():
-                raise ServiceUnavailable("The editor is shutting down; try again.")
-            if len(self._preparing) + len(self._waiting) >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} edits are waiting already; try again later.")
-            # From here on the engine alone ends this future: an asyncio task that awaits it would, when cancelled,
-            # cancel it as well, and the engine could no longer tell its end.
-            ticket.future.set_running_or_notify_cancel()
-            ticket.submitted_at = self._clock()
-            self._preparing.add(id(ticket))
-            self._preparer.submit(self._prepare, ticket)
+        self._intake.submit(ticket)
 
-    def close(self) -> None:
-        """Fail what waits and runs, and end the threads."""
-        with self._work:
-            self._closing = True
-            self._work.notify()
-        self._thread.join()
-        self._preparer.shutdown()
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Fail what waits and runs, and end the threads. A thread that is stuck is left behind after the timeout, or at
+        once where it has been given up already."""
+        patience_s = 0.0 if self._closing else timeout_s
+        self._refuse()
+        self._thread.join(patience_s)
+        self._end_all()
+        self._intake.join()
         self._outbox.close()
+
+    def check_health(self) -> None:
+        """Cheap, and safe on an event loop. Edits that are stuck in the engine are told so: Serve lets the requests of
+        a replica end before it replaces it, and these never would.
+
+        Raises:
+            ServiceUnavailable: the engine cannot go on.
+        """
+        stuck = self._watchdog.overdue
+        if stuck is not None and not self._closing:
+            logger.critical("the engine is stuck in %s since %.0f s", stuck.name, self._clock() - stuck.began)
+            self._end_all(stuck.suspects)
+        if not self.alive:
+            raise ServiceUnavailable("The engine has died or is stuck.")
 
     @property
     def closing(self) -> bool:
+        """Whether it takes no more edits."""
         return self._closing
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether it can draw."""
+        return self._thread.is_alive() and not self._closing and self._watchdog.overdue is None
 
     @property
     def stats(self) -> EngineStats:
-        with self._work:
-            now = {"preparing": len(self._preparing), "waiting": len(self._waiting), "running": len(self._running)}
-            return replace(self._stats, **now, **self._outbox.ends)
+        now = {**self._intake.counts, "running": len(self._running), "token_budget": self._budget.tokens}
+        return replace(self._stats, **now, **self._outbox.ends)
 
     @property
     def cache_stats(self) -> dict[str, CacheStats]:
         """Look-ups of the model's caches."""
         return self._model.cache_stats
 
-    # The preparing thread
+    def _refuse(self) -> None:
+        """Take no more edits, and fail those that wait."""
+        self._closing = True
+        for ticket in self._intake.close():
+            self._outbox.failed(ticket, stopped())
 
-    def _prepare(self, ticket: Ticket) -> None:
-        try:
-            prepared = self._model.prepare(ticket.job, ticket.pictures)
-        except Exception as problem:
-            with self._work:
-                self._preparing.discard(id(ticket))
-            self._outbox.failed(ticket, problem)
-            return
-        with self._work:
-            self._preparing.discard(id(ticket))
-            closing = self._closing
-            if not closing:
-                self._waiting.append(_Waiting(ticket, prepared))
-                self._waiting.sort(key=lambda waiting: waiting.ticket.rank)
-                self._work.notify()
-        if closing:
-            self._outbox.failed(ticket, _stopped())
+    def _end_all(self, suspects: Sequence[Ticket] = ()) -> None:
+        """Fail every edit; those that may be the cause are not to be run again. New ones are refused before, so that
+        whoever hears of a failure finds the engine dead."""
+        self._refuse()
+        admitted = [waiting.ticket for waiting in self._admitted]
+        for ticket in [*admitted, *(running.ticket for running in self._running)]:
+            self._outbox.failed(ticket, device_failed() if ticket in suspects else stopped())
 
     # The engine thread
 
@@ -166,159 +148,134 @@ class Engine:
         except BaseException as problem:
             self._ready.set_exception(problem)
             return
+        self._intake.open(self._model.prepare)
         self._ready.set_result(None)
         try:
-            while self._wait_for_work():
+            while self._intake.wait(busy=bool(self._running)):
                 self._sweep()
                 self._admit()
                 self._step()
                 self._retire()
+        except DeviceLost as lost:
+            logger.critical("the device is lost, and this engine with it", exc_info=lost)
+            self._end_all(lost.suspects)
         finally:
-            self._closing = True
-            self._fail_all()
-
-    def _wait_for_work(self) -> bool:
-        with self._work:
-            self._work.wait_for(lambda: self._closing or self._waiting or self._running)
-            return not self._closing
+            self._end_all()
+            self._running = []
 
     def _sweep(self) -> None:
         """Drop what was cancelled or has expired since the last step."""
         now = self._clock()
-        with self._work:
-            tickets = self._tickets()
-            gone = [ticket for ticket in tickets if ticket.cancelled or ticket.expired(now)]
-            self._waiting = [each for each in self._waiting if each.ticket not in gone]
-            self._running = [each for each in self._running if each.ticket not in gone]
-        for ticket in gone:
+        unwanted = [running for running in self._running if running.ticket.unwanted(now)]
+        self._running = [running for running in self._running if running not in unwanted]
+        for ticket in [*self._intake.drop(now), *(running.ticket for running in unwanted)]:
             why = "cancelled" if ticket.cancelled else "expired"
             logger.info("edit %s %s after %.3f s", ticket.job.request_id, why, now - ticket.submitted_at)
             expired = DeadlineExceeded(f"The edit was not done within its {ticket.job.timeout_s} s.")
             self._outbox.failed(ticket, EditCancelled("The edit was cancelled.") if ticket.cancelled else expired)
 
-    def _tickets(self) -> list[Ticket]:
-        return [waiting.ticket for waiting in self._waiting] + [running.ticket for running in self._running]
-
     def _admit(self) -> None:
         """Take waiting edits in their order while the pack stays within the budget, and encode them together."""
-        admitted = self._take_admissible()
-        if not admitted:
-            return
+        room = self._budget.tokens - num_tokens(self._running)
+        self._admitted = self._intake.take(room, at_least=0 if self._running else 1)
+        if self._admitted:
+            self._together(self._begin, self._admitted)
+            self._admitted = []
+
+    def _begin(self, edits: Sequence[Waiting]) -> Failed | None:
         began = self._clock()
-        for waiting, draft in zip(admitted, self._begin(admitted), strict=True):
-            if draft is not None:
-                self._running.append(self._as_running(waiting.ticket, draft, began))
-
-    def _take_admissible(self) -> list[_Waiting]:
-        admitted: list[_Waiting] = []
-        tokens = sum(running.ticket.num_tokens for running in self._running)
-        with self._work:
-            while self._waiting:
-                tokens += self._waiting[0].ticket.num_tokens
-                if tokens > self._max_pack_tokens and (self._running or admitted):
-                    break
-                admitted.append(self._waiting.pop(0))
-        return admitted
-
-    def _begin(self, admitted: Sequence[_Waiting]) -> list[Draft | None]:
-        """Drafts in order; None for an edit that failed. A batch that fails as a whole is begun one by one."""
-        try:
-            return [*self._model.begin([waiting.prepared for waiting in admitted])]
-        except Exception as problem:
-            if len(admitted) == 1:
-                self._outbox.failed(admitted[0].ticket, problem)
-                return [None]
-            return [draft for waiting in admitted for draft in self._begin([waiting])]
-
-    def _as_running(self, ticket: Ticket, draft: Draft, began: float) -> _Running:
-        now = self._clock()
-        num_steps = draft.schedule.num_steps
-        timings = EditTimings(
-            queue_s=began - ticket.submitted_at,
-            encode_s=now - began,
-            steps_s=0.0,
-            decode_s=0.0,
-            compress_s=0.0,
-            num_steps=num_steps,
-            shared_steps=0,
-        )
-        return _Running(ticket, draft, timings, now, preview_steps(ticket.job.num_previews, num_steps))
+        prepared = [edit.prepared for edit in edits]
+        drafts = self._watchdog.attempt("encoding", edits, lambda: self._model.begin(prepared))
+        if isinstance(drafts, Failed):
+            return drafts
+        for edit, draft in zip(edits, drafts, strict=True):
+            running = as_running(edit.ticket, draft, began, self._clock())
+            self._running.append(running)
+            self._report(running)
+        return None
 
     def _step(self) -> None:
-        pack = list(self._running)
-        if not pack:
-            return
-        try:
-            self._model.step([running.draft for running in pack])
-        except Exception as problem:
-            self._step_apart(pack, problem)
-        self._count_step(pack)
+        """One step for every edit: in one pack, unless the budget was cut below what runs."""
+        left, due = list(self._running), {running: running.num_done for running in self._running}
+        while left:
+            pack = first_within(left, self._budget.tokens, at_least=1)
+            del left[: len(pack)]
+            self._together(partial(self._step_pack, due), pack)
         for running in self._running:
             self._report(running)
 
-    def _step_apart(self, pack: list[_Running], problem: Exception) -> None:
-        """A pack failed as a whole: step each edit alone, so that only the guilty one fails."""
-        logger.warning("a packed step of %d edits failed, stepping them apart: %r", len(pack), problem)
-        for running in pack:
-            try:
-                self._model.step([running.draft])
-            except Exception as own_problem:
-                self._running.remove(running)
-                self._outbox.failed(running.ticket, own_problem)
+    def _step_pack(self, due: dict[Running, int], pack: Sequence[Running]) -> Failed | None:
+        # A pack that failed near its end has moved some of its edits, which are not to be moved again.
+        pack = [running for running in pack if running.num_done == due[running]]
+        if not pack:
+            return None
+        drafts = [running.draft for running in pack]
+        failed = self._watchdog.attempt("a step", pack, lambda: self._model.step(drafts))
+        if failed is None:
+            self._count_step(pack)
+        return failed
 
-    def _count_step(self, pack: list[_Running]) -> None:
+    def _count_step(self, pack: Sequence[Running]) -> None:
         if len(pack) > 1:
             for running in pack:
                 running.timings = replace(running.timings, shared_steps=running.timings.shared_steps + 1)
-        with self._work:
-            self._stats = replace(
-                self._stats,
-                num_steps=self._stats.num_steps + 1,
-                num_edit_steps=self._stats.num_edit_steps + len(pack),
-                max_pack=max(self._stats.max_pack, len(pack)),
-            )
+        self._stats = replace(
+            self._stats,
+            num_steps=self._stats.num_steps + 1,
+            num_edit_steps=self._stats.num_edit_steps + len(pack),
+            max_pack=max(self._stats.max_pack, len(pack)),
+            num_step_tokens=self._stats.num_step_tokens + num_tokens(pack),
+        )
 
-    def _report(self, running: _Running) -> None:
+    def _report(self, running: Running) -> None:
         if running.ticket.on_progress is None:
             return
         draft = running.draft
         preview = self._preview(running) if draft.index in running.previews_at else None
         self._outbox.progress(running.ticket, Progress(draft.index, draft.schedule.num_steps), preview)
 
-    def _preview(self, running: _Running) -> Pixels | None:
-        try:
-            return self._model.preview(running.draft)
-        except Exception:
-            logger.exception("no preview of edit %s", running.ticket.job.request_id)
-            return None
+    def _preview(self, running: Running) -> Pixels | None:
+        pixels = self._watchdog.attempt("a preview", [running], lambda: self._model.preview(running.draft))
+        return None if isinstance(pixels, Failed) else pixels
 
     def _retire(self) -> None:
         for running in [running for running in self._running if running.draft.done]:
-            self._running.remove(running)
-            began = self._clock()
-            try:
-                pixels = self._model.finish(running.draft)
-            except Exception as problem:
-                self._outbox.failed(running.ticket, problem)
-                continue
-            timings = replace(running.timings, steps_s=began - running.began_steps_at, decode_s=self._clock() - began)
-            self._outbox.finished(running.ticket, pixels, timings)
+            self._together(self._finish, [running])
 
-    def _fail_all(self) -> None:
-        with self._work:
-            tickets = self._tickets()
-            self._running.clear()
-            self._waiting.clear()
-        for ticket in tickets:
-            self._outbox.failed(ticket, _stopped())
+    def _finish(self, edits: Sequence[Running]) -> Failed | None:
+        (running,) = edits
+        began = self._clock()
+        pixels = self._watchdog.attempt("decoding", edits, lambda: self._model.finish(running.draft))
+        if isinstance(pixels, Failed):
+            return pixels
+        timings = replace(running.timings, steps_s=began - running.began_steps_at, decode_s=self._clock() - began)
+        self._outbox.finished(running.ticket, pixels, timings, running.draft.tokens)
+        self._running.remove(running)
+        return None
 
+    def _together(self, work: Callable[[Sequence[E]], Failed | None], edits: Sequence[E]) -> None:
+        """Do something for several edits at once; where that fails, for each alone, so that only the guilty fails. With
+        memory made free, even a single edit has a second try."""
+        failed = work(edits)
+        if failed is None:
+            return
+        if failed.fault is Fault.MEMORY:
+            self._make_room(edits)
+        elif len(edits) == 1:
+            self._fail(edits[0], failed)
+            return
+        for edit in edits:
+            if (own := work([edit])) is not None:
+                self._fail(edit, own)
 
-def _stopped() -> ServiceUnavailable:
-    return ServiceUnavailable("The editor stopped before this edit was done; try again.")
+    def _make_room(self, edits: Sequence[E]) -> None:
+        # One that is too large by itself tells nothing about packs.
+        if len(edits) > 1:
+            self._budget.cut(num_tokens(edits))
+            logger.warning("packs have at most %d tokens for now: memory ran out", self._budget.tokens)
+        self._watchdog.attempt("freeing memory", edits, self._model.free)
 
-
-def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
-    """After which steps (from 1) previews are due: evenly spread, never after the last one."""
-    return frozenset(
-        round(number * num_steps / (num_previews + 1)) for number in range(1, num_previews + 1)
-    ) & frozenset(range(1, num_steps))
+    def _fail(self, edit: Waiting | Running, failed: Failed) -> None:
+        self._outbox.failed(edit.ticket, failed.told)
+        if isinstance(edit, Running):
+            self._running.remove(edit)

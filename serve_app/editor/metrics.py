@@ -1,28 +1,46 @@
-"""The engine's counts as Prometheus metrics, through Ray's exporter on each node."""
+"""The engine's counts and times as Prometheus metrics, through Ray's exporter on each node."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
-from ray.util.metrics import Gauge
+from ray.util.metrics import Gauge, Histogram
 
 from serve_app.editor.cache import CacheStats
 from serve_app.editor.ticket import EngineStats
+from serve_app.edits.request import EditTimings
+from serve_app.metrics import SECONDS, Totals
 
 
 class EngineMetrics:
-    """Gauges that mirror the engine's stats; `update` is cheap and called with each health check."""
+    """`update` mirrors the engine's stats at each health check, `finished` takes the times of each edit: the engine's
+    own thread pays for neither."""
 
     def __init__(self) -> None:
-        self._engine = Gauge(
-            "camera_edit_engine", "The engine's counts: edits by state, packed steps, edit steps.", tag_keys=("count",)
-        )
-        self._cache = Gauge(
-            "camera_edit_cache", "Look-ups and contents of the condition caches.", tag_keys=("cache", "count")
-        )
+        self._edits = Gauge("camera_edit_edits", "Edits in the engine now, by state.", ("state",))
+        self._ends = Totals("camera_edit_edits_ended", "Edits by their end.", ("end",))
+        self._steps = Totals("camera_edit_steps", "Packed transformer calls.")
+        self._edit_steps = Totals("camera_edit_edit_steps", "Steps of single edits; more than calls where shared.")
+        self._tokens = Totals("camera_edit_step_tokens", "Picture tokens in all packed calls.")
+        self._budget = Gauge("camera_edit_step_token_budget", "Picture tokens that a packed call may have now.")
+        self._lookups = Totals("camera_edit_cache_lookups", "Look-ups in the condition caches.", ("cache", "result"))
+        self._held = Gauge("camera_edit_cache_bytes", "What the condition caches hold.", ("cache",))
+        self._stages = Histogram("camera_edit_stage_seconds", "An edit's time in each stage.", SECONDS, ("stage",))
+        self._step = Histogram("camera_edit_step_seconds", "One step, as the mean over an edit's steps.", SECONDS)
 
     def update(self, stats: EngineStats, caches: Mapping[str, CacheStats]) -> None:
-        for count, value in asdict(stats).items():
-            self._engine.set(value, {"count": count})
+        for state in ("preparing", "waiting", "running"):
+            self._edits.set(getattr(stats, state), {"state": state})
+        for end in ("completed", "failed", "cancelled", "expired"):
+            self._ends.tell(getattr(stats, end), {"end": end})
+        self._steps.tell(stats.num_steps)
+        self._edit_steps.tell(stats.num_edit_steps)
+        self._tokens.tell(stats.num_step_tokens)
+        self._budget.set(stats.token_budget)
         for cache, counts in caches.items():
-            for count, value in asdict(counts).items():
-                self._cache.set(value, {"cache": cache, "count": count})
+            self._lookups.tell(counts.hits, {"cache": cache, "result": "hit"})
+            self._lookups.tell(counts.misses, {"cache": cache, "result": "miss"})
+            self._held.set(counts.held_bytes, {"cache": cache})
+
+    def finished(self, timings: EditTimings) -> None:
+        for stage in ("queue", "encode", "steps", "decode", "compress"):
+            self._stages.observe(getattr(timings, f"{stage}_s"), {"stage": stage})
+        self._step.observe(timings.steps_s / timings.num_steps)

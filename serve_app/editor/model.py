@@ -1,5 +1,6 @@
 """The edit model as the engine sees it: prepare an edit, begin several, step several at once, finish one."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from serve_app.editor.layout import Grid, SpanShape
 from serve_app.editor.packed import PackedTransformer, Span
 from serve_app.editor.schedule import Schedule, make_schedule
 from serve_app.editor.vae import TOKEN_PX, Vae, pack
-from serve_app.edits.request import EditJob, Pictures, Pixels, Sampling
+from serve_app.edits.request import EditJob, Pictures, Pixels, Sampling, TokenCounts
 from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed
 
@@ -54,6 +55,11 @@ class Draft:
     @property
     def done(self) -> bool:
         return self.index == self.schedule.num_steps
+
+    @property
+    def tokens(self) -> TokenCounts:
+        prompt = sum(prompt.embeds.shape[0] for prompt in self.prompts)
+        return TokenCounts(prompt, self.references.shape[0], self.latents.shape[0])
 
     @property
     def spans(self) -> list[Span]:
@@ -166,6 +172,13 @@ class EditModel:
     def cache_stats(self) -> dict[str, CacheStats]:
         """Look-ups of reference latents and of prompt embeddings."""
         return {"latents": self._latents_cache.stats, "prompts": self._prompts_cache.stats}
+
+    def free(self) -> None:
+        """Give back what memory can be spared: the caches', and what torch's allocator keeps for later."""
+        self.forget()
+        gc.collect()  # a call that failed may have left its tensors in reference cycles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def forget(self) -> None:
         """Empty the caches."""

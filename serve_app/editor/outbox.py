@@ -7,10 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from serve_app.editor.ticket import Progress, Ticket, describe
+from serve_app.editor.failures import as_told
+from serve_app.editor.ticket import Ticket, describe
 from serve_app.edits.images import encode_picture, resample
-from serve_app.edits.request import EditJob, EditResult, EditTimings, Pixels
-from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, ServiceError
+from serve_app.edits.request import EditJob, EditResult, EditTimings, Pixels, Progress, TokenCounts
+from serve_app.errors import DeadlineExceeded, EditCancelled, ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ _COUNTERS = {EditResult: "completed", EditCancelled: "cancelled", DeadlineExceed
 
 
 class Outbox:
-    """Any thread may hand edits in; each ticket is told its end once."""
+    """Any thread may hand edits in; each ticket is told its end once: whatever comes after it is dropped."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -34,25 +35,27 @@ class Outbox:
 
     def progress(self, ticket: Ticket, progress: Progress, preview: Pixels | None) -> None:
         """Tell a step, with a preview's pixels where one was due."""
-        self._compressor.submit(self._tell_progress, ticket, progress, preview)
+        if not ticket.ended:
+            self._compressor.submit(self._tell_progress, ticket, progress, preview)
 
-    def finished(self, ticket: Ticket, pixels: Pixels, timings: EditTimings) -> None:
+    def finished(self, ticket: Ticket, pixels: Pixels, timings: EditTimings, tokens: TokenCounts) -> None:
         """Compress the picture and tell the ticket."""
-        self._compressor.submit(self._compress, ticket, pixels, timings)
+        if not ticket.ended:
+            self._compressor.submit(self._compress, ticket, pixels, timings, tokens)
 
     def failed(self, ticket: Ticket, problem: Exception) -> None:
         """Tell the ticket. What is not ours to tell goes to the log alone."""
         if not isinstance(problem, ServiceError):
             logger.error("edit %s failed in the model", ticket.job.request_id, exc_info=problem)
-            problem = EditFailed("The edit failed inside the model; the server's log has the reason.")
-        self._count(type(problem))
-        ticket.future.set_exception(problem)
+        told = as_told(problem)
+        if self._claim(ticket, type(told)):
+            ticket.future.set_exception(told)
 
     def close(self) -> None:
         """Finish what was handed in."""
         self._compressor.shutdown()
 
-    def _compress(self, ticket: Ticket, pixels: Pixels, timings: EditTimings) -> None:
+    def _compress(self, ticket: Ticket, pixels: Pixels, timings: EditTimings, tokens: TokenCounts) -> None:
         began = self._clock()
         try:
             data = _encode(pixels, ticket.job)
@@ -60,9 +63,9 @@ class Outbox:
             self.failed(ticket, problem)
             return
         timings = replace(timings, compress_s=self._clock() - began)
-        logger.info("edit %s done: %s", ticket.job.request_id, describe(timings))
-        self._count(EditResult)
-        ticket.future.set_result(EditResult(data, ticket.job.output.media_type, timings))
+        if self._claim(ticket, EditResult):
+            logger.info("edit %s done: %s", ticket.job.request_id, describe(timings))
+            ticket.future.set_result(EditResult(data, ticket.job.output.media_type, timings, tokens))
 
     def _tell_progress(self, ticket: Ticket, progress: Progress, preview: Pixels | None) -> None:
         if ticket.on_progress is None:
@@ -73,10 +76,15 @@ class Outbox:
         except Exception:
             logger.exception("progress of edit %s could not be told", ticket.job.request_id)
 
-    def _count(self, end: type[EditResult | ServiceError]) -> None:
+    def _claim(self, ticket: Ticket, end: type[EditResult | ServiceError]) -> bool:
+        """Decide and count a ticket's end; False where it has one: a thread that was given up as stuck may wake."""
         with self._lock:
+            if ticket.ended:
+                return False
+            ticket.ended = True
             self._ends[_COUNTERS.get(end, "failed")] += 1
+            return True
 
 
 def _encode(pixels: Pixels, job: EditJob) -> bytes:
-    return encode_picture(resample(pixels, job.size.final), job.output)
+    return encode_picture(resample(pixels, job.size.final), job.output, job.xmp)

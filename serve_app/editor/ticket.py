@@ -7,19 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from serve_app.editor.model import num_picture_tokens
-from serve_app.edits.request import EditJob, EditResult, EditTimings, Pictures
-
-LOW_PRIORITY_DELAY_S = 60.0
-"""An edit of low priority queues as if it had come so much later: behind the others, but not for ever."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step done. `preview` is the picture as the model expects it to end, encoded, where one was due."""
-
-    step: int
-    num_steps: int
-    preview: bytes | None = None
+from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditJob, EditResult, EditTimings, Pictures, Progress
 
 
 @dataclass(eq=False)
@@ -27,8 +15,10 @@ class Ticket:
     """An edit in the engine's hands, equal to nothing but itself. `future` ends with an EditResult or a ServiceError.
 
     Attributes:
-        on_progress: called after each step, from a thread that it may block for a moment; its errors are logged.
+        on_progress: called when the edit is taken up and after each step, from a thread that it may block for a moment;
+            its errors are logged.
         submitted_at: by the engine's clock, set when it is submitted.
+        ended: its end is decided; set by the outbox.
     """
 
     job: EditJob
@@ -36,6 +26,7 @@ class Ticket:
     on_progress: Callable[[Progress], None] | None = None
     future: "Future[EditResult]" = field(default_factory=Future)
     submitted_at: float = 0.0
+    ended: bool = False
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @cached_property
@@ -51,6 +42,9 @@ class Ticket:
     def expired(self, now: float) -> bool:
         return self.job.timeout_s is not None and now - self.submitted_at >= self.job.timeout_s
 
+    def unwanted(self, now: float) -> bool:
+        return self.cancelled or self.expired(now)
+
     def cancel(self) -> None:
         """Ask the engine to drop the edit at its next step. Any thread may call it, any number of times."""
         self._cancelled.set()
@@ -62,12 +56,14 @@ class Ticket:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Counts since the start, but for `preparing`, `waiting` and `running`.
+    """Counts since the start, but for `preparing`, `waiting`, `running` and `token_budget`.
 
     Attributes:
         num_steps: packed transformer calls.
         num_edit_steps: steps of single edits; above `num_steps` where steps were shared.
         max_pack: most edits that shared one step.
+        num_step_tokens: picture tokens in all packed transformer calls.
+        token_budget: picture tokens that a step may have now; below the configured ones after memory ran out.
     """
 
     preparing: int = 0
@@ -76,6 +72,8 @@ class EngineStats:
     num_steps: int = 0
     num_edit_steps: int = 0
     max_pack: int = 0
+    num_step_tokens: int = 0
+    token_budget: int = 0
     completed: int = 0
     failed: int = 0
     cancelled: int = 0

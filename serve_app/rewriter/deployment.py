@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
 from serve_app.logs import join_serve_logs
+from serve_app.rewriter.metrics import RewriteMetrics
 from serve_app.rewriter.model import RewriterModel
 
 logger = logging.getLogger(__name__)
@@ -18,12 +20,19 @@ class Rewriter:
     def __init__(self, settings: RewriterSettings) -> None:
         join_serve_logs()
         self._settings = settings
+        self._metrics = RewriteMetrics()
         # Loaded and run on the same thread, which health checks and other requests do not wait for.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewriter")
         self._model = self._thread.submit(RewriterModel, settings).result()
 
     async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
         """A better instruction, or the reason why there is none. Waiting for the model counts as time, too."""
+        began = time.monotonic()
+        rewrite = await self._rewrite(job, pictures)
+        self._metrics.ended(rewrite, time.monotonic() - began)
+        return rewrite
+
+    async def _rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
         running = asyncio.get_running_loop().run_in_executor(self._thread, self._model.rewrite, job, pictures)
         try:
             return await asyncio.wait_for(running, self._settings.timeout_s)

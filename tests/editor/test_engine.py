@@ -1,92 +1,34 @@
 """The engine's loop with a model that counts: who shares which step, and what becomes of whom."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import wait
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
-from serve_app.editor.engine import Engine, StepModel, preview_steps
-from serve_app.editor.ticket import LOW_PRIORITY_DELAY_S, Progress, Ticket
-from serve_app.edits.request import EditJob
+from serve_app.editor.engine import Engine
+from serve_app.editor.running import preview_steps
+from serve_app.editor.step_model import StepModel
+from serve_app.editor.ticket import Ticket
+from serve_app.edits.request import LOW_PRIORITY_DELAY_S, Progress
 from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, Overloaded, ServiceUnavailable
+from tests.editor.engine_harness import (
+    PICTURES,
+    TOKENS_OF_64_PX,
+    Clock,
+    at_step,
+    eventually,
+    finish,
+    open_gate,
+    running,
+    submit,
+)
 from tests.fakes import FakeModel, job, picture
-
-PICTURES = (picture(),)
-TOKENS_OF_64_PX = 32  # 16 for the output, 16 for the reference
-
-
-class Clock:
-    """A clock that goes only when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@contextmanager
-def running(
-    model: StepModel,
-    *,
-    max_pack_tokens: int = 10_000,
-    max_waiting: int = 100,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Engine]:
-    engine = Engine(lambda: model, max_pack_tokens=max_pack_tokens, max_waiting=max_waiting, clock=clock)
-    engine.start()
-    try:
-        yield engine
-    finally:
-        if isinstance(model, FakeModel) and model.gate is not None:
-            model.gate.release(100)
-        engine.close()
 
 
 @pytest.fixture
 def gated() -> FakeModel:
     """A model whose steps the test releases one by one."""
     return FakeModel(gate=threading.Semaphore(0))
-
-
-def submit(engine: Engine, asked: EditJob) -> Ticket:
-    ticket = Ticket(asked, PICTURES)
-    engine.submit(ticket)
-    eventually(lambda: engine.stats.preparing == 0)
-    return ticket
-
-
-def at_step(model: FakeModel, number: int) -> None:
-    """Let steps run until the step of this number (from 1) has begun and waits to be released."""
-    assert model.gate is not None
-    eventually(lambda: len(model.packs) >= 1)
-    for done in range(len(model.packs), number):
-        model.gate.release()
-        eventually(lambda done=done: len(model.packs) > done)  # type: ignore[misc]
-
-
-def open_gate(model: FakeModel) -> None:
-    """Let all steps run from now on."""
-    assert model.gate is not None
-    model.gate.release(1000)
-
-
-def eventually(holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    pause = threading.Event()
-    for _ in range(int(timeout_s / 0.005)):
-        if holds():
-            return
-        pause.wait(0.005)
-    raise AssertionError("it never came to hold")
-
-
-def finish(*tickets: Ticket) -> None:
-    done = wait([ticket.future for ticket in tickets], timeout=10)
-    assert not done.not_done
 
 
 def test_one_edit_runs_its_steps_and_gives_a_picture() -> None:
@@ -258,10 +200,10 @@ def test_every_step_is_told_with_its_previews() -> None:
         ticket = Ticket(replace(job("a", steps=4), num_previews=1), PICTURES, on_progress=told.append)
         engine.submit(ticket)
         finish(ticket)
-    assert [(progress.step, progress.num_steps) for progress in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(progress.step, progress.num_steps) for progress in told] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     assert [progress.step for progress in told if progress.preview is not None] == [2]
-    assert told[1].preview is not None
-    assert told[1].preview.startswith(b"\x89PNG")
+    assert told[2].preview is not None
+    assert told[2].preview.startswith(b"\x89PNG")
 
 
 def test_a_preview_that_fails_harms_nobody() -> None:
@@ -270,7 +212,7 @@ def test_a_preview_that_fails_harms_nobody() -> None:
         ticket = Ticket(replace(job("a", steps=4), num_previews=3), PICTURES, on_progress=told.append)
         engine.submit(ticket)
         assert ticket.future.result(timeout=10)
-    assert [(progress.step, progress.preview) for progress in told] == [(1, None), (2, None), (3, None), (4, None)]
+    assert [(progress.step, progress.preview) for progress in told] == [(step, None) for step in range(5)]
 
 
 def test_a_listener_that_raises_harms_nobody() -> None:
