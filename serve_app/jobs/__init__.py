@@ -1,0 +1,1 @@
+"""Jobs that outlive their connection: a runner, a store, and the deployment around them."""

@@ -1,0 +1,88 @@
+"""Jobs as bytes, for a store: records as JSON, pictures as safetensors. Reading them back cannot run code."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count, takewhile
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from pydantic import TypeAdapter
+
+from serve_app.edits.job import JobRecord, JobSpec
+from serve_app.edits.request import EditOutcome, Pictures, Pixels, PreparedPicture
+
+_SPECS = TypeAdapter(JobSpec)
+_RECORDS = TypeAdapter(JobRecord)
+_OUTCOMES = TypeAdapter(EditOutcome)
+
+
+def dump_spec(spec: JobSpec) -> bytes:
+    return _dump(spec)
+
+
+def load_spec(data: bytes) -> JobSpec:
+    return _SPECS.validate_python(json.loads(data))
+
+
+def dump_record(record: JobRecord) -> bytes:
+    return _dump(record)
+
+
+def load_record(data: bytes) -> JobRecord:
+    return _RECORDS.validate_python(json.loads(data))
+
+
+def dump_outcome(outcome: EditOutcome) -> tuple[bytes, bytes]:
+    """The outcome without its picture, and the picture."""
+    rest = {**vars(outcome), "result": {**vars(outcome.result), "data": ""}}
+    return _dump(rest), outcome.result.data
+
+
+def load_outcome(rest: bytes, picture: bytes) -> EditOutcome:
+    outcome = _OUTCOMES.validate_python(json.loads(rest))
+    return replace(outcome, result=replace(outcome.result, data=picture))
+
+
+def dump_pictures(sets: Sequence[Pictures]) -> bytes:
+    """Sets of at least one picture each."""
+    # safetensors takes an array's memory as it lies, whatever its strides.
+    return safetensors.numpy.save(
+        {
+            name: np.ascontiguousarray(pixels)
+            for set_index, pictures in enumerate(sets)
+            for index, picture in enumerate(pictures)
+            for name, pixels in zip(_names(set_index, index), _parts(picture), strict=True)
+        }
+    )
+
+
+def load_pictures(data: bytes) -> tuple[Pictures, ...]:
+    """The sets as they were; the arrays are writable."""
+    arrays = safetensors.numpy.load(data)
+    sets = (_pictures(arrays, set_index) for set_index in count())
+    return tuple(takewhile(bool, sets))
+
+
+def _pictures(arrays: Mapping[str, Pixels], set_index: int) -> Pictures:
+    names = takewhile(lambda pair: pair[0] in arrays, (_names(set_index, index) for index in count()))
+    return tuple(PreparedPicture(*(arrays[name] for name in pair)) for pair in names)
+
+
+def _names(set_index: int, index: int) -> tuple[str, str]:
+    return f"{set_index}.{index}.vae", f"{set_index}.{index}.condition"
+
+
+def _parts(picture: PreparedPicture) -> tuple[Pixels, Pixels]:
+    return picture.vae_pixels, picture.condition_pixels
+
+
+def _dump(record: object) -> bytes:
+    # Not by pydantic: of what a client's JSON may hold, it loses NaN and refuses lone surrogates.
+    return json.dumps(record, default=_plain).encode()
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Of what JSON does not know, records hold dataclasses and mappings."""
+    return dict(value) if isinstance(value, Mapping) else vars(value)

@@ -1,0 +1,155 @@
+"""The file of a SqliteStore: private, safe against power loss, and used by one thread."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from serve_app.errors import ConfigError
+
+T = TypeVar("T")
+
+VERSION = 1
+"""Of the schema, as the file's user_version tells it."""
+
+BUSY_TIMEOUT_S = 10.0
+"""How long another process may keep the file to itself, as it does for each of its transactions."""
+
+MAX_FREED_PAGES = 2048
+"""Given back to the file system at once, of 4 KiB each."""
+
+# Only a job that is no longer open has an `expires_at`. Pictures lie apart so that no other query reads them.
+SCHEMA = (
+    """CREATE TABLE jobs (
+        id TEXT PRIMARY KEY, state TEXT NOT NULL, owner TEXT NOT NULL, expires_at REAL, retention_s REAL NOT NULL,
+        repeat_key TEXT UNIQUE, fingerprint TEXT NOT NULL, record BLOB NOT NULL, spec BLOB NOT NULL
+    )""",
+    """CREATE TABLE pictures (
+        job_id TEXT PRIMARY KEY REFERENCES jobs ON DELETE CASCADE, data BLOB NOT NULL
+    )""",
+    """CREATE TABLE outcomes (
+        job_id TEXT REFERENCES jobs ON DELETE CASCADE, edit INTEGER, rest BLOB NOT NULL, picture BLOB NOT NULL,
+        PRIMARY KEY (job_id, edit)
+    )""",
+    "CREATE TABLE leases (owner TEXT PRIMARY KEY, expires_at REAL NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX open_jobs ON jobs (owner, id, state) WHERE expires_at IS NULL",
+    "CREATE INDEX ended_jobs ON jobs (expires_at) WHERE expires_at IS NOT NULL",
+)
+# auto_vacuum first: it can be chosen only as long as the file is empty.
+PRAGMAS = (
+    "auto_vacuum = INCREMENTAL",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    f"journal_size_limit = {64 * 2**20}",
+    "foreign_keys = ON",
+)
+
+
+class SqliteFile:
+    """Opened at the first use, which raises a ConfigError where that fails."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._db: sqlite3.Connection | None = None
+
+    async def read(self, query: str, **values: object) -> list[tuple[Any, ...]]:
+        return await self._run(lambda: self._opened().execute(query, values).fetchall())
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do all of `work` or, where it raises, nothing."""
+        return await self._run(lambda: _transact(self._opened(), work))
+
+    async def shrink(self) -> None:
+        """Give a part of what is free in the file back to the file system."""
+        await self._run(lambda: _shrink(self._opened()))
+
+    async def close(self) -> None:
+        await self._run(self._close)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._db = _open(self._path)
+        return self._db
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        _make_private(path)
+        db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            _set_up(db, path)
+        except BaseException:
+            db.close()
+            raise
+    except (OSError, sqlite3.Error) as problem:
+        raise ConfigError(
+            f"jobs.store.path: {path} cannot be used ({problem}); name a file on a local disk that this user may write."
+        ) from problem
+    return db
+
+
+def _make_private(path: Path) -> None:
+    """SQLite gives the files that it puts beside this one the same mode."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        # By its name: to open and close a file that this process has open would drop SQLite's locks.
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+
+
+def _set_up(db: sqlite3.Connection, path: Path) -> None:
+    if _version(db) > VERSION:
+        raise ConfigError(
+            f"jobs.store.path: {path} was written by a newer version (schema {_version(db)}, known here: {VERSION}); "
+            "update, or name another file."
+        )
+    for pragma in PRAGMAS:
+        db.execute(f"PRAGMA {pragma}").fetchall()
+    _transact(db, _make_schema)
+
+
+def _make_schema(db: sqlite3.Connection) -> None:
+    if _version(db) == VERSION:
+        return
+    for statement in SCHEMA:
+        db.execute(statement)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        done = work(db)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return done
+
+
+def _shrink(db: sqlite3.Connection) -> None:
+    if db.execute("PRAGMA freelist_count").fetchone()[0]:
+        # One step of this statement frees one page, and `execute` would take one step only.
+        db.executescript(f"PRAGMA incremental_vacuum({MAX_FREED_PAGES})")
+        # The file itself becomes smaller when the log is brought over.
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

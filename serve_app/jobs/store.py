@@ -1,0 +1,67 @@
+"""Where jobs are kept, so that none is lost: one interface, two backends."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from serve_app.edits.job import JobRecord, JobSpec, JobState
+from serve_app.edits.request import EditOutcome, Pictures
+
+
+class Store(Protocol):
+    """Jobs, durably: what a method has done when it returns survives the death of the process.
+
+    Each open job (see `JobRecord.open`) has an owner, a Jobs replica that proves by `beat` that it lives. A replica
+    whose lease has run out loses its jobs to the next one that calls `adopt`; what it may write afterwards is refused,
+    so that a job ends once.
+    """
+
+    async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
+        """Store a new job, all of it or nothing. Returns its id; that of the stored job where the id is known already,
+        or where its repeat key belongs to another job that is still kept.
+
+        Raises:
+            RepeatKeyConflict: that job's fingerprint is another one.
+        """
+
+    async def spec(self, job_id: str) -> JobSpec | None:
+        """What was asked for; None where the job is not or no longer kept."""
+
+    async def record(self, job_id: str) -> JobRecord | None:
+        """How the job stands; None where it is not or no longer kept."""
+
+    async def pictures(self, job_id: str) -> tuple[Pictures, ...]:
+        """The sets of prepared pictures, bit by bit as they were added. Empty where the job is not kept."""
+
+    async def outcomes(self, job_id: str) -> Mapping[int, EditOutcome]:
+        """The finished edits by their index."""
+
+    async def add_outcome(self, job_id: str, owner: str, index: int, outcome: EditOutcome) -> bool:
+        """Store a finished edit; False, and nothing stored, unless the job is `owner`'s and its state is not final."""
+
+    async def update(self, job_id: str, owner: str, record: JobRecord) -> bool:
+        """Replace the record; False, and nothing stored, unless the job is `owner`'s and open. A state that is final
+        stays: nothing but `webhook_pending` changes any more.
+
+        Where the new record is no longer open, the job has its last owner and is kept for `spec.retention_s` more
+        seconds after `ended_at`, its repeat key as long.
+        """
+
+    async def cancel(self, job_id: str, ended_at: float) -> bool:
+        """Make the job CANCELLED, whoever owns it; False unless its state was not final."""
+
+    async def reopen(self, job_id: str, owner: str, record: JobRecord) -> bool:
+        """Give a job of a retryable state, its outcomes dropped, a new record and owner; False in any other state."""
+
+    async def beat(self, owner: str, lease_s: float) -> Mapping[str, JobState]:
+        """Prove that `owner` lives for `lease_s` more seconds; its open jobs and their states."""
+
+    async def adopt(self, owner: str) -> Sequence[str]:
+        """Make `owner` the owner of all open jobs whose owner's lease has run out; which those were."""
+
+    async def open_jobs(self) -> Mapping[str, JobState]:
+        """All open jobs, whoever owns them."""
+
+    async def sweep(self) -> None:
+        """Forget what need not be kept any longer."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,253 @@
+"""Jobs beyond what the HTTP tests see: several replicas over one store, leases, takeovers, lost editors."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.config import JobSettings, SqliteStoreSettings
+from serve_app.edits.job import Job, JobRecord, JobSpec, JobState, Policy
+from serve_app.edits.request import EditRequest, OutputFormat, Pictures, Sampling
+from serve_app.edits.service import EditService
+from serve_app.edits.sizes import OutputSize, Size
+from serve_app.errors import JobNotFound, Overloaded, ServiceUnavailable
+from serve_app.jobs import runner
+from serve_app.jobs.service import JobService
+from serve_app.jobs.sqlite_store import SqliteStore
+from tests.fakes import FakeEditor, picture
+from tests.service.receiver import receiving
+
+SIZE = Size(64, 64)
+LEASE_S = 1.0
+
+Replica = JobService[Pictures]
+Make = Callable[..., Any]
+
+
+def spec(name: str, *prompts: str, **more: Any) -> JobSpec:
+    edits = tuple(
+        EditRequest(name, prompt, None, False, Sampling(), OutputSize(SIZE, SIZE), OutputFormat())
+        for prompt in prompts or (name,)
+    )
+    return JobSpec(name, edits, (0,) * len(edits), 42, Policy(), 60.0, **more)
+
+
+def body(spec: JobSpec, job: Job) -> bytes:
+    return json.dumps({"id": spec.id, "status": job.record.state}).encode()
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Make:
+    """Makes replicas over one file. Each is closed at the end, or before by `close`; one that dies does not say so."""
+    store = SqliteStoreSettings(path=str(tmp_path / "jobs.sqlite3"))
+
+    @asynccontextmanager
+    async def make(editor: FakeEditor, **settings: Any) -> AsyncIterator[Replica]:
+        given = JobSettings(**{"store": store, "lease_s": LEASE_S, "webhook_gap_s": 0.0, **settings})
+        service = JobService(given, EditService(editor, None), SqliteStore(store), lambda each: each, body)
+        await service.start()
+        try:
+            yield service
+        finally:
+            await service.close()
+
+    return make
+
+
+async def state(service: Replica, job_id: str, wait_s: float = 5) -> JobState:
+    return (await service.wait(job_id, wait_s)).record.state
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(0.02)
+
+
+def test_a_successor_takes_over_what_a_replica_left_and_draws_only_what_is_missing(replica: Make) -> None:
+    async def live() -> None:
+        held = FakeEditor(gate=asyncio.Semaphore(1))
+        async with replica(held) as first:
+            await first.submit(spec("job", "a", "b", "c"), [(picture(),)])
+            news = await first.news("job", 5)
+            assert len(news.outcomes) == 1
+        editor = FakeEditor()
+        async with replica(editor) as second:
+            # Its lease has not run out yet, and the job is there all the same.
+            assert not (await state(second, "job", 0)).final
+            job = await second.wait("job", 5)
+        assert job.record.state is JobState.COMPLETED
+        assert [outcome.final_prompt for outcome in job.outcomes] == ["a", "b", "c"]
+        assert sorted(each.prompt for each in editor.jobs) == ["b", "c"]
+
+    asyncio.run(live())
+
+
+def test_a_replica_that_lost_its_lease_cannot_end_the_job_a_second_time(
+    replica: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def live() -> None:
+        stalled = FakeEditor(gate=asyncio.Semaphore(0))
+        async with replica(stalled) as first:
+            await first.submit(spec("job"), [(picture(),)])
+            await until(lambda: bool(stalled.jobs))
+            with monkeypatch.context() as patch:
+                # As if its process had been stopped for longer than its lease.
+                patch.setattr(first._store, "beat", None)
+                async with replica(FakeEditor()) as second:
+                    done = await second.wait("job", 5)
+                    assert done.record.state is JobState.COMPLETED
+                    assert stalled.gate is not None
+                    stalled.gate.release()
+                    await asyncio.sleep(0.2)
+                    assert await second.wait("job", 0) == done
+                    assert (await second.counts()).completed == 1
+                    assert (await first.counts()).completed == 0
+
+    asyncio.run(live())
+
+
+def test_what_one_replica_runs_another_one_cancels(replica: Make) -> None:
+    async def live() -> None:
+        editor = FakeEditor(gate=asyncio.Semaphore(0))
+        async with replica(editor) as first, replica(FakeEditor()) as second:
+            await first.submit(spec("job"), [(picture(),)])
+            await until(lambda: bool(editor.jobs))
+            waiting = asyncio.create_task(first.wait("job", 5))
+            assert (await second.cancel("job")).record.state is JobState.CANCELLED
+            assert (await waiting).record.state is JobState.CANCELLED
+            await until(lambda: editor.num_cancelled == 1)
+            assert (await first.counts()).in_progress == 0
+
+    asyncio.run(live())
+
+
+def test_the_end_of_a_job_that_runs_elsewhere_is_noticed(replica: Make) -> None:
+    async def live() -> None:
+        editor = FakeEditor(gate=asyncio.Semaphore(0))
+        async with replica(editor) as first, replica(FakeEditor()) as second:
+            await first.submit(spec("job"), [(picture(),)])
+            waiting = asyncio.create_task(second.wait("job", 5))
+            await asyncio.sleep(0.1)
+            assert editor.gate is not None
+            editor.gate.release()
+            assert (await waiting).record.state is JobState.COMPLETED
+            assert list((await second.news("job", 5)).outcomes) == [0]
+
+    asyncio.run(live())
+
+
+def test_a_webhook_that_was_not_told_is_told_by_the_successor(replica: Make) -> None:
+    async def live(origin: str) -> None:
+        hook = f"{origin}/hook/200"
+        async with replica(FakeEditor(), webhook_gap_s=60.0) as first:
+            asked = spec("job", webhook="http://127.0.0.1:9/nobody")
+            await first.submit(asked, [(picture(),)])
+            assert await state(first, "job") is JobState.COMPLETED
+            # The first attempt has failed, the second one is a minute away: now the replica dies.
+            await asyncio.sleep(0.1)
+        async with replica(FakeEditor(), webhook_origins=(origin,)) as second:
+            patched = replace(asked, webhook=hook)
+            second._store.spec = lambda job_id: _given(patched)
+            await until(lambda: bool(receiver.calls))
+
+    with receiving() as receiver:
+        asyncio.run(live(receiver.origin))
+        assert receiver.calls == [("/hook/200", {"id": "job", "status": "COMPLETED"})]
+
+
+async def _given(spec: JobSpec) -> JobSpec:
+    return spec
+
+
+def test_editors_that_die_are_outlived(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "ROOM_POLL_S", 0.02)
+
+    async def live() -> None:
+        editor = FakeEditor(problem=ServiceUnavailable("the replica died"))
+        async with replica(editor) as service:
+            await service.submit(spec("job"), [(picture(),)])
+            await until(lambda: len(editor.jobs) >= 3)
+            editor.problem = None
+            assert await state(service, "job") is JobState.COMPLETED
+            # But not for ever.
+            editor.problem = ServiceUnavailable("the replica died")
+            await service.submit(spec("hopeless"), [(picture(),)])
+            hopeless = await service.wait("hopeless", 5)
+            assert (hopeless.record.state, hopeless.record.error) == (JobState.FAILED, "the replica died")
+
+    asyncio.run(live())
+
+
+def test_room_is_waited_for(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "ROOM_POLL_S", 0.01)
+
+    async def live() -> None:
+        editor = FakeEditor(problem=Overloaded("full"))
+        async with replica(editor) as service:
+            await service.submit(spec("job"), [(picture(),)])
+            await until(lambda: len(editor.jobs) > 2 * runner.MAX_LOSSES)
+            editor.problem = None
+            assert await state(service, "job") is JobState.COMPLETED
+
+    asyncio.run(live())
+
+
+def test_an_ended_job_is_forgotten_after_its_retention(replica: Make) -> None:
+    async def live() -> None:
+        async with replica(FakeEditor()) as service:
+            await service.submit(replace(spec("job"), retention_s=0.3), [(picture(),)])
+            assert await state(service, "job") is JobState.COMPLETED
+            assert (await service.news("job", 0)).outcomes
+            await asyncio.sleep(0.4)
+            with pytest.raises(JobNotFound):
+                await service.wait("job", 0)
+            with pytest.raises(JobNotFound):
+                await service.news("job", 0)
+
+    asyncio.run(live())
+
+
+def test_the_same_job_sent_twice_runs_once(replica: Make) -> None:
+    async def live() -> None:
+        editor = FakeEditor()
+        async with replica(editor) as service:
+            ids = await asyncio.gather(*(service.submit(spec("job"), [(picture(),)]) for _ in range(5)))
+            assert set(ids) == {"job"}
+            assert await state(service, "job") is JobState.COMPLETED
+            assert await service.submit(spec("job"), [(picture(),)]) == "job"
+            assert len(editor.jobs) == 1
+
+    asyncio.run(live())
+
+
+def test_a_job_sent_again_to_a_successor_waits_for_its_takeover(replica: Make) -> None:
+    async def live() -> None:
+        async with replica(FakeEditor(gate=asyncio.Semaphore(0))) as first:
+            await first.submit(spec("job"), [(picture(),)])
+        editor = FakeEditor()
+        async with replica(editor) as second:
+            await second.submit(spec("job"), [(picture(),)])
+            assert await state(second, "job") is JobState.COMPLETED
+            assert len(editor.jobs) == 1
+            assert (await second.counts()).completed == 1
+
+    asyncio.run(live())
+
+
+def test_the_record_that_is_told_is_the_one_that_is_stored(replica: Make) -> None:
+    async def live() -> None:
+        async with replica(FakeEditor()) as service:
+            await service.submit(spec("job"), [(picture(),)])
+            told: JobRecord = (await service.wait("job", 5)).record
+            assert await service._store.record("job") == told
+
+    asyncio.run(live())
