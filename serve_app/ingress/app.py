@@ -1,100 +1,51 @@
-"""The HTTP application: routes and error shapes. It knows neither Ray nor the models."""
+"""The HTTP application: both dialects' routes. It knows neither Ray nor the models."""
 
-import logging
+from functools import partial
 from typing import TypeVar
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from fastapi import Depends, FastAPI
 
 from serve_app import __version__
-from serve_app.errors import ServiceError
+from serve_app.ingress.backend import Backend
 from serve_app.ingress.body_limit import BodyLimit
-from serve_app.ingress.lenient import LenientRoute
-from serve_app.ingress.problems import NOT_JSON, from_validation
-from serve_app.ingress.runpod import RunPodEnvelope, RunPodError, RunPodHealth, RunPodRequest
-from serve_app.ingress.sync import Backend, RunSync
-
-logger = logging.getLogger(__name__)
+from serve_app.ingress.drain import DrainGate
+from serve_app.ingress.health import health_router
+from serve_app.ingress.keys import ApiKeys
+from serve_app.ingress.middleware import RequestId
+from serve_app.ingress.openai_routes import openai_router
+from serve_app.ingress.openapi import document
+from serve_app.ingress.refusals import add_refusals
+from serve_app.ingress.runpod_routes import runpod_router
+from serve_app.ingress.steering import NoSteering
 
 P = TypeVar("P")
 
-_ERRORS = {status: {"model": RunPodError} for status in (400, 413, 429, 500, 503)}
-
 
 def build_app(backend: Backend[P]) -> FastAPI:
-    """All routes, for a backend that runs edits."""
+    """All routes, for a backend that runs edits and jobs."""
     app = FastAPI(
         title="qwen-camera-edit",
         version=__version__,
         description="Edit pictures and move the camera around what is in them.",
         strict_content_type=False,  # a body without a Content-Type is read as JSON
-        responses=_ERRORS,  # type: ignore[arg-type]
     )
-    app.router.route_class = LenientRoute
     app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
-    app.add_exception_handler(ServiceError, _service_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _internal_error)
-    _add_runpod_routes(app, backend)
+    app.add_middleware(DrainGate, draining=backend.draining)
+    app.add_middleware(NoSteering)
+    app.add_middleware(ApiKeys, keys=backend.api_keys)
+    app.add_middleware(RequestId, proxy_answers=backend.behind_serve)  # the outermost: the last one added
+    add_refusals(app, backend.retry_after_s)
+    runpod, openai = runpod_router(backend), openai_router(backend)
+    by_id = [Depends(_endpoint_id)]
+    app.include_router(health_router(backend))
+    app.include_router(runpod)
+    app.include_router(runpod, prefix="/v2/{endpoint_id}", dependencies=by_id)
+    app.include_router(openai)
+    app.include_router(openai, prefix="/v2/{endpoint_id}/openai", dependencies=by_id)
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app
 
 
-def _add_runpod_routes(app: FastAPI, backend: Backend[P]) -> None:
-    run_sync = RunSync(backend)
-
-    @app.post("/runsync", response_model_exclude_none=True, tags=["RunPod"])
-    async def runsync(request: RunPodRequest) -> RunPodEnvelope:
-        """Run a job and answer with its end."""
-        return await run_sync(request)
-
-    @app.post("/v2/{endpoint_id}/runsync", response_model_exclude_none=True, tags=["RunPod"])
-    async def runsync_by_id(endpoint_id: str, request: RunPodRequest) -> RunPodEnvelope:
-        """The same under RunPod's path; any endpoint id is served."""
-        return await run_sync(request)
-
-    @app.get("/health", tags=["RunPod"])
-    async def health() -> RunPodHealth:
-        """Jobs and workers by state."""
-        counts = backend.counts
-        jobs = {"completed": counts.completed, "failed": counts.failed, "inProgress": counts.in_progress}
-        return RunPodHealth(jobs={**jobs, "inQueue": 0, "retried": 0}, workers=await backend.workers())
-
-    @app.get("/v2/{endpoint_id}/health", tags=["RunPod"])
-    async def health_by_id(endpoint_id: str) -> RunPodHealth:
-        """The same under RunPod's path."""
-        return await health()
-
-
-async def _service_error(request: Request, problem: Exception) -> JSONResponse:
-    status = problem.status if isinstance(problem, ServiceError) else 500
-    return _error(status, str(problem))
-
-
-async def _validation_error(request: Request, problem: Exception) -> JSONResponse:
-    errors = problem.errors() if isinstance(problem, RequestValidationError) else []
-    return await _service_error(request, from_validation(errors, RunPodRequest))
-
-
-async def _http_error(request: Request, problem: Exception) -> JSONResponse:
-    if not isinstance(problem, HTTPException):
-        return await _internal_error(request, problem)
-    where = f"{request.method} {request.url.path}"
-    messages = {
-        404: f"There is no {where} here; /docs lists what there is.",
-        405: f"{where} does not exist with this method; /docs lists what there is.",
-        # What FastAPI says of a body that is not UTF-8 or nested too deeply.
-        400: NOT_JSON,
-    }
-    return _error(problem.status_code, messages.get(problem.status_code, str(problem.detail)))
-
-
-async def _internal_error(request: Request, problem: Exception) -> JSONResponse:
-    logger.error("unexpected error in %s %s", request.method, request.url.path, exc_info=problem)
-    return _error(500, "Internal error; the server's log has the reason.")
-
-
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse(RunPodError(error=message).model_dump(), status_code=status)
+def _endpoint_id(endpoint_id: str) -> str:
+    """Any endpoint id is served."""
+    return endpoint_id

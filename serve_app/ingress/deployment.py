@@ -1,17 +1,31 @@
 """The ingress as a Serve deployment."""
 
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppSettings
 from serve_app.edits.service import EditService
+from serve_app.errors import StartupError
+from serve_app.handles import EditorHandle, JobsHandle, RewriterHandle, ask_all, fault, share, worker_counts
 from serve_app.ingress.app import build_app
-from serve_app.ingress.handles import EditorHandle, RewriterHandle, share, worker_counts
-from serve_app.ingress.sync import Backend, JobCounts
+from serve_app.ingress.backend import Backend
+from serve_app.ingress.drain import Draining
+from serve_app.ingress.keys import Keys, configured_keys, require_keys
+from serve_app.ingress.metrics import Measured, RequestMetrics
+from serve_app.ingress.pace import Pace
+from serve_app.ingress.paced_editor import PacedEditor
+from serve_app.ingress.prepare import Preparer
 from serve_app.logs import join_serve_logs
+
+logger = logging.getLogger(__name__)
 
 
 @serve.ingress()
@@ -19,22 +33,70 @@ class Ingress:
     """HTTP in, handles out. The ASGI app is built in the replica, so nothing of it is ever pickled."""
 
     def __init__(
-        self, settings: AppSettings, editor: "DeploymentHandle[Any]", rewriter: "DeploymentHandle[Any] | None"
+        self,
+        settings: AppSettings,
+        editor: "DeploymentHandle[Any]",
+        rewriter: "DeploymentHandle[Any] | None",
+        jobs: "DeploymentHandle[Any]",
+        give_up: Callable[[], None],
     ) -> None:
         join_serve_logs()
-        counts = JobCounts()
-        application = serve.get_replica_context().app_name
-
-        async def workers() -> dict[str, int]:
-            return await worker_counts(application, "Editor", counts.in_progress)
-
+        keys = _checked_keys(settings, give_up)
+        me = serve.get_replica_context()
+        jobs_port = JobsHandle(jobs)
+        pace = Pace(jobs_port)
+        paced = PacedEditor(EditorHandle(editor), pace)
+        self._draining = Draining()
         self._backend = Backend(
             settings=settings,
-            service=EditService(EditorHandle(editor), RewriterHandle(rewriter) if rewriter is not None else None),
+            jobs=jobs_port,
+            service=EditService(paced, RewriterHandle(rewriter) if rewriter is not None else None),
             share=share,
-            workers=workers,
-            counts=counts,
+            workers=partial(worker_counts, me.app_name, "Editor"),
+            prepare=Preparer(settings),
+            api_keys=keys,
+            behind_serve=True,
+            draining=self._draining,
+            drain=partial(_drain, me.app_name, me.deployment),
+            editor_fault=partial(fault, me.app_name, "Editor", editor),
+            retry_after_s=pace.retry_after_s,
         )
 
+    async def begin_drain(self) -> int:
+        """Take no new work; how many requests this replica is answering."""
+        return self._draining.begin()
+
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._backend)
+        app = build_app(self._backend)
+        app.add_middleware(Measured, metrics=RequestMetrics())
+        return app
+
+
+async def _drain(application: str, deployment: str) -> int:
+    return sum(await ask_all(application, deployment, "begin_drain"))
+
+
+def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> Keys | None:
+    """The keys of this node, if the proxies may listen where they do with them.
+
+    Args:
+        give_up: called before an error, since Serve would start the replica again and again.
+
+    Raises:
+        StartupError: they may not, or a file of keys holds none.
+    """
+    try:
+        keys = configured_keys(settings.api_keys_file)
+        require_keys(keys, _bound_host(), settings.allow_anonymous)
+        return keys
+    except StartupError as problem:
+        logger.error(problem)
+        give_up()
+        raise
+
+
+def _bound_host() -> str:
+    """Where Serve's proxies listen. Ray has no public call for it."""
+    client = _get_global_client()
+    # HAProxy listens on all interfaces, whatever http_options says.
+    return "0.0.0.0" if client is None or RAY_SERVE_ENABLE_HA_PROXY else client.http_config.host

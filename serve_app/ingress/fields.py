@@ -1,10 +1,13 @@
 """Field types of the wire: strict about kinds, so that `true` is no number and `"4"` no step count; null is absent."""
 
+import re
 from typing import Annotated
 
 from pydantic import BeforeValidator
 
 from serve_app.ingress.problems import wrong
+
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
 def _number(value: object) -> object:
@@ -27,23 +30,34 @@ def _flag(value: object) -> object:
     raise wrong("true or false", value)
 
 
+def _whole_characters(text: str) -> str:
+    # JSON can escape one half of a surrogate pair; Python reads it, and no encoder takes it afterwards.
+    if not text.isascii() and _HALF_CHARACTERS.search(text):
+        raise wrong("text of whole characters", text)
+    return text
+
+
 def _text(value: object) -> object:
-    if value is None or isinstance(value, str):
+    if value is None:
         return value
+    if isinstance(value, str):
+        return _whole_characters(value)
     raise wrong("a string", value)
 
 
 def _texts(value: object) -> object:
-    if value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+    if value is None:
         return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [_whole_characters(item) for item in value]
     raise wrong("a list of strings", value)
 
 
 def _text_or_texts(value: object) -> object:
-    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-        raise wrong("a string or a list of strings", value)
-    if value is None or isinstance(value, str | list):
-        return value
+    if value is None or isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return _texts(value)
     raise wrong("a string or a list of strings", value)
 
 

@@ -1,0 +1,94 @@
+"""A request of either dialect, parsed: edits in common terms, pictures not yet decoded; and checks of its values."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from serve_app.config import LimitSettings
+from serve_app.edits.camera import CameraPose
+from serve_app.edits.request import OutputFormat, PictureFormat, Sampling
+from serve_app.errors import InvalidInput
+from serve_app.ingress.problems import echo
+
+MAX_SEED = 2**63 - 1
+FORMATS: dict[str, PictureFormat] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+
+@dataclass(frozen=True)
+class GivenPicture:
+    """A picture and the field it came in: a file's bytes, or a text that is base64, a data URL or an http(s) URL."""
+
+    field: str
+    content: bytes | str
+
+
+@dataclass(frozen=True)
+class AskedEdit:
+    """One output picture: `pictures` is the index of its set of input pictures."""
+
+    prompt: str
+    camera: CameraPose | None
+    seed: int
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All edits of a request and what is common to them. Each set of pictures is decoded once.
+
+    Attributes:
+        side_fields: the names by which the dialect knows width and height.
+    """
+
+    picture_sets: tuple[tuple[GivenPicture, ...], ...]
+    edits: tuple[AskedEdit, ...]
+    rewrite_prompt: bool
+    sampling: Sampling
+    width: int | None
+    height: int | None
+    output: OutputFormat
+    low_priority: bool = False
+    num_previews: int = 0
+    side_fields: tuple[str, str] = ("input.width", "input.height")
+
+
+def within(value: N, low: N, high: N, field: str) -> N:
+    """`value`, if it lies between both bounds.
+
+    Raises:
+        InvalidInput: naming the field and the bounds.
+    """
+    if not low <= value <= high:
+        raise InvalidInput(f"{field} must be between {low} and {high}, got {echo(value)}.", field)
+    return value
+
+
+def default(value: T | None, otherwise: T) -> T:
+    return otherwise if value is None else value
+
+
+def checked_prompt(prompt: str, field: str, limits: LimitSettings) -> str:
+    """`prompt`, if it is not too long.
+
+    Raises:
+        InvalidInput: naming the field and the limit.
+    """
+    if len(prompt) > limits.max_prompt_chars:
+        raise InvalidInput(
+            f"{field} has {len(prompt)} characters; at most {limits.max_prompt_chars} are allowed. Shorten it.", field
+        )
+    return prompt
+
+
+def output_format(name: str | None, quality: int, field: str) -> OutputFormat:
+    """The format called `name` (absent: png).
+
+    Raises:
+        InvalidInput: there is no such format.
+    """
+    wanted = default(name, "png").lower()
+    if wanted not in FORMATS:
+        raise InvalidInput(f"{field} must be png, jpeg or webp, got {echo(name)}.", field)
+    return OutputFormat(FORMATS[wanted], quality)

@@ -1,0 +1,51 @@
+"""What the routes need from the world."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from serve_app.config import AppSettings
+from serve_app.edits.job import JobsPort
+from serve_app.edits.request import Pictures
+from serve_app.edits.service import EditService
+from serve_app.ingress.drain import Draining
+from serve_app.ingress.keys import Keys
+from serve_app.ingress.pace import UNKNOWN_S
+from serve_app.ingress.prepare import Preparer
+
+P = TypeVar("P")
+
+
+async def _no_fault() -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend(Generic[P]):
+    """Ports and settings.
+
+    Attributes:
+        jobs: runs what outlives its connection.
+        service: runs what ends with its connection.
+        share: makes prepared pictures travel by reference; called once for each set.
+        workers: RunPod's worker counts by state, given how many of them are busy.
+        api_keys: who may call; None: anybody.
+        behind_serve: Serve's proxy is in front, which puts `x-request-id` on answers.
+        draining: how this replica stands.
+        drain: begins the draining, in all replicas, and tells how many requests they are answering.
+        editor_fault: why no editor would take work, or None.
+        retry_after_s: what a client is told to wait when there is no room.
+    """
+
+    settings: AppSettings
+    jobs: JobsPort
+    service: EditService[P]
+    share: Callable[[Pictures], P]
+    workers: Callable[[int], Awaitable[dict[str, int]]]
+    prepare: Preparer
+    api_keys: Keys | None = None
+    behind_serve: bool = False
+    draining: Draining = field(default_factory=Draining)
+    drain: Callable[[], Awaitable[int]] | None = None
+    editor_fault: Callable[[], Awaitable[str | None]] = _no_fault
+    retry_after_s: Callable[[], int] = lambda: UNKNOWN_S

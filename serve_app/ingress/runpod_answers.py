@@ -1,0 +1,140 @@
+"""RunPod's dialect on the wire, what goes out: envelopes, streams, counts and errors. Times in milliseconds."""
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from serve_app.edits.job import Job, JobNews, JobSpec, JobState
+from serve_app.edits.request import EditOutcome, Progress
+
+
+class RunPodOutput(BaseModel):
+    images: list[str] = Field(description="Encoded pictures in base64, one for each edit, in order.")
+    seed: int
+    final_prompts: list[str] = Field(description="The prompts that ran, camera words included.")
+    rewritten_log: list[dict[str, str | None]] = Field(
+        description="When rewriting was asked for: each prompt, what it became, or why it stayed."
+    )
+
+
+class RunPodEnvelope(BaseModel):
+    """A job as it stands: `output` when it is COMPLETED, `error` when it is FAILED or TIMED_OUT."""
+
+    id: str
+    status: JobState
+    delayTime: int | None = Field(None, description="From its arrival to its pick-up.")  # noqa: N815 - RunPod's names
+    executionTime: int | None = Field(None, description="From its pick-up to its end.")  # noqa: N815
+    workerId: str | None = None  # noqa: N815
+    output: RunPodOutput | None = None
+    error: str | None = None
+
+
+class RunPodAccepted(BaseModel):
+    id: str
+    status: JobState
+
+
+class RunPodPurged(BaseModel):
+    removed: int = Field(description="Jobs that waited and are cancelled now.")
+    status: Literal["completed"] = "completed"
+
+
+class RunPodPicture(BaseModel):
+    """A finished picture, base64; `index` is its place in the job's output."""
+
+    type: Literal["image"] = "image"
+    index: int
+    image: str
+    seed: int
+    final_prompt: str
+
+
+class RunPodStep(BaseModel):
+    """Steps that are done of the picture at `index`."""
+
+    type: Literal["progress"] = "progress"
+    index: int
+    step: int
+    num_steps: int
+
+
+class RunPodStreamItem(BaseModel):
+    output: RunPodPicture | RunPodStep = Field(discriminator="type")
+
+
+class RunPodStream(BaseModel):
+    """What is new since the last call."""
+
+    status: JobState
+    stream: list[RunPodStreamItem]
+
+
+class RunPodError(BaseModel):
+    error: str
+
+
+class RunPodHealth(BaseModel):
+    jobs: dict[str, int]
+    workers: dict[str, int]
+
+
+def envelope(job: Job) -> RunPodEnvelope:
+    """The envelope of a job, its pictures in base64."""
+    record = job.record
+    done = bool(job.outcomes)
+    return RunPodEnvelope(
+        id=job.id,
+        status=record.state,
+        delayTime=_milliseconds(record.created_at, record.started_at),
+        executionTime=_milliseconds(record.started_at, record.ended_at),
+        workerId=job.outcomes[0].result.worker_id if done else None,
+        output=_output(job.seed, job.outcomes) if done else None,
+        error=record.error,
+    )
+
+
+def stream(news: JobNews) -> RunPodStream:
+    """What is new, pictures first."""
+    pictures = [RunPodStreamItem(output=_picture(*each)) for each in sorted(news.outcomes.items())]
+    steps = [RunPodStreamItem(output=_step(*each)) for each in sorted(news.progress.items())]
+    return RunPodStream(status=news.state, stream=[*pictures, *steps])
+
+
+def webhook_body(spec: JobSpec, job: Job) -> bytes:
+    """What a webhook is told: the envelope, the input without its pictures, and the webhook itself."""
+    told = envelope(job).model_dump(mode="json", exclude_none=True)
+    return json.dumps({**told, "input": spec.asked, "webhook": spec.webhook}).encode()
+
+
+def _output(seed: int, outcomes: Sequence[EditOutcome]) -> RunPodOutput:
+    return RunPodOutput(
+        images=[_base64(outcome) for outcome in outcomes],
+        seed=seed,
+        final_prompts=[outcome.final_prompt for outcome in outcomes],
+        rewritten_log=[entry for outcome in outcomes for entry in _log(outcome)],
+    )
+
+
+def _log(outcome: EditOutcome) -> list[dict[str, str | None]]:
+    if outcome.rewrite is None:
+        return []
+    return [{"prompt": outcome.prompt, "rewritten": outcome.rewrite.prompt, "reason": outcome.rewrite.reason}]
+
+
+def _picture(index: int, outcome: EditOutcome) -> RunPodPicture:
+    return RunPodPicture(index=index, image=_base64(outcome), seed=outcome.seed, final_prompt=outcome.final_prompt)
+
+
+def _step(index: int, progress: Progress) -> RunPodStep:
+    return RunPodStep(index=index, step=progress.step, num_steps=progress.num_steps)
+
+
+def _base64(outcome: EditOutcome) -> str:
+    return base64.b64encode(outcome.result.data).decode("ascii")
+
+
+def _milliseconds(since_s: float | None, until_s: float | None) -> int | None:
+    return None if since_s is None or until_s is None else max(0, round((until_s - since_s) * 1000))

@@ -1,0 +1,123 @@
+"""RunPod's requests as jobs: accepted once they are stored, told from what the Jobs deployment knows."""
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from fastapi import Response
+from pydantic import BaseModel
+
+from serve_app.edits.job import JobSpec, Policy, RepeatKey
+from serve_app.edits.origins import origin_of
+from serve_app.errors import InvalidInput
+from serve_app.ingress.asked import default, within
+from serve_app.ingress.backend import Backend
+from serve_app.ingress.job_line import describe
+from serve_app.ingress.runpod import RunPodInput, RunPodPolicy, RunPodRequest
+from serve_app.ingress.runpod_answers import envelope, stream
+from serve_app.ingress.runpod_input import parse_input
+
+logger = logging.getLogger(__name__)
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+MAX_POLICY_MS = 7 * 86_400_000
+_PICTURES = {"image", "images"}
+
+
+class RunPodJobs(Generic[P]):
+    """What stands behind RunPod's routes. All answers that are no errors are HTTP 200."""
+
+    def __init__(self, backend: Backend[P]) -> None:
+        self._backend = backend
+        self._jobs = backend.jobs
+
+    async def submit(self, request: RunPodRequest, repeat_key: str | None, *, sync: bool) -> str:
+        """Store and queue a job; its id.
+
+        Raises:
+            ServiceError: the job was not accepted.
+        """
+        settings = self._backend.settings
+        policy = request.policy or RunPodPolicy(executionTimeout=None, ttl=None, lowPriority=None)
+        asked = parse_input(request.input, settings.limits, low_priority=bool(policy.lowPriority))
+        job_id = f"{'sync-' if sync else ''}{uuid.uuid4()}-u1"
+        webhook = _checked_webhook(request.webhook, settings.jobs.webhook_origins)
+        timing = _policy(policy)
+        if repeat_key is None:  # else the job may be there already
+            await self._jobs.require_room()
+        prepared = await self._backend.prepare(job_id, asked)
+        retention_s = settings.jobs.sync_retention_s if sync and repeat_key is None else settings.jobs.async_retention_s
+        spec = JobSpec(
+            id=job_id,
+            edits=prepared.edits,
+            pictures_of=prepared.pictures_of,
+            seed=asked.sampling.seed,
+            policy=timing,
+            retention_s=retention_s,
+            webhook=webhook,
+            asked=_without_pictures(request.input),
+            repeat_key=None if repeat_key is None else RepeatKey(repeat_key, _fingerprint(request)),
+        )
+        kept_id = await self._jobs.submit(spec, prepared.pictures)
+        logger.info("%s", describe(kept_id, spec))
+        return kept_id
+
+    async def run(self, request: RunPodRequest, repeat_key: str | None, wait_ms: int) -> Response:
+        """Run a job and answer as `told` does.
+
+        Raises:
+            InvalidInput: the job was not accepted, or the editor found the fault in what was asked for.
+            ServiceError: the job was not accepted.
+        """
+        job = await self._jobs.wait(await self.submit(request, repeat_key, sync=True), wait_ms / 1000)
+        if job.record.error_code == InvalidInput.code:
+            raise InvalidInput(str(job.record.error))
+        return await asyncio.to_thread(_json, envelope, job)
+
+    async def told(self, job_id: str, wait_ms: int) -> Response:
+        """The job's envelope at its end, or as it stands after the wait."""
+        return await asyncio.to_thread(_json, envelope, await self._jobs.wait(job_id, wait_ms / 1000))
+
+    async def news(self, job_id: str, wait_ms: int) -> Response:
+        """What is new in the job."""
+        news = await self._jobs.news(job_id, wait_ms / 1000)
+        return await asyncio.to_thread(_json, stream, news)
+
+
+def _json(render: Callable[[T], BaseModel], told: T) -> Response:
+    """Rendered off the event loop: pictures in base64 take their time."""
+    return Response(render(told).model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _policy(given: RunPodPolicy) -> Policy:
+    defaults = Policy()
+    timeout_ms = within(
+        default(given.executionTimeout, round(defaults.execution_timeout_s * 1000)),
+        1,
+        MAX_POLICY_MS,
+        "policy.executionTimeout",
+    )
+    ttl_ms = within(default(given.ttl, round(defaults.ttl_s * 1000)), 1, MAX_POLICY_MS, "policy.ttl")
+    return Policy(timeout_ms / 1000, ttl_ms / 1000)
+
+
+def _checked_webhook(url: str | None, origins: tuple[str, ...]) -> str | None:
+    if url is None or origin_of(url) in origins:
+        return url
+    raise InvalidInput(
+        "webhook is a URL that this server may not call. Ask its operator to allow its origin.", "webhook"
+    )
+
+
+def _without_pictures(given: RunPodInput) -> dict[str, Any]:
+    return given.model_dump(mode="json", exclude=_PICTURES, exclude_none=True)
+
+
+def _fingerprint(request: RunPodRequest) -> str:
+    """The same for requests that ask for the same, however their JSON was written."""
+    return hashlib.sha256(request.model_dump_json(exclude_none=True).encode()).hexdigest()

@@ -1,0 +1,24 @@
+"""The last word on steering headers: a Serve file may leave the proxies without `serve_app.ingress.proxy`, and HAProxy
+does without it."""
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.errors import InvalidInput
+from serve_app.ingress.proxy import STAYING_HEADER
+from serve_app.ingress.refusals import refusal
+
+
+class NoSteering:
+    """ASGI middleware: a request that would run on without its client is refused. One that set itself a time limit
+    harms nobody else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and Headers(scope=scope).get(STAYING_HEADER) == "?1":
+            problem = InvalidInput(f"The header {STAYING_HEADER} is not a client's to set; leave it out.")
+            await refusal(scope["path"], problem)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

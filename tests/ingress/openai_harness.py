@@ -1,0 +1,223 @@
+"""The app behind OpenAI's routes without Ray: ports that answer at once, and calls as its clients make them."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from httpx2 import Response
+
+from serve_app.config import AppSettings
+from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState
+from serve_app.edits.request import Pictures
+from serve_app.edits.service import EditService
+from serve_app.errors import JobNotFound, RepeatKeyConflict
+from serve_app.ingress.app import build_app
+from serve_app.ingress.backend import Backend
+from serve_app.ingress.prepare import Preparer
+from tests.fakes import FakeEditor, FakeRewriter
+from tests.pictures import photograph, to_base64, to_png
+
+EDITS = "/v1/images/edits"
+PNG = to_png(photograph("astronaut", 64, 64))
+DATA_URL = f"data:image/png;base64,{to_base64(photograph('astronaut', 64, 64))}"
+WIDE = to_png(photograph("coffee", 90, 60))
+
+Part = tuple[str, str | bytes]
+
+
+@dataclass
+class FakeJobs:
+    """A JobsPort that keeps what it is given and runs it when it is waited for.
+
+    Attributes:
+        ends: the state that every job ends in.
+        num_waits: how often a job is told to be unfinished first; None: for ever.
+    """
+
+    service: EditService[Pictures]
+    ends: JobState = JobState.COMPLETED
+    num_waits: int | None = 1
+    specs: dict[str, JobSpec] = field(default_factory=dict)
+    cancelled: list[str] = field(default_factory=list)
+    _pictures: dict[str, Sequence[Pictures]] = field(default_factory=dict)
+    _done: dict[str, Job] = field(default_factory=dict)
+
+    async def require_room(self) -> None:
+        pass
+
+    async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
+        for other in self.specs.values():
+            if spec.repeat_key and other.repeat_key and other.repeat_key.key == spec.repeat_key.key:
+                if other.repeat_key != spec.repeat_key:
+                    raise RepeatKeyConflict("The Idempotency-Key came with another request before.")
+                return other.id
+        self.specs[spec.id], self._pictures[spec.id] = spec, pictures
+        return spec.id
+
+    async def wait(self, job_id: str, wait_s: float) -> Job:
+        assert wait_s > 0
+        if self.num_waits is None:
+            await asyncio.Event().wait()
+        if self.num_waits:
+            self.num_waits -= 1
+            return Job(job_id, JobRecord(JobState.IN_PROGRESS, 1000.0), 0)
+        if job_id not in self._done:
+            self._done[job_id] = await self._run(self.specs[job_id])
+        return self._done[job_id]
+
+    async def _run(self, spec: JobSpec) -> Job:
+        record = JobRecord(self.ends, 1000.0, 1001.0, 1002.5, None if self.ends is JobState.COMPLETED else "broken")
+        if self.ends is not JobState.COMPLETED:
+            return Job(spec.id, record, spec.seed)
+        sets = self._pictures[spec.id]
+        pairs = zip(spec.edits, spec.pictures_of, strict=True)
+        outcomes = [await self.service.run(edit, sets[index]) for edit, index in pairs]
+        return Job(spec.id, record, spec.seed, tuple(outcomes))
+
+    async def news(self, job_id: str, wait_s: float) -> JobNews:
+        raise AssertionError("news are for one listener only")
+
+    async def cancel(self, job_id: str) -> Job:
+        self.cancelled.append(job_id)
+        raise JobNotFound(job_id)
+
+    async def retry(self, job_id: str) -> Job:
+        raise JobNotFound(job_id)
+
+    async def purge(self) -> int:
+        return 0
+
+    async def counts(self) -> JobCounts:
+        return JobCounts()
+
+
+@dataclass
+class Harness:
+    """The app over HTTP, and what stands behind it."""
+
+    settings: AppSettings
+    backend: Backend[Pictures]
+    app: FastAPI
+    client: TestClient
+    editor: FakeEditor
+    rewriter: FakeRewriter
+    jobs: FakeJobs
+    shared: list[Pictures]
+
+    def form(self, *parts: Part, **headers: str) -> Response:
+        """A multipart request of these parts in this order; bytes are files."""
+        files: list[tuple[str, Any]] = [
+            (name, ("upload", content) if isinstance(content, bytes) else (None, content)) for name, content in parts
+        ]
+        return self.client.post(EDITS, files=files, headers=headers)
+
+    def json(self, **fields: Any) -> Response:
+        return self.client.post(EDITS, json=fields)
+
+    def edit(self, encoding: str, **fields: Any) -> Response:
+        """An edit of one picture in either encoding; in a form, what is not text is written as JSON writes it."""
+        fields = {"prompt": "x", **fields}
+        if encoding == "json":
+            return self.json(image=DATA_URL, **fields)
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        return self.form(("image", PNG), *texts.items())
+
+
+def harness(settings: AppSettings, api_keys: tuple[str, ...] = ()) -> Harness:
+    shared: list[Pictures] = []
+
+    def share(pictures: Pictures) -> Pictures:
+        shared.append(pictures)
+        return pictures
+
+    async def workers(busy: int) -> dict[str, int]:
+        return {"idle": busy}
+
+    editor, rewriter = FakeEditor(), FakeRewriter()
+    service = EditService(editor, rewriter)
+    jobs = FakeJobs(service)
+    keys = (lambda: [key.encode() for key in api_keys]) if api_keys else None
+    backend = Backend(settings, jobs, service, share, workers, Preparer(settings), keys)
+    app = build_app(backend)
+    client = TestClient(app, raise_server_exceptions=False)
+    return Harness(settings, backend, app, client, editor, rewriter, jobs, shared)
+
+
+def told(response: Response, status: int) -> dict[str, Any]:
+    """The error in an answer, once it is sure that it is told in both shapes."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert body.keys() == {"detail", "error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["detail"] == body["error"]["message"]
+    assert response.headers["x-request-id"]
+    return dict(body["error"])
+
+
+@dataclass
+class Event:
+    name: str | None
+    data: dict[str, Any]
+
+
+def events(text: str) -> list[Event]:
+    """The events of a stream; comments are left out."""
+    assert text.endswith("\n\n")
+    found = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n"))
+        if "data" in lines:
+            found.append(Event(lines.get("event"), json.loads(lines["data"])))
+    return found
+
+
+class Call:
+    """One request on the ASGI level, whose client may leave: by a message, or by failing sends (ASGI 2.4)."""
+
+    def __init__(
+        self, app: FastAPI, fields: dict[str, Any], *, spec: str = "2.3", whole: bool = True, **headers: str
+    ) -> None:
+        self.left = asyncio.Event()
+        self.status = 0
+        self._whole = whole
+        self.text = ""
+        self._body: list[bytes] = [json.dumps(fields).encode()]
+        self._spec = spec
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": spec},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": EDITS,
+            "raw_path": EDITS.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+            "client": ("test", 1),
+            "server": ("test", 80),
+        }
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._body:
+            return {"type": "http.request", "body": self._body.pop(), "more_body": not self._whole}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        if self.left.is_set() and self._spec == "2.4":
+            raise OSError("the client has gone")
+        self.status = message.get("status", self.status)
+        self.text += message.get("body", b"").decode()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds, for five seconds at most."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,106 @@
+"""Health and the drain, without Ray."""
+
+import asyncio
+import dataclasses
+
+import pytest
+from fastapi.routing import iter_route_contexts
+from fastapi.testclient import TestClient
+
+from serve_app.config import AppSettings
+from serve_app.errors import ServiceUnavailable
+from serve_app.ingress.app import build_app
+from serve_app.ingress.drain import Draining, is_work
+from tests.ingress.openai_harness import DATA_URL, EDITS, Call, Harness, harness, told, until
+
+
+@pytest.fixture
+def app(tiny_settings: AppSettings) -> Harness:
+    return harness(tiny_settings)
+
+
+def test_it_is_live_and_ready(app: Harness) -> None:
+    assert app.client.get("/health/live").json() == {"status": "live"}
+    response = app.client.get("/health/ready")
+    assert (response.status_code, response.json()) == (200, {"status": "ready"})
+
+
+def test_it_is_not_ready_without_an_editor_and_says_why(app: Harness) -> None:
+    async def fault() -> str | None:
+        return "no Editor is up; 1 starting"
+
+    client = TestClient(build_app(dataclasses.replace(app.backend, editor_fault=fault)))
+    response = client.get("/health/ready")
+    assert response.status_code == 503
+    assert response.json() == {"status": "not ready", "reason": "no Editor is up; 1 starting"}
+    assert client.get("/health/live").status_code == 200
+
+
+def test_a_drained_service_takes_no_work_in_either_dialect_and_answers_the_rest(app: Harness) -> None:
+    assert app.client.post("/drain").json() == {"requests": 0, "jobs": 0}
+    assert app.client.get("/health/ready").json() == {"status": "not ready", "reason": "draining"}
+    refused = app.json(prompt="x", url=DATA_URL)
+    assert "takes no new work" in told(refused, 503)["message"]
+    assert int(refused.headers["retry-after"]) > 0
+    for path in ("/run", "/v2/any/runsync", "/retry/some-id"):
+        response = app.client.post(path, json={"input": {"image": DATA_URL, "prompt": "x"}})
+        assert response.status_code == 503
+        assert response.json().keys() == {"error"}
+        assert int(response.headers["retry-after"]) > 0
+    assert app.client.get("/v1/models").status_code == 200
+    assert app.client.post("/purge-queue").status_code == 200
+    assert app.client.get("/health/live").status_code == 200
+    assert app.editor.jobs == []
+
+
+def test_what_runs_is_counted_and_finished(app: Harness) -> None:
+    async def scenario() -> None:
+        app.editor.gate = asyncio.Semaphore(0)
+        running = Call(app.app, {"prompt": "x", "url": DATA_URL}, content_type="application/json")
+        await until(lambda: bool(app.editor.jobs))
+        assert app.backend.draining.begin() == 1
+        late = Call(app.app, {"prompt": "x", "url": DATA_URL}, content_type="application/json")
+        await late.task
+        assert late.status == 503
+        app.editor.gate.release()
+        await running.task
+        assert running.status == 200
+        assert app.backend.draining.num_requests == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_client_who_leaves_is_no_longer_in_flight(app: Harness) -> None:
+    async def scenario() -> None:
+        app.editor.gate = asyncio.Semaphore(0)
+        call = Call(app.app, {"prompt": "x", "url": DATA_URL}, content_type="application/json")
+        await until(lambda: app.backend.draining.num_requests == 1)
+        call.task.cancel()
+        await asyncio.gather(call.task, return_exceptions=True)
+        assert app.backend.draining.num_requests == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_drain_tells_of_all_replicas_or_fails(app: Harness) -> None:
+    answers: list[int | Exception] = [3, ServiceUnavailable("Not every Ingress answers right now; try again.")]
+
+    async def drain() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    backend = dataclasses.replace(app.backend, drain=drain, draining=Draining())
+    client = TestClient(build_app(backend))
+    assert client.post("/drain").json() == {"requests": 3, "jobs": 0}
+    assert client.post("/drain").status_code == 503
+
+
+def test_every_route_that_asks_for_edits_is_work(app: Harness) -> None:
+    posted = {str(each.path) for each in iter_route_contexts(app.app.routes) if "POST" in (each.methods or ())}
+    work = {path for path in posted if is_work("POST", path)}
+    ends = ("/status/{job_id}", "/cancel/{job_id}", "/purge-queue", "/drain")
+    assert {path for path in posted if not path.endswith(ends)} == work
+    assert {"/run", "/v2/{endpoint_id}/runsync", EDITS, "/v2/{endpoint_id}/retry/{job_id}"} <= work
+    assert not is_work("GET", EDITS)

@@ -1,0 +1,46 @@
+"""Every limit: documented with its default, and a 4xx of its own on the far side of it alone."""
+
+from typing import Any
+
+import pytest
+
+from serve_app.config import AppSettings, JobSettings, LimitSettings
+from tests.ingress.openai_harness import PNG, WIDE, Part, harness, told
+
+SQUARE: Part = ("image", PNG)
+PROMPT: Part = ("prompt", "turn")
+
+# For each limit: what is sent, the value that lets it pass, the one that does not, the status then.
+LIMITS: dict[str, tuple[list[Part], Any, Any, int]] = {
+    "max_body_bytes": ([SQUARE, PROMPT], 100_000, 1_000, 413),
+    "max_picture_bytes": ([SQUARE, PROMPT], len(PNG), len(PNG) - 1, 400),
+    "max_picture_px": ([SQUARE, PROMPT], 64 * 64, 64 * 64 - 1, 400),
+    "max_aspect_ratio": ([("image", WIDE), PROMPT], 1.5, 1.4, 400),
+    "max_pictures_per_edit": ([SQUARE, SQUARE, PROMPT], 2, 1, 400),
+    "max_edits_per_request": ([SQUARE, PROMPT, ("n", "2")], 2, 1, 400),
+    "max_prompt_chars": ([SQUARE, PROMPT], 4, 3, 400),
+    "max_inference_steps": ([SQUARE, PROMPT, ("num_inference_steps", "9")], 9, 8, 400),
+    "max_guidance_scale": ([SQUARE, PROMPT, ("true_cfg_scale", "3")], 3.0, 2.5, 400),
+    "min_side_px": ([SQUARE, PROMPT, ("size", "64x96")], 64, 65, 400),
+    "max_side_px": ([SQUARE, PROMPT, ("size", "64x96")], 96, 95, 400),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_both_sides_of_each_limit(tiny_settings: AppSettings, name: str) -> None:
+    parts, enough, too_little, status = LIMITS[name]
+
+    def ask(value: Any) -> Any:
+        limits = tiny_settings.limits.model_copy(update={name: value})
+        return harness(tiny_settings.model_copy(update={"limits": limits})).form(*parts)
+
+    assert ask(enough).status_code == 200
+    assert told(ask(too_little), status)["message"]
+
+
+def test_every_limit_is_tried_and_documented_with_its_default() -> None:
+    assert LIMITS.keys() == LimitSettings.model_fields.keys() - {"num_decode_threads"}
+    for name, field in LimitSettings.model_fields.items():
+        assert "default " in (field.description or ""), name
+    for name in ("max_active_jobs", "max_queued_jobs"):
+        assert JobSettings.model_fields[name].description

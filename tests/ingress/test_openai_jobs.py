@@ -1,0 +1,129 @@
+"""Requests with an Idempotency-Key: jobs that outlive their connection."""
+
+import asyncio
+import base64
+from typing import Any
+
+import pytest
+
+from serve_app.config import AppSettings
+from serve_app.edits.job import JobState
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, events, harness, told, until
+
+KEY = {"Idempotency-Key": "key-1"}
+
+
+@pytest.fixture
+def app(tiny_settings: AppSettings) -> Harness:
+    return harness(tiny_settings)
+
+
+def keyed(app: Harness, **fields: Any) -> Any:
+    return app.client.post(EDITS, json={"prompt": "x", "image": DATA_URL, **fields}, headers=KEY)
+
+
+def test_a_job_is_answered_as_an_edit_is(app: Harness) -> None:
+    body = keyed(app, n=2, seed=5, size="64x64").json()
+    assert body.pop("created") == 1002
+    without = app.edit("json", n=2, seed=5, size="64x64").json()
+    without.pop("created")
+    assert body == without
+    spec = next(iter(app.jobs.specs.values()))
+    assert spec.id.startswith("img-")
+    assert [edit.request_id for edit in spec.edits] == [f"{spec.id}/0", f"{spec.id}/1"]
+    assert (spec.seed, spec.pictures_of) == (5, (0, 0))
+    assert spec.retention_s == app.settings.jobs.async_retention_s
+
+
+def test_a_repeat_is_the_same_job_with_the_same_drawn_seed(app: Harness) -> None:
+    first, again = keyed(app), keyed(app)
+    assert first.json() == again.json()
+    assert len(app.jobs.specs) == len(app.editor.jobs) == 1
+
+
+SAME: dict[str, dict[str, Any]] = {
+    "as a file": {"files": [("prompt", (None, "x")), ("image", ("a.png", PNG))]},
+    "under another name": {"files": [("image[]", ("b.png", PNG)), ("prompt", (None, "x"))]},
+    "in base64": {"files": [("url", (None, base64.b64encode(PNG).decode())), ("prompt", (None, "x"))]},
+    "urlencoded": {"data": {"url": DATA_URL, "prompt": "x"}},
+    "as a stream": {"json": {"images": [{"image_url": DATA_URL}], "prompt": "x", "stream": True, "partial_images": 2}},
+}
+
+
+@pytest.mark.parametrize("request_", SAME.values(), ids=SAME.keys())
+def test_the_same_in_another_encoding_is_a_repeat(app: Harness, request_: dict[str, Any]) -> None:
+    keyed(app)
+    assert app.client.post(EDITS, headers=KEY, **request_).status_code == 200
+    assert len(app.jobs.specs) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "y"},
+        {"seed": 0},
+        {"n": 2},
+        {"azimuth": 0},
+        {"image": base64.b64encode(WIDE).decode()},
+        {"image": [DATA_URL, DATA_URL]},
+    ],
+    ids=str,
+)
+def test_another_edit_with_the_same_key_is_refused(app: Harness, fields: dict[str, Any]) -> None:
+    keyed(app)
+    assert told(keyed(app, **fields), 422)["code"] == "idempotency_key_reused"
+
+
+def test_without_a_key_there_is_no_job(app: Harness) -> None:
+    app.edit("form")
+    assert app.jobs.specs == {}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("state", "status", "code"),
+    [
+        (JobState.FAILED, 500, "edit_failed"),
+        (JobState.CANCELLED, 499, "cancelled"),
+        (JobState.TIMED_OUT, 504, "deadline_exceeded"),
+    ],
+)
+def test_a_job_that_did_not_complete_is_an_error(
+    app: Harness, state: JobState, status: int, code: str, stream: bool
+) -> None:
+    app.jobs.ends = state
+    problem = told(keyed(app, stream=stream), status)
+    assert (problem["code"], problem["message"]) == (code, "broken")
+
+
+def test_a_job_is_streamed_at_its_end(app: Harness) -> None:
+    app.jobs.num_waits = 3
+    found = events(keyed(app, stream=True, partial_images=3, n=2, seed=5).text)
+    assert [event.name for event in found] == ["image_edit.completed"] * 2
+    assert [(event.data["image_index"], event.data["seed"]) for event in found] == [(0, 5), (1, 6)]
+    # Nobody would look at a job's previews.
+    assert [job.num_previews for job in app.editor.jobs] == [0, 0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_goes_on_when_its_client_leaves(app: Harness, stream: bool) -> None:
+    async def scenario() -> None:
+        app.jobs.num_waits = None
+        fields = {"prompt": "x", "image": DATA_URL, "stream": stream}
+        call = Call(app.app, fields, idempotency_key="key-1")
+        await until(lambda: len(app.jobs.specs) == 1)
+        call.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call.task
+
+    asyncio.run(scenario())
+    app.jobs.num_waits = 0
+    assert app.jobs.cancelled == []
+    assert keyed(app).status_code == 200
+    assert len(app.jobs.specs) == 1
+
+
+def test_an_empty_key_is_refused(app: Harness) -> None:
+    response = app.client.post(EDITS, json={"prompt": "x", "image": DATA_URL}, headers={"Idempotency-Key": ""})
+    assert "Idempotency-Key" in told(response, 400)["message"]
+    assert app.editor.jobs == []
