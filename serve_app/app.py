@@ -9,13 +9,17 @@ from serve_app.config import AppSettings
 from serve_app.editor.deployment import Editor
 from serve_app.gpus import require_gpus
 from serve_app.ingress.deployment import Ingress
+from serve_app.ingress.runpod_answers import webhook_body
+from serve_app.jobs.deployment import Jobs
 from serve_app.rewriter.deployment import Rewriter
+from serve_app.serve_run import end_serve_run
 
 # Defaults for a Serve file that says nothing; each shipped file under `deployments:` says its own.
 # An edit may take minutes: a replica is given that long to finish before it is killed, and requests that wait for the
 # engine count as ongoing.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "Ingress": {"max_ongoing_requests": 256},
+    "Jobs": {"max_ongoing_requests": 1024, "graceful_shutdown_timeout_s": 30},
     "Rewriter": {"max_ongoing_requests": 16, "graceful_shutdown_timeout_s": 60},
     "Editor": {"max_ongoing_requests": 288, "graceful_shutdown_timeout_s": 300},
 }
@@ -30,7 +34,8 @@ def build(args: AppSettings) -> Application:
     require_gpus(args)
     editor = _deployment(Editor).bind(args.editor)
     rewriter = _deployment(Rewriter).bind(args.rewriter) if args.rewriter is not None else None
-    return _deployment(Ingress).bind(args, editor, rewriter)
+    jobs = _deployment(Jobs).bind(args.jobs, editor, rewriter, webhook_body)
+    return _deployment(Ingress).bind(args, editor, rewriter, jobs, end_serve_run)
 
 
 def _deployment(cls: type) -> Deployment:

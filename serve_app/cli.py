@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
     check.set_defaults(command=_check)
     _add_bench(commands.add_parser("bench", help="measure what the engine's levers bring on this machine"))
+    _add_drain(commands.add_parser("drain", help="let a running service finish what it has taken, and take no more"))
+    openapi = commands.add_parser("openapi", help="print the OpenAPI document, as configs/openapi.json has it")
+    openapi.set_defaults(command=_openapi)
     tiny = commands.add_parser("tiny", help="write the tiny random checkpoint into a new folder")
     tiny.add_argument("folder", type=Path, metavar="DIR", help="must be empty or not exist")
     tiny.set_defaults(command=_tiny)
@@ -71,6 +74,19 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     engine.set_defaults(command=_bench)
 
 
+def _add_drain(drain: argparse.ArgumentParser) -> None:
+    drain.add_argument("url", metavar="URL", help="where the service listens, such as http://127.0.0.1:8000")
+    drain.add_argument("--timeout", type=float, metavar="S", default=1800, help="seconds to wait (default: 1800)")
+    drain.set_defaults(command=_drain)
+
+
+def _drain(arguments: argparse.Namespace) -> None:
+    from serve_app.drain import drain
+
+    drain(arguments.url, arguments.timeout, print)
+    print("drained: nothing is in flight and no new work is taken")
+
+
 def _bench(arguments: argparse.Namespace) -> None:
     from serve_app.bench.run import BenchOptions, run_bench
 
@@ -91,6 +107,12 @@ def _check(arguments: argparse.Namespace) -> None:
     from serve_app.check import describe
 
     print(describe(arguments.file))
+
+
+def _openapi(arguments: argparse.Namespace) -> None:
+    from serve_app.ingress.openapi_file import openapi_text
+
+    print(openapi_text(), end="")
 
 
 def _tiny(arguments: argparse.Namespace) -> None:

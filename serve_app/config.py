@@ -1,5 +1,6 @@
 """The application's settings: the `args` of a Serve config file. Unknown keys are refused."""
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,6 +12,7 @@ TINY_FILE = Path(__file__).resolve().parent.parent / "configs" / "tiny-cpu.yaml"
 AttentionBackend = Literal["sdpa", "varlen", "fa3"]
 Quantization = Literal["none", "fp8", "int4"]
 VaeKind = Literal["still", "stock"]
+ProvenanceKind = Literal["none", "mark", "full"]
 
 
 class Settings(BaseModel):
@@ -97,7 +99,17 @@ class EditorSettings(Settings):
     )
     latents_cache_bytes: int = Field(default=64 * 2**20, ge=0, description="For encoded input pictures; 0: none.")
     prompts_cache_bytes: int = Field(default=256 * 2**20, ge=0, description="For encoded prompts; 0: none.")
+    provenance: ProvenanceKind = Field(
+        default="mark",
+        description="XMP in each output picture. none: nothing; mark: IPTC's term for edited with generative AI; "
+        "full: also seed, steps, true_cfg_scale, camera pose and weights, never a prompt.",
+    )
     max_waiting_edits: int = Field(default=256, ge=1, description="Edits that may wait for the engine before 429.")
+    wedged_after_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="One call of the model may take so long: encoding, a step, decoding. Then the replica is replaced.",
+    )
     max_batch_size: int = Field(default=16, ge=1, description="Edits that @serve.batch hands over at once.")
     batch_wait_timeout_s: float = Field(default=0.005, ge=0)
 
@@ -119,18 +131,80 @@ class RewriterSettings(Settings):
 
 
 class LimitSettings(Settings):
-    max_body_bytes: int = Field(default=20 * 2**20, ge=1)
-    max_picture_bytes: int = Field(default=20 * 2**20, ge=1)
-    max_picture_px: int = Field(default=64_000_000, ge=1)
-    max_aspect_ratio: float = Field(default=10.0, ge=1, description="Longer side of a picture over the shorter one.")
-    max_pictures_per_edit: int = Field(default=4, ge=1, le=4)
-    max_edits_per_request: int = Field(default=16, ge=1)
-    max_prompt_chars: int = Field(default=4000, ge=1)
-    max_inference_steps: int = Field(default=100, ge=1)
-    max_guidance_scale: float = Field(default=20.0, gt=1)
-    min_side_px: int = Field(default=64, ge=16)
-    max_side_px: int = Field(default=2048, ge=64)
-    num_decode_threads: int = Field(default=2, ge=1)
+    """What a request may ask for. Beyond a limit the answer is a 400 that names the field and the limit, or, for the
+    whole body, a 413."""
+
+    max_body_bytes: int = Field(default=20 * 2**20, ge=1, description="Of a request's body; default 20 MiB.")
+    max_picture_bytes: int = Field(default=20 * 2**20, ge=1, description="Of one picture's file; default 20 MiB.")
+    max_picture_px: int = Field(
+        default=64_000_000, ge=1, description="Of one picture, checked before it is decoded; default 64 million."
+    )
+    max_aspect_ratio: float = Field(
+        default=10.0, ge=1, description="Longer side of a picture over the shorter one; default 10."
+    )
+    max_pictures_per_edit: int = Field(default=4, ge=1, le=4, description="References of one edit; default 4.")
+    max_edits_per_request: int = Field(
+        default=16, ge=1, description="Prompts, views or variants of one request; default 16."
+    )
+    max_prompt_chars: int = Field(default=4000, ge=1, description="Of each prompt; default 4000.")
+    max_inference_steps: int = Field(default=100, ge=1, description="Of one edit; default 100.")
+    max_guidance_scale: float = Field(default=20.0, gt=1, description="guidance_scale and true_cfg_scale; default 20.")
+    min_side_px: int = Field(default=64, ge=16, description="Least width and height to ask for; default 64.")
+    max_side_px: int = Field(default=2048, ge=64, description="Largest width and height to ask for; default 2048.")
+    num_decode_threads: int = Field(
+        default=2, ge=1, description="Pictures that one ingress decodes at once; others wait; default 2."
+    )
+
+
+class SqliteStoreSettings(Settings):
+    """Jobs in one file: they survive a restart. One file belongs to one service."""
+
+    kind: Literal["sqlite"] = "sqlite"
+    path: str = Field(
+        default="~/.local/state/qwen-camera-edit/jobs.sqlite3", description="On a disk of the node that runs Jobs."
+    )
+
+
+class RedisStoreSettings(Settings):
+    """Jobs in Redis: they survive the loss of a node. A password is read from CAMERA_EDIT_REDIS_PASSWORD."""
+
+    kind: Literal["redis"]
+    url: str = Field(description="redis://HOST:PORT/DB, or rediss:// for TLS.")
+    prefix: str = Field(default="camera-edit:", description="Of every key, so that services can share a Redis.")
+
+
+class JobSettings(Settings):
+    store: SqliteStoreSettings | RedisStoreSettings = Field(default=SqliteStoreSettings(), discriminator="kind")
+    max_active_jobs: int = Field(default=64, ge=1, description="Jobs that are with the editors at once.")
+    max_queued_jobs: int = Field(
+        default=256, ge=0, description="Jobs that may wait for one of those places before 429."
+    )
+    sync_retention_s: float = Field(default=60.0, ge=1, description="A /runsync job is kept so long after its end.")
+    async_retention_s: float = Field(default=1800.0, ge=1, description="A /run job; any with an Idempotency-Key, too.")
+    lease_s: float = Field(
+        default=10.0, ge=1, description="A Jobs replica that is not heard of for so long has its work taken over."
+    )
+    webhook_origins: tuple[str, ...] = Field(
+        default=(), description="Where webhooks may go: https://HOST[:PORT], http:// for hosts of yours. None: nowhere."
+    )
+    webhook_private_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="Networks of yours where these hosts may lie, as 10.0.0.0/8. None: public ones only."
+    )
+    webhook_timeout_s: float = Field(default=10.0, gt=0)
+    webhook_gap_s: float = Field(default=10.0, ge=0, description="Between the three attempts at a webhook.")
+
+
+class FetchSettings(Settings):
+    """Pictures by URL. Data URLs need no fetching."""
+
+    origins: tuple[str, ...] = Field(
+        default=(),
+        description="Where pictures may be fetched: https://HOST[:PORT], http:// for hosts of yours. None: nowhere.",
+    )
+    private_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="Networks of yours where these hosts may lie, as 10.0.0.0/8. None: public ones only."
+    )
+    timeout_s: float = Field(default=10.0, gt=0, description="For the whole of one picture.")
 
 
 class CardSettings(Settings):
@@ -147,6 +221,21 @@ class AppSettings(Settings):
     rewriter: RewriterSettings | None = None
     sizes: SizeSettings = SizeSettings()
     limits: LimitSettings = LimitSettings()
+    jobs: JobSettings = JobSettings()
+    fetch: FetchSettings = FetchSettings()
+    served_model_names: tuple[str, ...] = Field(
+        default=("Qwen/Qwen-Image-Edit-2511", "Qwen-Image-Edit-2511"),
+        min_length=1,
+        description="What OpenAI clients may name as `model`; the first one is told as the service's own.",
+    )
+    api_keys_file: str | None = Field(
+        default=None,
+        description="A file with an API key per line, on each node that runs an Ingress; read again when it changes. "
+        "CAMERA_EDIT_API_KEYS_FILE goes before it; keys in CAMERA_EDIT_API_KEYS are taken as well.",
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="Without any key, serve more than this machine: whoever reaches the port may edit."
+    )
     card: CardSettings | None = Field(
         default=None, description="With it, a file whose models do not fit is refused; null: the plan has no limit."
     )

@@ -7,8 +7,6 @@ application has failed. So a configuration that needs a GPU is refused where non
 
 import logging
 import os
-import signal
-import time
 from pathlib import PurePath
 
 import psutil
@@ -16,13 +14,12 @@ import ray
 
 from serve_app.config import AppSettings
 from serve_app.errors import NoGpuError
+from serve_app.serve_run import end_serve_run
 
 logger = logging.getLogger("ray.serve")  # this runs in Serve's build task, where only Serve's logger speaks
 
 KUBERAY_VARIABLE = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 """Set by the KubeRay operator in every Ray container."""
-
-_MESSAGE_S = 3.0  # for the error to reach the terminal, which Ray serves with a delay
 
 
 def require_gpus(settings: AppSettings) -> None:
@@ -45,7 +42,7 @@ def require_gpus(settings: AppSettings) -> None:
         "`serve run configs/tiny-cpu.yaml`. To wait for a GPU node all the same, set wait_for_gpu: true."
     )
     logger.error(message)
-    _end_serve_run()
+    end_serve_run()
     raise NoGpuError(message)
 
 
@@ -85,24 +82,3 @@ def _autoscaler_runs_here() -> bool:
 
 def _command_lines() -> list[list[str]]:
     return [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-
-
-def _end_serve_run() -> None:
-    """Terminate the `serve run` process that started this job, if it runs on this node."""
-    job = ray.get_runtime_context().get_job_id()
-    for entry in ray._private.state.jobs():
-        if entry["JobID"] == job and entry["DriverIPAddress"] == ray.util.get_node_ip_address():
-            pid = int(entry["DriverPid"])
-            if _is_serve_run(pid):
-                time.sleep(_MESSAGE_S)
-                os.kill(pid, signal.SIGTERM)
-
-
-def _is_serve_run(pid: int) -> bool:
-    # Under KubeRay and `serve deploy`, the driver is Ray's own dashboard agent: it must live.
-    try:
-        arguments = psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return False
-    names = [PurePath(argument).name for argument in arguments[:3]]
-    return "serve" in names and "run" in arguments

@@ -18,6 +18,7 @@ from serve_app.check.reading import read_serve_config
 from serve_app.check.rules import actor_options, check_application, emptied
 from serve_app.check.schema import find_unknown_keys, validate
 from serve_app.config import AppSettings
+from serve_app.ingress.keys import FILE_VARIABLE, KEYS_VARIABLE, is_loopback
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,23 @@ def describe(path: Path) -> str:
     for app, settings, plans in zip(file.serve.applications, file.settings, file.plans, strict=True):
         http = file.serve.http_options
         lines.append(f"application {app.name} at http://{http.host}:{http.port}{app.route_prefix}")
+        lines += [f"  {line}" for line in _describe_door(http.host, settings)]
         lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
         lines += [f"  {line}" for line in _describe_models(settings)]
         lines += [f"  {line}" for plan in plans for line in plan.table]
     return "\n".join(lines)
+
+
+def _describe_door(host: str, settings: AppSettings) -> Iterator[str]:
+    if is_loopback(host):
+        return
+    if settings.allow_anonymous:
+        yield f"warning: args.allow_anonymous: without keys, whoever reaches {host} may use the service"
+    elif settings.api_keys_file is None:
+        yield (
+            f"warning: {host} is reached from other machines and this file names no API keys: the service starts only "
+            f"with {KEYS_VARIABLE} or {FILE_VARIABLE} in the nodes' environment, or args.allow_anonymous: true"
+        )
 
 
 def _describe_deployment(deployment: DeploymentSchema) -> str:

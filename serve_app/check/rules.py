@@ -11,7 +11,7 @@ from serve_app.check.schema import find_unknown_keys, validate
 from serve_app.config import AppSettings
 
 IMPORT_PATH = "serve_app.app:build"
-DEPLOYMENT_NAMES = ("Ingress", "Rewriter", "Editor")
+DEPLOYMENT_NAMES = ("Ingress", "Rewriter", "Editor", "Jobs")
 
 # DeploymentSchema takes these as any mapping; Serve reads them as models only when it deploys.
 _LATE_MODELS: dict[str, type[BaseModel]] = {

@@ -20,9 +20,9 @@ def find_unknown_keys(value: object, model: type[BaseModel], at: str, problems: 
         field = fields.get(str(key))
         if field is None:
             problems.add(here, f"unknown key{suggest(str(key), fields)}")
-        elif inner_model := _model_in(field.annotation):
+        elif models := _models_in(field.annotation):
             for entry_at, entry in entries(inner, here):
-                find_unknown_keys(entry, inner_model, entry_at, problems)
+                find_unknown_keys(entry, _closest(models, entry), entry_at, problems)
 
 
 def _fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -35,11 +35,17 @@ def _fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return fields
 
 
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    """The pydantic model within an annotation such as `Optional[List[Model]]`."""
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    """The pydantic models within an annotation such as `Optional[List[Model]]` or `OneModel | Another`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _closest(models: list[type[BaseModel]], value: object) -> type[BaseModel]:
+    """Of a union's members the one that knows most keys of `value`; the first one in a tie."""
+    keys = set(value) if isinstance(value, dict) else set()
+    return max(models, key=lambda model: len(keys & _fields_by_key(model).keys()))
 
 
 def validate(model: type[Model], value: RawMapping, at: str, problems: Problems) -> Model | None:

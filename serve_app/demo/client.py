@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import httpx2
 
 from serve_app.errors import EditFailed, ServiceUnavailable
-from serve_app.ingress.runpod import RunPodEnvelope
+from serve_app.ingress.runpod_answers import RunPodEnvelope
 
-_TIMEOUT_S = 300.0
+_WAIT_MS = 300_000
+_TIMEOUT_S = _WAIT_MS / 1000 + 10
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def send(url: str, payload: Mapping[str, object]) -> Answer:
     began = time.monotonic()
     try:
         # trust_env: a proxy that is set for the internet would not find this machine.
-        response = httpx2.post(f"{url}/runsync", json=payload, timeout=_TIMEOUT_S, trust_env=False)
+        response = httpx2.post(f"{url}/runsync?wait={_WAIT_MS}", json=payload, timeout=_TIMEOUT_S, trust_env=False)
     except httpx2.HTTPError as problem:
         raise ServiceUnavailable(f"The server at {url} gave no answer: {problem!r}") from problem
     return read_answer(response, time.monotonic() - began)

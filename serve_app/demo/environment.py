@@ -7,8 +7,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' own, too
 }
-# They would lead to a cluster that others use; the demo keeps to one of its own.
-_CLUSTER = ("RAY_ADDRESS", "RAY_NAMESPACE")
+# They would lead to a cluster that others use, and ask for keys; the demo keeps to a service of its own.
+_OTHERS = ("RAY_ADDRESS", "RAY_NAMESPACE", "CAMERA_EDIT_API_KEYS", "CAMERA_EDIT_API_KEYS_FILE")
 
 
 def prepare_environment() -> None:
@@ -16,7 +16,7 @@ def prepare_environment() -> None:
 
     What the user has set for the former stays.
     """
-    for name in _CLUSTER:
+    for name in _OTHERS:
         os.environ.pop(name, None)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import dropwhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 import ray
@@ -65,19 +66,20 @@ def running(config: ServeDeploySchema, port: int, reporter: Reporter) -> Iterato
     Raises:
         StartupError: it did not come up; the message says why.
     """
-    try:
-        with reporter.step("Starting Ray", "Ray started"):
-            log_folder = _start_ray()
-        with reporter.step("Loading", "Service loaded") as say:
-            _deploy(config, port)
-            _wait_until_loaded(config.applications[0].name, log_folder, say)
-            _wait_until_routed(f"http://{HOST}:{port}/health")
-        yield f"http://{HOST}:{port}"
-    finally:
-        with reporter.step("Stopping", "Stopped"):
-            if ray.is_initialized():  # else Serve would start or seek a Ray to shut down
-                serve.shutdown()
-            ray.shutdown()
+    with TemporaryDirectory() as folder:
+        try:
+            with reporter.step("Starting Ray", "Ray started"):
+                log_folder = _start_ray()
+            with reporter.step("Loading", "Service loaded") as say:
+                _deploy(_with_own_jobs(config, Path(folder)), port)
+                _wait_until_loaded(config.applications[0].name, log_folder, say)
+                _wait_until_routed(f"http://{HOST}:{port}/health")
+            yield f"http://{HOST}:{port}"
+        finally:
+            with reporter.step("Stopping", "Stopped"):
+                if ray.is_initialized():  # else Serve would start or seek a Ray to shut down
+                    serve.shutdown()
+                ray.shutdown()
 
 
 def _start_ray() -> Path:
@@ -95,10 +97,22 @@ def _start_ray() -> Path:
     return Path(address["session_dir"]) / "logs" / "serve"
 
 
+def _with_own_jobs(config: ServeDeploySchema, folder: Path) -> ServeDeploySchema:
+    """The same with its jobs in this folder: those of a service that the user runs are not the demo's to take up."""
+    application = config.applications[0]
+    store = {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}
+    args = {**application.args, "jobs": {**application.args.get("jobs", {}), "store": store}}
+    return config.model_copy(update={"applications": [application.model_copy(update={"args": args})]})
+
+
 def _deploy(config: ServeDeploySchema, port: int) -> None:
     """Deploy the file as `serve run FILE` does, on another port. Ray has no public call for it."""
     http_options = config.http_options.model_copy(update={"host": HOST, "port": port})
-    client = serve_start(http_options=http_options.model_dump(), proxy_location=config.proxy_location)
+    client = serve_start(
+        http_options=http_options.model_dump(),
+        proxy_location=config.proxy_location,
+        controller_options=config.controller_options,
+    )
     client.deploy_apps(config.model_copy(update={"http_options": http_options}))
 
 

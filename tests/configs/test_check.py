@@ -42,15 +42,16 @@ def problems_of(path: Path) -> list[str]:
 
 
 def replaced(old: str, new: str, source: Path = GPU_FILE) -> str:
-    """The file's text with the last `old` replaced; `old` must be there."""
-    head, found, tail = source.read_text(encoding="utf-8").rpartition(old)
+    """The file's text with the last `old` up to the end of the editor's entry replaced; `old` must be there."""
+    editor, jobs, rest = source.read_text(encoding="utf-8").partition("      - name: Jobs")
+    head, found, tail = editor.rpartition(old)
     assert found, f"{source} holds no {old!r}"
-    return head + new + tail
+    return head + new + tail + jobs + rest
 
 
 def with_runtime_env(value: str) -> str:
-    """The file's text, whose last entry is the editor's runtime_env, with another one."""
-    return GPU_FILE.read_text(encoding="utf-8").partition("runtime_env:")[0] + f"runtime_env: {value}\n"
+    """The file's text up to the editor's runtime_env, and another one."""
+    return GPU_FILE.read_text(encoding="utf-8").rpartition("runtime_env:")[0] + f"runtime_env: {value}\n"
 
 
 def wrapped(serve_config: str) -> str:
@@ -276,15 +277,32 @@ def test_describe_says_what_would_run() -> None:
     assert describe(CPU_FILE).splitlines() == [
         f"{CPU_FILE}: no problems",
         "application camera-edit at http://127.0.0.1:8000/",
-        "  Ingress: 1 replica, each with 0.3 CPU and no GPU",
+        "  Ingress: 1 replica, each with 0.2 CPU and no GPU",
         "  Rewriter: 1 replica, each with 0.2 CPU and no GPU",
         "  Editor: 1 replica, each with 0.5 CPU and no GPU",
+        "  Jobs: 1 replica, each with 0.1 CPU and no GPU",
         "  editor model: tiny:edit on cpu in float32",
         "  adapter lightning: tiny:lightning (lightning.safetensors) at 1",
         "  adapter angles: tiny:angles (angles.safetensors) at 0.9",
         "  rewriter model: tiny:rewriter on cpu in float32",
     ]
     assert "  Editor: 1 to 7 replicas, each with 4 CPU and 1 GPU" in describe(GPU_FILE).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("setting", "warning"),
+    [
+        ("", "names no API keys: the service starts only with CAMERA_EDIT_API_KEYS or CAMERA_EDIT_API_KEYS_FILE"),
+        ("      allow_anonymous: true\n", "whoever reaches 0.0.0.0 may use the service"),
+        ("      api_keys_file: /run/secrets/keys\n", None),
+    ],
+)
+def test_describe_warns_of_an_open_door(write: Edit, setting: str, warning: str | None) -> None:
+    text = CPU_FILE.read_text(encoding="utf-8").replace("host: 127.0.0.1", "host: 0.0.0.0")
+    lines = describe(write(text.replace("    args:\n", f"    args:\n{setting}"))).splitlines()
+    warnings = [line for line in lines if "warning: " in line]
+    assert len(warnings) == (warning is not None)
+    assert warning is None or warning in warnings[0]
 
 
 def test_describe_refuses_what_check_refuses(write: Edit) -> None:

@@ -12,7 +12,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from serve_app.check import check_file
-from serve_app.config import AppSettings
+from serve_app.config import AppSettings, RedisStoreSettings
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "configs" / "kuberay" / "rayservice.yaml"
@@ -52,13 +52,14 @@ def sources_of(settings: AppSettings) -> list[str]:
 
 
 def without_sources(serve_config: str) -> Yaml:
-    """The config with the path and revision of each source blanked out."""
+    """The config with the path and revision of each source blanked out, and without the store of jobs."""
     config = yaml.safe_load(serve_config)
     args = config["applications"][0]["args"]
     loras = [lora["source"] for lora in args["editor"]["loras"]]
     for source in (args["editor"]["base"], *loras, args["rewriter"]["source"]):
         assert set(source) == {"path", "revision"}
         source.update(path="", revision="")
+    args.pop("jobs", None)
     return config
 
 
@@ -72,6 +73,18 @@ def test_serve_config_passes_the_check_and_all_weights_lie_on_the_volume() -> No
 def test_serve_config_equals_the_cluster_default_but_for_the_sources(service: Yaml) -> None:
     default = (ROOT / "serve_config.yaml").read_text(encoding="utf-8")
     assert without_sources(service["spec"]["serveConfigV2"]) == without_sources(default)
+
+
+def test_jobs_survive_the_loss_of_a_node(service: Yaml, worker: Yaml) -> None:
+    (settings,) = check_file(MANIFEST).settings
+    store = settings.jobs.store
+    assert isinstance(store, RedisStoreSettings)
+    options = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    # Ray keeps its own state in database 0.
+    assert store.url == f"redis://{options['redisAddress']}/1"
+    (container,) = worker["spec"]["containers"]
+    env = {each["name"]: each for each in container["env"]}
+    assert env["CAMERA_EDIT_REDIS_PASSWORD"]["valueFrom"] == options["redisPassword"]["valueFrom"]
 
 
 def test_init_container_fetches_each_configured_file_from_its_configured_repository(worker: Yaml) -> None:
@@ -200,21 +213,33 @@ def test_worker_has_its_gpu_port_shared_memory_and_weights(worker: Yaml) -> None
     assert mounts["/weights"] == {"persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
 
 
+def test_worker_finds_the_keys_where_its_environment_says(worker: Yaml) -> None:
+    (container,) = worker["spec"]["containers"]
+    file = next(each["value"] for each in container["env"] if each["name"] == "CAMERA_EDIT_API_KEYS_FILE")
+    mount = next(each for each in container["volumeMounts"] if each["name"] == "api-keys")
+    secret = next(each["secret"] for each in worker["spec"]["volumes"] if each["name"] == "api-keys")
+    assert file == f"{mount['mountPath']}/keys"
+    assert mount["readOnly"] is True
+    # Without the key in the Secret there is no file, and the service does not start: the head says how to make it.
+    command = f"kubectl create secret generic {secret['secretName']} --from-file=keys="
+    assert command in MANIFEST.read_text(encoding="utf-8")
+
+
 def test_worker_group_has_room_for_the_least_and_the_most_replicas(service: Yaml) -> None:
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     least = most = 0
     for deployment in yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["deployments"]:
-        num_gpus, scaling = deployment["ray_actor_options"]["num_gpus"], deployment["autoscaling_config"]
-        least += num_gpus * scaling["min_replicas"]
-        most += num_gpus * scaling["max_replicas"]
+        num_gpus, scaling = deployment["ray_actor_options"]["num_gpus"], deployment.get("autoscaling_config", {})
+        least += num_gpus * scaling.get("min_replicas", 1)
+        most += num_gpus * scaling.get("max_replicas", 1)
     assert (group["minReplicas"], group["maxReplicas"]) == (least, most)
 
 
 def test_worker_may_finish_its_longest_edit_before_it_ends(service: Yaml, worker: Yaml) -> None:
     (container,) = worker["spec"]["containers"]
-    env = {each["name"]: each["value"] for each in container["env"]}
+    env = {each["name"]: each.get("value") for each in container["env"]}
     assert env["HF_HUB_OFFLINE"] == "1"
-    drain_s = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    drain_s = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] or 0)
     deployments = {each.name: each for each in check_file(MANIFEST).serve.applications[0].deployments}
     editor_s = deployments["Editor"].graceful_shutdown_timeout_s
     pre_stop_s = int(container["lifecycle"]["preStop"]["exec"]["command"][-1].removeprefix("sleep "))

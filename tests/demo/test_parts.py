@@ -27,8 +27,8 @@ from serve_app.demo.progress import Reporter
 from serve_app.demo.run import curl_line, read_answer_picture, rewriting_lines, write_pictures
 from serve_app.demo.server import choose_port, last_words
 from serve_app.errors import EditFailed, ServiceUnavailable
-from serve_app.ingress.parse import parse_input
 from serve_app.ingress.runpod import RunPodRequest
+from serve_app.ingress.runpod_input import parse_input
 from tests.conftest import ROOT
 
 PICTURES = (b"first", b"second")
@@ -91,11 +91,11 @@ def answering(status: int, body: dict[str, Any]) -> Iterator[tuple[str, list[dic
 def test_server_reads_each_payload_as_the_mode_means_it(mode: Any) -> None:
     request = RunPodRequest.model_validate_json(json.dumps(mode.payload(PICTURES)))
     parsed = parse_input(request.input, LimitSettings())
-    shape = [len(item.pictures) for item in parsed.items]
+    shape = [len(parsed.picture_sets[edit.pictures]) for edit in parsed.edits]
     assert shape == {"camera": [1], "rewriting": [1], "batch": [1, 1], "references": [2]}[mode.name]
-    assert (parsed.camera is not None) == (mode.name == "camera")
+    assert (parsed.edits[0].camera is not None) == (mode.name == "camera")
     assert parsed.rewrite_prompt == (mode.name == "rewriting")
-    assert all(item.prompt for item in parsed.items)
+    assert all(edit.prompt for edit in parsed.edits)
 
 
 def test_completed_job_gives_its_pictures() -> None:

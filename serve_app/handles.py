@@ -1,0 +1,199 @@
+"""Deployment handles as the ports that EditService knows."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import ray
+from ray import ObjectRef, serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec
+from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
+from serve_app.edits.service import Tell
+from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
+
+logger = logging.getLogger(__name__)
+
+# A new Jobs replica stands after some seconds, once Serve has noticed that the old one is dead.
+_SUCCESSOR_S = 60.0
+_SUCCESSOR_POLL_S = 0.5
+_HEALTH_S = 2.0
+_ALL_S = 10.0
+
+_FULL_S = 0.1
+"""For so long a queue that was full is taken to be full."""
+
+
+def share(pictures: Pictures) -> "ObjectRef[Pictures]":
+    """Put pictures into the object store, so that each deployment reads them there."""
+    return ray.put(pictures)
+
+
+class EditorHandle:
+    """The Editor deployment as an EditorPort."""
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle.options(stream=True)
+
+    async def edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", tell: Tell) -> EditResult:
+        """The same seed draws the same picture: an edit whose replica died is run once more."""
+        try:
+            return await self._edit(job, pictures, tell)
+        except RayActorError:
+            logger.warning("the replica that ran edit %s died; running it once more", job.request_id)
+        with _our_errors():
+            return await self._edit(job, pictures, tell)
+
+    async def _edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", tell: Tell) -> EditResult:
+        events = cast("DeploymentResponseGenerator[Any]", self._handle.edit.remote(job, pictures))
+        try:
+            with _our_errors(but=RayActorError):
+                async for event in events:
+                    if isinstance(event, EditResult):
+                        return event
+                    tell(event)
+        finally:
+            events.cancel()  # Where this task was cancelled, the edit goes, too.
+        raise ServiceUnavailable("The editor stopped before this edit was done; try again.")
+
+
+class RewriterHandle:
+    """The Rewriter deployment as a RewriterPort."""
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle
+
+    async def rewrite(self, job: RewriteJob, pictures: "ObjectRef[Pictures]") -> Rewrite:
+        with _our_errors():
+            rewrite: Rewrite = await self._handle.rewrite.remote(job, pictures)
+        return rewrite
+
+
+class JobsHandle:
+    """The Jobs deployment as a JobsPort. Where its one replica dies, what was asked is asked of the next one: asking
+    twice does no harm, since a job has its id before it is stored."""
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle
+        self._full: Overloaded | None = None
+        self._full_until = 0.0
+
+    async def require_room(self) -> None:
+        # While clients storm a full queue, one question in a while is enough.
+        if self._full is not None and time.monotonic() < self._full_until:
+            raise self._full
+        try:
+            await self._ask("require_room")
+        except Overloaded as full:
+            self._full, self._full_until = full, time.monotonic() + _FULL_S
+            raise
+
+    async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
+        shared = [share(each) for each in pictures]
+        job_id: str = await self._ask("submit", spec, *shared)
+        return job_id
+
+    async def wait(self, job_id: str, wait_s: float) -> Job:
+        job: Job = await self._ask("wait", job_id, wait_s)
+        return job
+
+    async def news(self, job_id: str, wait_s: float) -> JobNews:
+        news: JobNews = await self._ask("news", job_id, wait_s)
+        return news
+
+    async def cancel(self, job_id: str) -> Job:
+        job: Job = await self._ask("cancel", job_id)
+        return job
+
+    async def retry(self, job_id: str) -> Job:
+        job: Job = await self._ask("retry", job_id)
+        return job
+
+    async def purge(self) -> int:
+        num_removed: int = await self._ask("purge")
+        return num_removed
+
+    async def counts(self) -> JobCounts:
+        counts: JobCounts = await self._ask("counts")
+        return counts
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        patience = time.monotonic() + _SUCCESSOR_S
+        while True:
+            try:
+                with _our_errors(but=RayActorError):
+                    return await getattr(self._handle, method).remote(*args)
+            except RayActorError as problem:
+                if time.monotonic() > patience:
+                    raise ServiceUnavailable("The jobs are not available right now; try again.") from problem
+            await asyncio.sleep(_SUCCESSOR_POLL_S)
+
+
+async def worker_counts(application: str, deployment: str, busy: int) -> dict[str, int]:
+    """Replicas of a deployment by RunPod's states; `busy` jobs occupy as many of the ready ones."""
+    status = await asyncio.to_thread(serve.status)
+    # Ray's annotation says ReplicaState; what comes are the states' names.
+    replicas: Mapping[Any, int] = status.applications[application].deployments[deployment].replica_states
+    ready = replicas.get("RUNNING", 0)
+    running = min(ready, busy)
+    return {
+        "idle": ready - running,
+        "initializing": replicas.get("STARTING", 0) + replicas.get("RECOVERING", 0),
+        "ready": ready,
+        "running": running,
+        "throttled": 0,
+        "unhealthy": 0,
+    }
+
+
+async def fault(application: str, deployment: str, handle: "DeploymentHandle[Any]") -> str | None:
+    """Why no replica of a deployment would work, or None: it is enough that one is up and says that it is well."""
+    counts = await worker_counts(application, deployment, 0)
+    if counts["ready"] == 0:
+        return f"no {deployment} is up; {counts['initializing']} starting"
+    try:
+        answers = await handle.broadcast("check_health").results_async(timeout_s=_HEALTH_S, return_exceptions=True)
+    except TimeoutError:
+        return None  # One of them is slow to answer; whether it is dead is Serve's own health checks' to find.
+    except (DeploymentUnavailableError, RayActorError):
+        answers = []
+    is_well = any(not isinstance(answer, BaseException) for answer in answers)
+    return None if is_well else f"no {deployment} is healthy"
+
+
+async def ask_all(application: str, deployment: str, method: str) -> list[Any]:
+    """What the replicas of a deployment that are up answer to a method.
+
+    Raises:
+        ServiceUnavailable: one of them did not answer.
+    """
+    handle = await asyncio.to_thread(serve.get_deployment_handle, deployment, application)
+    try:
+        with _our_errors():
+            return await handle.broadcast(method).results_async(timeout_s=_ALL_S)
+    except (TimeoutError, DeploymentUnavailableError) as problem:
+        raise ServiceUnavailable(f"Not every {deployment} answers right now; try again.") from problem
+
+
+@contextmanager
+def _our_errors(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Ray's errors turned into ours."""
+    try:
+        yield
+    except but:
+        raise
+    except RayTaskError as problem:
+        # A RayTaskError's own text carries a traceback; its cause is the clean error that was raised.
+        if isinstance(problem.cause, ServiceError):
+            raise problem.cause from None
+        raise
+    except BackPressureError as problem:
+        raise Overloaded("Too many requests are waiting; try again later.") from problem
+    except RayActorError as problem:
+        raise ServiceUnavailable("The replica that worked on this died; try again.") from problem

@@ -1,0 +1,46 @@
+"""The queries of configs/grafana, and what they ask for."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "configs" / "grafana"
+
+
+def dashboard() -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
+    return told
+
+
+def rules() -> list[dict[str, Any]]:
+    """The alerts of all groups."""
+    groups = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def targets() -> Iterator[dict[str, Any]]:
+    """What the dashboard's panels ask the data source."""
+    for panel in dashboard()["panels"]:
+        yield from panel.get("targets", [])
+
+
+def queries() -> list[str]:
+    """Every PromQL expression of dashboard and alerts."""
+    return [target["expr"] for target in targets()] + [rule["expr"] for rule in rules()]
+
+
+def metrics(query: str) -> list[tuple[str, set[str]]]:
+    """The metrics of a query, each with the labels by which it is selected."""
+    found = re.findall(r"\b(ray_\w+)(?:\{([^}]*)\})?", query)
+    return [(name, set(re.findall(r"(\w+)\s*[=!]~?", selector))) for name, selector in found]
+
+
+def grouping(query: str) -> set[str]:
+    """The labels by which a query's results are told apart, the buckets' own left out."""
+    lists = re.findall(r"\bby \(([^)]*)\)", query)
+    return {label.strip() for labels in lists for label in labels.split(",")} - {"le"}

@@ -1,0 +1,71 @@
+"""configs/grafana: a dashboard that Grafana takes, rules that Prometheus takes, and nothing in them that nobody emits.
+tests/service/test_metrics.py holds the same queries against a running service."""
+
+import re
+
+import pytest
+
+from tests.configs.queries import dashboard, metrics, queries, rules, targets
+from tests.conftest import ROOT
+
+SOURCES = "\n".join(path.read_text() for path in (ROOT / "serve_app").rglob("metrics.py"))
+OURS = set(re.findall(r'"(camera_edit_\w+)"', SOURCES))
+SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
+
+
+def test_the_dashboard_has_what_grafana_needs() -> None:
+    board = dashboard()
+    assert board["schemaVersion"] >= 39
+    assert (board["title"], board["uid"]) == ("qwen-camera-edit", "qwen-camera-edit")
+    (variable,) = board["templating"]["list"]
+    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_panel_asks_the_chosen_data_source() -> None:
+    asked = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    assert asked
+    for panel in asked:
+        assert panel["title"]
+        assert panel["targets"], panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    assert all(target["datasource"]["uid"] == "${datasource}" for target in targets())
+
+
+def test_panels_do_not_cover_each_other() -> None:
+    cells: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        place = panel["gridPos"]
+        own = {(place["x"] + column, place["y"] + line) for column in range(place["w"]) for line in range(place["h"])}
+        assert max(column for column, _ in own) < 24, panel["title"]
+        assert not cells & own, panel["title"]
+        cells |= own
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names)
+    for rule in rules():
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}, rule["alert"]
+        assert re.fullmatch(r"\d+[smh]", rule["for"]), rule["alert"]
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "description"}
+
+
+@pytest.mark.parametrize("query", queries())
+def test_every_query_asks_for_metrics_that_we_or_ray_emit(query: str) -> None:
+    asked = metrics(query)
+    assert asked
+    for name, _ in asked:
+        if name.startswith("ray_camera_edit_"):
+            assert SUFFIX.sub("", name.removeprefix("ray_")) in OURS
+        else:
+            assert name.startswith(("ray_serve_", "ray_node_"))
+
+
+def test_every_metric_of_ours_is_shown() -> None:
+    asked = {SUFFIX.sub("", name.removeprefix("ray_")) for query in queries() for name, _ in metrics(query)}
+    assert asked >= OURS

@@ -1,0 +1,21 @@
+"""configs/openapi.json and the code, which must not part ways."""
+
+import json
+
+from serve_app.ingress.openapi_file import openapi_text
+from tests.conftest import ROOT
+
+DOCUMENT = ROOT / "configs" / "openapi.json"
+
+
+def test_the_document_is_that_of_the_code() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == openapi_text(), "run: camera-edit openapi > configs/openapi.json"
+
+
+def test_each_way_of_asking_has_an_example() -> None:
+    paths = json.loads(DOCUMENT.read_text(encoding="utf-8"))["paths"]
+    job = paths["/runsync"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert job.keys() == {"edit", "camera", "views", "batch", "references", "rewriting", "policy"}
+    for encoding in ("multipart/form-data", "application/json"):
+        edit = paths["/v1/images/edits"]["post"]["requestBody"]["content"][encoding]["examples"]
+        assert edit.keys() == {"single", "several", "camera", "views", "stream"}
