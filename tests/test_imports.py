@@ -11,13 +11,17 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
-    "logs": set(),
+    "request_id": set(),
+    "metrics": set(),
+    "logs": {"request_id", "errors"},
     "edits": {"edits", "config", "errors"},
     "tiny": {"tiny", "edits", "config", "errors"},
     "weights": {"tiny", "config", "errors"},
-    "editor": {"editor", "edits", "weights", "config", "errors", "logs"},
-    "rewriter": {"rewriter", "edits", "weights", "config", "errors", "logs"},
-    "ingress": {"ingress", "edits", "config", "errors", "logs"},
+    "editor": {"editor", "edits", "weights", "config", "errors", "logs", "metrics"},
+    "rewriter": {"rewriter", "edits", "weights", "config", "errors", "logs", "metrics"},
+    "handles": {"edits", "errors"},
+    "jobs": {"jobs", "edits", "handles", "config", "errors", "logs", "metrics"},
+    "ingress": {"ingress", "edits", "handles", "config", "errors", "logs", "metrics", "request_id"},
 }
 # Outside libraries that a part must not know; deployments and handles are the doors to Ray.
 FORBIDDEN: dict[str, set[str]] = {
@@ -25,14 +29,18 @@ FORBIDDEN: dict[str, set[str]] = {
     "tiny": {"ray", "fastapi"},
     "editor": {"ray", "fastapi", "starlette"},
     "rewriter": {"ray", "fastapi", "starlette"},
+    "jobs": {"torch", "diffusers", "transformers", "ray", "fastapi", "starlette"},
     "ingress": {"torch", "diffusers", "transformers", "ray"},
 }
 DOORS = {
     "editor/deployment.py",
     "editor/metrics.py",
     "rewriter/deployment.py",
+    "rewriter/metrics.py",
     "ingress/deployment.py",
-    "ingress/handles.py",
+    "ingress/metrics.py",
+    "jobs/deployment.py",
+    "jobs/metrics.py",
 }
 
 

@@ -1,12 +1,13 @@
 """The tiny app as a user runs it: `serve run configs/tiny-cpu.yaml`, on a free port."""
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ import requests
 import yaml
 
 from tests.conftest import ROOT, TINY_FILE
+from tests.processes import free_port
+from tests.service.receiver import Receiver, receiving
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
+LOG_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,14 @@ class Service:
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
 
+    def logged(self, pattern: str) -> list[Any]:
+        """What the log holds of a pattern, once it holds any: Ray brings the replicas' lines with a delay."""
+        deadline = time.monotonic() + LOG_TIMEOUT_S
+        while not (found := re.findall(pattern, self.log)):
+            assert time.monotonic() < deadline, f"the log never held {pattern!r}"
+            time.sleep(0.1)
+        return found
+
     def run(self, **fields: Any) -> dict[str, Any]:
         """A job's envelope; anything but HTTP 200 fails the test."""
         response = self.post(fields)
@@ -44,23 +56,37 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    port = free_port()
-    running = Service(f"http://127.0.0.1:{port}", folder / "serve.log")
-    process = serve_run(on_port(TINY_FILE, port, folder / "tiny.yaml"), running.log_file)
+    with running(folder, free_port(), jobs_of(folder, receiver), fetch={"origins": [receiver.origin]}) as service:
+        yield service
+
+
+def jobs_of(folder: Path, receiver: Receiver) -> dict[str, Any]:
+    """Settings of jobs for a test: a store of its own, and webhooks to the receiver without long pauses."""
+    store = {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}
+    return {"store": store, "webhook_origins": [receiver.origin], "webhook_gap_s": 0.2, "lease_s": 4}
+
+
+@contextmanager
+def running(
+    folder: Path, port: int, jobs: dict[str, Any], environment: dict[str, str] | None = None, **settings: Any
+) -> Iterator[Service]:
+    """The tiny app on a port, until the end of the block."""
+    service = Service(f"http://127.0.0.1:{port}", folder / "serve.log")
+    file = tiny_file(folder / "tiny.yaml", port, jobs=jobs, **settings)
+    process = serve_run(file, service.log_file, **(environment or {}))
     try:
-        wait_until_ready(running, process)
-        yield running
+        wait_until_ready(service, process)
+        yield service
     finally:
         stop(process)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def on_port(file: Path, port: int, copy: Path) -> Path:
@@ -71,9 +97,21 @@ def on_port(file: Path, port: int, copy: Path) -> Path:
     return copy
 
 
+def tiny_file(copy: Path, port: int, **settings: Any) -> Path:
+    """A copy of the shipped tiny file with another port and these settings of the application. `rewriter=None` leaves
+    the Rewriter out: the app starts sooner."""
+    config = yaml.safe_load(on_port(TINY_FILE, port, copy).read_text())
+    application = config["applications"][0]
+    application["args"].update(settings)
+    names = {"Rewriter"} if application["args"]["rewriter"] is None else set()
+    application["deployments"] = [each for each in application["deployments"] if each["name"] not in names]
+    copy.write_text(yaml.safe_dump(config))
+    return copy
+
+
 def serve_run(file: Path, log_file: Path, **environment: str) -> subprocess.Popen[bytes]:
     """`serve run FILE` on a cluster of its own."""
-    with log_file.open("wb") as log:
+    with log_file.open("ab") as log:
         return subprocess.Popen(
             [Path(sys.executable).parent / "serve", "run", file],
             cwd=ROOT,
@@ -94,7 +132,9 @@ def wait_until_ready(service: Service, process: "subprocess.Popen[bytes]") -> No
     for _ in range(START_TIMEOUT_S):
         assert process.poll() is None, service.log
         try:
-            if requests.get(f"{service.url}/health", timeout=5).json()["workers"]["ready"]:
+            response = requests.get(f"{service.url}/health", timeout=5)
+            # Before the routes are there, Serve's proxy answers 404 in plain text.
+            if response.status_code == 401 or response.json()["workers"]["ready"]:
                 return
         except (requests.ConnectionError, requests.Timeout, KeyError, ValueError):
             pass  # Not listening yet, or not yet ours.

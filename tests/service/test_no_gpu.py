@@ -18,7 +18,8 @@ from serve_app.config import AppSettings, EditorSettings, WeightsSource
 from serve_app.errors import NoGpuError
 from serve_app.gpus import require_gpus
 from tests.conftest import ROOT
-from tests.service.conftest import free_port, on_port, serve_run, stop
+from tests.processes import free_port
+from tests.service.conftest import on_port, serve_run, stop
 
 LIMIT_S = 60
 
@@ -146,7 +147,7 @@ def test_when_it_goes_on(situation: Situation, goes_on: bool, monkeypatch: pytes
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": situation.num_gpus})
     monkeypatch.setattr(gpus, "_reported_gpus", lambda: situation.promised)
     monkeypatch.setattr(gpus, "_autoscaler_runs_here", lambda: False)
-    monkeypatch.setattr(gpus, "_end_serve_run", lambda: None)
+    monkeypatch.setattr(gpus, "end_serve_run", lambda: None)
     editor = EditorSettings(base=WeightsSource(path="anything"), device=situation.device)
     settings = AppSettings(editor=editor, wait_for_gpu=situation.wait_for_gpu)
     with nullcontext() if goes_on else pytest.raises(NoGpuError):

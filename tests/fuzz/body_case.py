@@ -1,0 +1,109 @@
+"""One mutated body, through the whole HTTP application; behind it stand ports that answer at once."""
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from dataclasses import fields
+from functools import cache
+from typing import Any, Self
+
+from fastapi import FastAPI
+
+from serve_app.ingress.refusals import speaks_openai
+from tests.fuzz.bodies import Call
+from tests.fuzz.limits import MAX_REFUSAL_BYTES, SETTINGS
+from tests.ingress.openai_harness import harness
+
+
+class Application:
+    """The app on an event loop of its own."""
+
+    def __init__(self) -> None:
+        self._harness = harness(SETTINGS)
+        self._harness.jobs.num_waits = 0
+        self._loop = asyncio.Runner()
+
+    @classmethod
+    @cache
+    def of_this_process(cls) -> Self:
+        """One for all cases: its decoder threads are never stopped."""
+        return cls()
+
+    def run(self, call: Call) -> bool:
+        """Whether the request was taken.
+
+        Raises:
+            Exception: the application raised something that no handler of it turns into an answer.
+            AssertionError: the answer is neither a 200 nor a refusal in the dialect's words.
+        """
+        exchange = Exchange(call)
+        self._loop.run(exchange.through(self._harness.app))
+        self._forget()
+        exchange.check()
+        return exchange.status == 200
+
+    def _forget(self) -> None:
+        """Empty what the ports remember, lest it be taken for a leak."""
+        self._harness.shared.clear()
+        for port in (self._harness.editor, self._harness.rewriter, self._harness.jobs):
+            for each in fields(port):
+                kept = getattr(port, each.name)
+                if isinstance(kept, dict | list):
+                    kept.clear()
+
+
+class Exchange:
+    """A request and its answer, on the ASGI level."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._rest = _cut(call)
+        self.status = 0
+        self.text = b""
+
+    def through(self, app: FastAPI) -> Coroutine[Any, Any, None]:
+        content_type = self._call.content_type.encode("latin-1")
+        path = self._call.path
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"content-type", content_type)] if content_type else [],
+            "client": ("fuzz", 1),
+            "server": ("fuzz", 80),
+        }
+        return app(scope, self._receive, self._send)
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._rest:
+            return {"type": "http.request", "body": self._rest.pop(0), "more_body": bool(self._rest)}
+        await asyncio.Event().wait()  # the client stays; whoever listens for its leaving is cancelled
+        return {}
+
+    async def _send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        self.text += message.get("body", b"")
+
+    def check(self) -> None:
+        assert self.status == 200 or 400 <= self.status < 500, f"{self.status}: {self.text[:500]!r}"
+        if self.status == 200:
+            return
+        told = json.loads(self.text)
+        assert told.keys() == ({"detail", "error"} if speaks_openai(self._call.path) else {"error"})
+        assert len(self.text) <= MAX_REFUSAL_BYTES, f"an answer of {len(self.text)} bytes"
+        assert b"Traceback" not in self.text
+
+
+def _cut(call: Call) -> list[bytes]:
+    """The body in the pieces in which it arrives."""
+    pieces, rest = [], call.body
+    for length in call.parts:
+        pieces.append(rest[:length])
+        rest = rest[length:]
+    return [*pieces, rest]

@@ -1,0 +1,193 @@
+"""Is anything lost? `python -m tests.service.chaos [--duration 180] [--every 5] [--clients 4] [--redis]`
+
+Clients submit jobs while, every few seconds, one process of the service is killed with SIGKILL: a replica of any
+deployment, in turn; half-way through, the whole service, which is then started again. At the end every accepted job
+must have ended COMPLETED, each ended once, with the picture of an undisturbed run. Exit status 1 if not.
+"""
+
+import argparse
+import contextlib
+import itertools
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+from rich.console import Console
+
+from tests.pictures import alike
+from tests.processes import free_port, redis_server
+from tests.service.conftest import Service, serve_run, stop, tiny_file, wait_until_ready
+from tests.service.load import EDIT, by_clients, post
+from tests.service.receiver import Receiver, receiving
+
+VICTIMS = ("Editor", "Jobs", "Ingress", "Rewriter")
+END_S = 180.0
+"""For what was accepted to end after the last kill."""
+
+
+@dataclass
+class Story:
+    """What happened: the seed of each accepted job by its id, answers to submissions, kills by deployment."""
+
+    accepted: dict[str, int] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Host:
+    """The service and its process, which may be killed and started again."""
+
+    file: Path
+    service: Service
+    process: Any = None
+
+    def start(self) -> None:
+        self.process = serve_run(self.file, self.service.log_file)
+        wait_until_ready(self.service, self.process)
+
+    def kill_replica(self, deployment: str) -> bool:
+        """Kill a deployment's replica; False where none is there yet."""
+        name = f"ray::ServeReplica:camera-edit:{deployment}"
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if (child.cmdline() or [""])[0].startswith(name):
+                    child.kill()
+                    return True
+        return False
+
+    def kill(self) -> None:
+        """Kill `serve run` and all that it started."""
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self.process.wait()
+        psutil.wait_procs(family, timeout=20)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--duration", type=float, default=180.0)
+    parser.add_argument("--every", type=float, default=5.0)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--redis", action="store_true")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        receiver = stack.enter_context(receiving())
+        url = stack.enter_context(redis_server()) if options.redis else None
+        host = made(folder, receiver, url)
+        host.start()
+        try:
+            story = live(host, receiver, options.duration, options.every, options.clients)
+            return judge(host.service, receiver, story)
+        finally:
+            stop(host.process)
+
+
+def made(folder: Path, receiver: Receiver, redis_url: str | None) -> Host:
+    port = free_port()
+    sqlite = {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}
+    store = {"kind": "redis", "url": redis_url} if redis_url else sqlite
+    jobs = {"store": store, "webhook_origins": [receiver.origin], "lease_s": 4, "webhook_gap_s": 1}
+    file = tiny_file(folder / "tiny.yaml", port, jobs=jobs)
+    return Host(file, Service(f"http://127.0.0.1:{port}", folder / "log"))
+
+
+def live(host: Host, receiver: Receiver, duration_s: float, every_s: float, num_clients: int) -> Story:
+    story, lock = Story(), threading.Lock()
+    end = time.monotonic() + duration_s
+    killer = threading.Thread(target=kill_on, args=(host, story, duration_s, every_s))
+    killer.start()
+
+    def work(number: int) -> None:
+        steps = 1 + number % 8
+        body = {
+            "input": {**EDIT, "num_inference_steps": steps, "seed": number},
+            "webhook": f"{receiver.origin}/hook/200",
+        }
+        answered, told = post(host.service, "/run", body, timeout_s=30)
+        with lock:
+            story.answers[str(answered.http_status)] += 1
+            if answered.http_status == 200:
+                story.accepted[told["id"]] = number
+        time.sleep(0.2 if answered.http_status == 200 else 1.0)
+
+    by_clients(num_clients, lambda _: time.monotonic() < end, work)
+    killer.join()
+    return story
+
+
+def kill_on(host: Host, story: Story, duration_s: float, every_s: float) -> None:
+    began = time.monotonic()
+    victims = itertools.cycle(VICTIMS)
+    restarted = False
+    while time.monotonic() - began < duration_s:
+        time.sleep(every_s)
+        if not restarted and time.monotonic() - began > duration_s / 2:
+            restarted = True
+            host.kill()
+            story.kills["the whole service"] += 1
+            host.start()
+        elif host.kill_replica(victim := next(victims)):
+            story.kills[victim] += 1
+
+
+def judge(service: Service, receiver: Receiver, story: Story) -> int:
+    """Wait for the ends, compare, and tell."""
+    wait_until_healthy(service)
+    began = time.monotonic()
+    ends = {job_id: end_of(service, job_id, began + END_S) for job_id in story.accepted}
+    waited_s = time.monotonic() - began
+    wrong = [
+        job_id
+        for job_id, number in story.accepted.items()
+        if ends[job_id].get("status") == "COMPLETED" and not is_right(service, ends[job_id], number)
+    ]
+    told = Counter((body["id"], body["status"]) for _, body in receiver.calls)
+    two_ends = [job_id for job_id in story.accepted if len({status for each, status in told if each == job_id}) > 1]
+    states = Counter(str(end.get("status", "lost")) for end in ends.values())
+    console = Console(width=120)
+    console.print(f"kills: {dict(story.kills)}; answers to submissions: {dict(story.answers)}")
+    console.print(f"accepted: {len(ends)}; ends: {dict(states)}, the last one {waited_s:.1f} s after the last kill")
+    console.print(f"other picture than undisturbed: {len(wrong)}; told two ends: {len(two_ends)}")
+    console.print(f"webhooks: {len({each for each, _ in told})} jobs told, {sum(told.values())} calls")
+    bad = states["COMPLETED"] != len(ends) or wrong or two_ends or not ends
+    return 1 if bad else 0
+
+
+def wait_until_healthy(service: Service) -> None:
+    deadline = time.monotonic() + END_S
+    while post(service, "/runsync", {"input": EDIT}, timeout_s=60)[0].job_status != "COMPLETED":
+        if time.monotonic() > deadline:
+            raise TimeoutError("the service did not come back")
+        time.sleep(1)
+
+
+def end_of(service: Service, job_id: str, deadline: float) -> dict[str, Any]:
+    while True:
+        response = requests.get(f"{service.url}/status-sync/{job_id}?wait=10000", timeout=30)
+        envelope: dict[str, Any] = response.json()
+        if response.status_code == 404:
+            return {}
+        if envelope.get("status") not in ("IN_QUEUE", "IN_PROGRESS", None) or time.monotonic() > deadline:
+            return envelope
+
+
+def is_right(service: Service, envelope: dict[str, Any], number: int) -> bool:
+    fields = {**EDIT, "num_inference_steps": 1 + number % 8, "seed": number}
+    _, undisturbed = post(service, "/runsync", {"input": fields})
+    return alike(envelope["output"]["images"][0], undisturbed["output"]["images"][0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

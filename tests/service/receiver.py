@@ -1,0 +1,71 @@
+"""A host of ours that the service may call: it serves pictures and takes webhooks, well or badly."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import Any
+
+
+class Receiver(ThreadingHTTPServer):
+    """Webhooks are taken at `/NAME/STATUS,STATUS…`: each call gets the next status, the last one again and again.
+    `/never` accepts and does not answer. Pictures lie at any path given to `serve`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.pictures: dict[str, bytes] = {}
+        self.closing = Event()
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def bodies(self, path: str, count: int, timeout_s: float = 20) -> list[dict[str, Any]]:
+        """The bodies that this path got, once there are so many."""
+        deadline = time.monotonic() + timeout_s
+        while len(found := [body for called, body in self.calls if called == path]) < count:
+            assert time.monotonic() < deadline, f"{path} was called {len(found)} times"
+            time.sleep(0.05)
+        return found
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_GET(self) -> None:
+        picture = self.server.pictures.get(self.path)
+        self.send_response(404 if picture is None else 200)
+        self.end_headers()
+        self.wfile.write(picture or b"")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        before = sum(path == self.path for path, _ in self.server.calls)
+        self.server.calls.append((self.path, body))
+        if self.path.startswith("/never"):
+            self.server.closing.wait(60)
+            return
+        statuses = [int(status) for status in self.path.rpartition("/")[2].split(",")]
+        self.send_response(statuses[min(before, len(statuses) - 1)])
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        thread = Thread(target=receiver.serve_forever)
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            receiver.closing.set()
+            receiver.shutdown()
+            thread.join()

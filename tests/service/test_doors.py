@@ -1,0 +1,162 @@
+"""The doors of a running service: health, headers that would steer Serve, the drain, and no start without keys."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from tests.processes import free_port
+from tests.service.conftest import Service, jobs_of, serve_run, stop, tiny_file, wait_until_ready
+from tests.service.load import EDIT
+from tests.service.receiver import Receiver
+from tests.service.test_peer_faults import LONG, PNG, edit
+
+KEY = "the-key"
+BEARER = {"authorization": f"Bearer {KEY}"}
+
+
+def test_health(service: Service) -> None:
+    assert requests.get(f"{service.url}/health/live", timeout=30).json() == {"status": "live"}
+    ready = requests.get(f"{service.url}/health/ready", timeout=30)
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+def test_a_client_cannot_set_the_time_limit(service: Service) -> None:
+    response = requests.post(
+        f"{service.url}/runsync", json={"input": EDIT}, headers={"x-request-timeout-seconds": "0.01"}, timeout=60
+    )
+    assert (response.status_code, response.json()["status"]) == (200, "COMPLETED")
+
+
+def test_a_client_cannot_leave_its_work_behind(service: Service) -> None:
+    request_id = "staying"
+    with pytest.raises(requests.ReadTimeout):
+        requests.post(
+            f"{service.url}/v1/images/edits",
+            data=LONG,
+            files={"image": PNG},
+            headers={"x-request-id": request_id, "x-request-disconnect-disabled": "?1"},
+            timeout=(5, 1.0),
+        )
+    (after_s,) = service.logged(rf"edit {request_id} cancelled after ([\d.]+) s")
+    assert float(after_s) < 3.0
+    assert edit(service).status_code == 200
+
+
+@pytest.fixture
+def service_to_drain(tmp_path: Path, receiver: Receiver) -> Iterator[tuple[Service, "subprocess.Popen[bytes]"]]:
+    """A service that asks for a key and runs one job at a time, and its process."""
+    port = free_port()
+    jobs = {**jobs_of(tmp_path, receiver), "max_active_jobs": 1, "max_queued_jobs": 20}
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY}\n")
+    service = Service(f"http://127.0.0.1:{port}", tmp_path / "serve.log")
+    file = tiny_file(tmp_path / "tiny.yaml", port, jobs=jobs, api_keys_file=str(keys), rewriter=None)
+    process = serve_run(file, service.log_file)
+    try:
+        wait_until_ready(service, process)
+        until_ready(service)
+        yield service, process
+    finally:
+        stop(process)
+
+
+def until_ready(service: Service) -> None:
+    deadline = time.monotonic() + 60
+    while requests.get(f"{service.url}/health/ready", headers=BEARER, timeout=30).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_after_a_drain_one_running_and_five_queued_are_answered_and_new_ones_refused(
+    service_to_drain: tuple[Service, "subprocess.Popen[bytes]"],
+) -> None:
+    service, process = service_to_drain
+    middling = {**EDIT, "width": 512, "height": 512, "num_inference_steps": 15}
+
+    def ask(seed: int) -> requests.Response:
+        body = {"input": {**middling, "seed": seed}}
+        return requests.post(f"{service.url}/runsync?wait=120000", json=body, headers=BEARER, timeout=150)
+
+    def jobs() -> dict[str, int]:
+        told: dict[str, int] = requests.get(f"{service.url}/health", headers=BEARER, timeout=30).json()["jobs"]
+        return told
+
+    with ThreadPoolExecutor(6) as clients:
+        answers = [clients.submit(ask, seed) for seed in range(6)]
+        deadline = time.monotonic() + 30
+        while (counts := jobs()) and (counts["inProgress"], counts["inQueue"]) != (1, 5):
+            assert time.monotonic() < deadline, counts
+            time.sleep(0.05)
+        began = time.monotonic()
+        with drain_command(service) as drain:
+            until_refusing(service)
+            assert requests.get(f"{service.url}/health/ready", headers=BEARER, timeout=30).json() == {
+                "status": "not ready",
+                "reason": "draining",
+            }
+            assert jobs()["inQueue"] > 0
+            told, complaints = drain.communicate(timeout=120)
+        drained_s = time.monotonic() - began
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        stopped_s = time.monotonic() - began - drained_s
+    assert drain.returncode == 0, complaints
+    assert "requests and 6 jobs" in told
+    statuses = [answer.result().status_code for answer in answers]
+    print(f"six answers {statuses}; drained after {drained_s:.1f} s, stopped {stopped_s:.1f} s later")
+    assert statuses == [200] * 6
+    assert {answer.result().json()["status"] for answer in answers} == {"COMPLETED"}
+
+
+def drain_command(service: Service) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [Path(sys.executable).parent / "camera-edit", "drain", service.url, "--timeout", "100"],
+        env={**os.environ, "CAMERA_EDIT_API_KEYS": KEY},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until_refusing(service: Service) -> None:
+    """New work is told to come back later, in both dialects."""
+    deadline = time.monotonic() + 30
+    body = {"input": {**EDIT, "image": "no picture, which is a 400 as long as work is taken"}}
+    while (response := requests.post(f"{service.url}/run", json=body, headers=BEARER, timeout=30)).status_code == 400:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert requests.post(f"{service.url}/v1/images/edits", headers=BEARER, timeout=30).status_code == 503
+
+
+def named_file(folder: Path, **settings: object) -> Path:
+    """The tiny app on a host that is not known to be this machine: names are not looked up. It is this machine."""
+    file = tiny_file(folder / "named.yaml", free_port(), **settings)
+    config = yaml.safe_load(file.read_text())
+    config["http_options"]["host"] = "LOCALHOST"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def test_it_does_not_start_open_to_others_without_keys(tmp_path: Path, receiver: Receiver) -> None:
+    log_file = tmp_path / "serve.log"
+    process = serve_run(named_file(tmp_path, jobs=jobs_of(tmp_path, receiver)), log_file)
+    try:
+        exit_code = process.wait(90)
+    finally:
+        stop(process)
+    log = log_file.read_text()
+    assert exit_code != 0, log
+    assert "No API keys are set, and http_options.host LOCALHOST can be reached from other machines" in log
+    assert "CAMERA_EDIT_API_KEYS=KEY" in log
+    assert "allow_anonymous: true" in log

@@ -1,0 +1,80 @@
+"""Every query of configs/grafana finds its metrics in a running service, and no label has what a caller wrote."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+
+from tests.configs.queries import grouping, metrics, queries
+from tests.service.conftest import Service
+from tests.service.ray_session import Samples, exported, samples
+from tests.service.receiver import Receiver
+from tests.service.test_jobs import LONG, PICTURE, QUICK, ended, post, start, until_in_progress
+
+EXPORT_TIMEOUT_S = 60
+"""A health check's period, then that of Ray's reports, and their ways on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def busy(service: Service, receiver: Receiver) -> Samples:
+    """The metrics after a little of everything."""
+    service.run(**QUICK, rewrite_prompt=True)
+    again = service.run(**QUICK)
+    assert requests.get(f"{service.url}/status/nobody-knows-it", timeout=30).status_code == 404
+    edit = {"prompt": "x", "image": f"data:image/png;base64,{PICTURE}", "size": "64x64", "num_inference_steps": 1}
+    response = requests.post(f"{service.url}/v1/images/edits", json=edit, timeout=60)
+    assert response.status_code == 200, response.text
+    assert requests.post(f"{service.url}/v1/images/edits", json={"prompt": "x"}, timeout=30).status_code == 422
+    cancelled = start(service, LONG)
+    until_in_progress(service, cancelled)
+    post(service, f"/cancel/{cancelled}")
+    failed = start(service, LONG, policy={"executionTimeout": 1})
+    assert ended(service, failed)["status"] == "FAILED"
+    assert post(service, f"/v2/an-endpoint-of-mine/retry/{failed}").status_code == 200
+    for status in ("200", "500"):
+        ended(service, start(service, webhook=f"{receiver.origin}/hook/{status}"))
+    assert again["status"] == "COMPLETED"
+    return once(service, lambda found: not missing(found))
+
+
+def once(service: Service, enough: Callable[[Samples], bool]) -> Samples:
+    """What is exported, once it is enough or the time is over."""
+    deadline = time.monotonic() + EXPORT_TIMEOUT_S
+    while not enough(found := samples(exported(service))) and time.monotonic() < deadline:
+        time.sleep(1)
+    return found
+
+
+def missing(found: Samples) -> set[str]:
+    return {name for query in queries() for name, _ in metrics(query)} - set(found)
+
+
+def values(found: Samples, name: str, label: str) -> set[str]:
+    return {labels[label] for labels in found[name]}
+
+
+@pytest.mark.parametrize("query", queries())
+def test_every_query_finds_its_metrics_and_labels(busy: Samples, query: str) -> None:
+    for name, selected in metrics(query):
+        assert name in busy
+        assert selected | grouping(query) <= set().union(*busy[name])
+
+
+def test_counts_by_their_kind(busy: Samples) -> None:
+    assert values(busy, "ray_camera_edit_edits_ended_total", "end") >= {"completed", "cancelled"}
+    assert values(busy, "ray_camera_edit_jobs_ended_total", "state") >= {"COMPLETED", "CANCELLED", "FAILED"}
+    assert values(busy, "ray_camera_edit_webhooks_total", "outcome") == {"taken", "refused"}
+    assert values(busy, "ray_camera_edit_cache_lookups_total", "result") == {"hit", "miss"}
+    assert values(busy, "ray_camera_edit_requests_total", "status") >= {"200", "404", "422"}
+    stages = {"queue", "encode", "steps", "decode", "compress"}
+    assert values(busy, "ray_camera_edit_stage_seconds_count", "stage") == stages
+
+
+def test_requests_are_told_apart_by_route_and_not_by_path(busy: Samples) -> None:
+    told = {(labels["dialect"], labels["route"]) for labels in busy["ray_camera_edit_requests_total"]}
+    jobs = {
+        ("runpod", route) for route in ("/run", "/runsync", "/status/{job_id}", "/cancel/{job_id}", "/retry/{job_id}")
+    }
+    assert told >= {("openai", "/v1/images/edits"), *jobs}
+    assert not [route for _, route in told if "nobody" in route or "mine" in route]

@@ -1,0 +1,108 @@
+"""More clients than there is room for, clients that leave, clients that dawdle."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import httpx2
+import pytest
+import requests
+
+from tests.processes import free_port
+from tests.service.conftest import Service, jobs_of, running
+from tests.service.load import EDIT
+from tests.service.receiver import Receiver
+
+NUM_CLIENTS = 200
+QUEUE = 8
+# Surely not done while the clients come.
+LONG = {**EDIT, "width": 1024, "height": 1024, "num_inference_steps": 100, "views": "orbit:8"}
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
+    """A service that runs one job and lets eight wait."""
+    folder = tmp_path_factory.mktemp("narrow")
+    jobs = {**jobs_of(folder, receiver), "max_active_jobs": 1, "max_queued_jobs": QUEUE}
+    with running(folder, free_port(), jobs, rewriter=None) as service:
+        yield service
+
+
+def purge(service: Service, ids: list[str]) -> None:
+    for job_id in ids:
+        requests.post(f"{service.url}/cancel/{job_id}", timeout=30)
+
+
+def test_of_200_clients_nine_are_accepted_and_the_others_told_at_once(narrow: Service) -> None:
+    async def ask() -> list[tuple[int, float, httpx2.Response]]:
+        limits = httpx2.Limits(max_connections=NUM_CLIENTS)
+        async with httpx2.AsyncClient(limits=limits, timeout=60, trust_env=False) as client:
+
+            async def one(number: int) -> tuple[int, float, httpx2.Response]:
+                # 200 clients within two seconds: what one of them waits for is its own answer.
+                await asyncio.sleep(number * 0.01)
+                began = time.monotonic()
+                response = await client.post(f"{narrow.url}/run", json={"input": {**LONG, "seed": number}})
+                return response.status_code, time.monotonic() - began, response
+
+            return await asyncio.gather(*(one(number) for number in range(NUM_CLIENTS)))
+
+    answers = asyncio.run(ask())
+    accepted = [response.json()["id"] for status, _, response in answers if status == 200]
+    refused = [(elapsed_s, response) for status, elapsed_s, response in answers if status == 429]
+    slowest_s = sorted(elapsed_s for elapsed_s, _ in refused)
+    print(
+        f"{len(accepted)} accepted, {len(refused)} refused: median {1000 * slowest_s[len(refused) // 2]:.0f} ms, "
+        f"slowest {1000 * slowest_s[-1]:.0f} ms"
+    )
+    purge(narrow, accepted)
+    assert len(accepted) == 1 + QUEUE
+    assert len(refused) == NUM_CLIENTS - len(accepted)
+    assert all(int(response.headers["retry-after"]) > 0 for _, response in refused)
+    # At once: 200 ms is the promise; the slowest ones share two cores with the engine and the clients themselves.
+    assert slowest_s[len(refused) // 2] < 0.2
+    assert slowest_s[-1] < 2
+
+
+def test_50_clients_who_leave_free_the_engine(narrow: Service) -> None:
+    """Edits by OpenAI's route end with their connections."""
+    body = {"prompt": "x", "size": "512x512", "num_inference_steps": 100, "image": EDIT["image"]}
+    with ExitStack() as connections:
+        for _ in range(50):
+            connections.enter_context(connected(narrow, "/v1/images/edits", json.dumps(body).encode()))
+        time.sleep(2)  # All of them are taken up by then; one alone takes several seconds.
+    left = time.monotonic()
+    response = requests.post(f"{narrow.url}/v1/images/edits", json={**body, "num_inference_steps": 1}, timeout=60)
+    waited_s = time.monotonic() - left
+    assert response.status_code == 200
+    print(f"the slot was free {waited_s:.2f} s after 50 clients had left")
+    assert waited_s < 5
+
+
+def test_100_dawdling_clients_hold_nobody_up(narrow: Service) -> None:
+    """Slow loris: connections that announce a body and send it drop by drop."""
+    with ExitStack() as connections:
+        slow = [connections.enter_context(connected(narrow, "/run", b"{", announced=10_000)) for _ in range(100)]
+        elapsed_s = []
+        for round_number in range(10):
+            for connection in slow[round_number::10]:
+                connection.sendall(b" ")
+            began = time.monotonic()
+            assert requests.get(f"{narrow.url}/health", timeout=30).status_code == 200
+            response = requests.post(f"{narrow.url}/runsync", json={"input": EDIT}, timeout=30)
+            assert response.json()["status"] == "COMPLETED"
+            elapsed_s.append(time.monotonic() - began)
+    print(f"beside 100 dawdling clients a request took at most {max(elapsed_s):.2f} s")
+    assert max(elapsed_s) < 3
+
+
+def connected(service: Service, path: str, body: bytes, announced: int | None = None) -> socket.socket:
+    """A connection that has sent a request, or its beginning."""
+    host, port = service.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), 30)
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {announced or len(body)}\r\n\r\n".encode() + body)
+    return connection
