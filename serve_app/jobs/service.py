@@ -79,9 +79,10 @@ class JobService(Generic[P]):
         self._num_adding += 1
         try:
             job_id = await self._store.add(spec, pictures, record, self._owner)
-            if job_id == spec.id:
-                # An ingress that heard no answer sends a job again, maybe to a successor: only its owner runs it.
-                await self._take_up_own(await self._store.beat(self._owner, self._settings.lease_s))
+            # An ingress that heard no answer sends a job again, maybe to a successor: it runs where it was stored first.
+            is_new = job_id == spec.id and await self._store.record(job_id) == record
+            if is_new and job_id not in self._live:
+                self._enlist(spec, record)
         finally:
             self._num_adding -= 1  # not before it is enlisted, or for a moment it would count as nothing
         return job_id
@@ -247,7 +248,7 @@ class JobService(Generic[P]):
         self._runner.stop(job, record)
 
     async def _take_up_own(self, states: Mapping[str, JobState]) -> None:
-        """Enlist what is this replica's and does not run: new jobs, and those whose storing was interrupted."""
+        """Enlist what is this replica's and does not run: jobs whose storing was interrupted."""
         for job_id, state in states.items():
             if not state.final and job_id not in self._live:
                 await self._take_up(job_id)

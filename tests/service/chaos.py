@@ -6,7 +6,6 @@ must have ended COMPLETED, each ended once, with the picture of an undisturbed r
 """
 
 import argparse
-import contextlib
 import itertools
 import sys
 import tempfile
@@ -18,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import requests
 from rich.console import Console
 
 from tests.pictures import alike
 from tests.processes import free_port, redis_server
 from tests.service.conftest import Service, serve_run, stop, tiny_file, wait_until_ready
+from tests.service.kill import kill_all, kill_replica
 from tests.service.load import EDIT, by_clients, post
 from tests.service.receiver import Receiver, receiving
 
@@ -53,25 +52,6 @@ class Host:
     def start(self) -> None:
         self.process = serve_run(self.file, self.service.log_file)
         wait_until_ready(self.service, self.process)
-
-    def kill_replica(self, deployment: str) -> bool:
-        """Kill a deployment's replica; False where none is there yet."""
-        name = f"ray::ServeReplica:camera-edit:{deployment}"
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if (child.cmdline() or [""])[0].startswith(name):
-                    child.kill()
-                    return True
-        return False
-
-    def kill(self) -> None:
-        """Kill `serve run` and all that it started."""
-        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        self.process.wait()
-        psutil.wait_procs(family, timeout=20)
 
 
 def main() -> int:
@@ -135,10 +115,10 @@ def kill_on(host: Host, story: Story, duration_s: float, every_s: float) -> None
         time.sleep(every_s)
         if not restarted and time.monotonic() - began > duration_s / 2:
             restarted = True
-            host.kill()
+            kill_all(host.process)
             story.kills["the whole service"] += 1
             host.start()
-        elif host.kill_replica(victim := next(victims)):
+        elif kill_replica(host.process, victim := next(victims)):
             story.kills[victim] += 1
 
 

@@ -1,14 +1,9 @@
 """Processes are killed in mid-job: every accepted job ends COMPLETED, once, with the picture of an undisturbed run."""
 
-import contextlib
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.pictures import alike, photograph, to_base64
@@ -21,6 +16,7 @@ from tests.service.conftest import (
     tiny_file,
     wait_until_ready,
 )
+from tests.service.kill import kill_all, kill_replica
 from tests.service.receiver import Receiver
 from tests.service.test_jobs import ended, start, until_in_progress
 
@@ -86,28 +82,7 @@ def test_the_jobs_replica_is_killed(tmp_path: Path, receiver: Receiver, redis_ur
     try:
         wait_until_ready(service, process)
         ids = submit_all(service, receiver, "/jobs-killed/200")
-        kill_replica(process, "Jobs")
+        assert kill_replica(process, "Jobs")
         check_all(service, receiver, "/jobs-killed/200", ids)
     finally:
         stop(process)
-
-
-def kill_all(process: "subprocess.Popen[bytes]") -> None:
-    """kill -9 on `serve run` and all that it started."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.wait()
-    psutil.wait_procs(family, timeout=20)
-
-
-def kill_replica(process: "subprocess.Popen[bytes]", deployment: str) -> None:
-    """kill -9 on the process of a deployment's only replica."""
-    name = f"ray::ServeReplica:camera-edit:{deployment}"
-    (replica,) = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if (child.cmdline() or [""])[0].startswith(name)
-    ]
-    os.kill(replica.pid, signal.SIGKILL)

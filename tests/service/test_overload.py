@@ -19,7 +19,7 @@ from tests.service.receiver import Receiver
 NUM_CLIENTS = 200
 QUEUE = 8
 # Surely not done while the clients come.
-LONG = {**EDIT, "width": 1024, "height": 1024, "num_inference_steps": 100, "views": "orbit:8"}
+LONG = {**EDIT, "width": 512, "height": 512, "num_inference_steps": 100, "views": "orbit:8"}
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,7 @@ def test_of_200_clients_nine_are_accepted_and_the_others_told_at_once(narrow: Se
     assert len(accepted) == 1 + QUEUE
     assert len(refused) == NUM_CLIENTS - len(accepted)
     assert all(int(response.headers["retry-after"]) > 0 for _, response in refused)
-    # At once: 200 ms is the promise; the slowest ones share two cores with the engine and the clients themselves.
-    assert slowest_s[len(refused) // 2] < 0.2
-    assert slowest_s[-1] < 2
+    assert slowest_s[-1] < 0.2
 
 
 def test_50_clients_who_leave_free_the_engine(narrow: Service) -> None:
