@@ -2,9 +2,9 @@
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 TINY_FILE = Path(__file__).resolve().parent.parent / "configs" / "tiny-cpu.yaml"
 """The shipped Serve file for a machine without a GPU; it is there in a clone, not in an installed package."""
@@ -13,6 +13,20 @@ AttentionBackend = Literal["sdpa", "varlen", "fa3"]
 Quantization = Literal["none", "fp8", "int4"]
 VaeKind = Literal["still", "stock"]
 ProvenanceKind = Literal["none", "mark", "full"]
+
+
+def _origin(text: str) -> str:
+    from serve_app.origins import origin_of  # Needs an HTTP client, which the engine alone does without.
+
+    read = origin_of(text)
+    if read is None:
+        raise ValueError(f"{text!r} is no origin; write https://HOST or https://HOST:PORT")
+    if read != text:
+        raise ValueError(f"{text!r} is more than an origin, or spelt otherwise than it is compared; write {read}")
+    return text
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class Settings(BaseModel):
@@ -184,7 +198,7 @@ class JobSettings(Settings):
     lease_s: float = Field(
         default=10.0, ge=1, description="A Jobs replica that is not heard of for so long has its work taken over."
     )
-    webhook_origins: tuple[str, ...] = Field(
+    webhook_origins: tuple[Origin, ...] = Field(
         default=(), description="Where webhooks may go: https://HOST[:PORT], http:// for hosts of yours. None: nowhere."
     )
     webhook_private_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
@@ -197,7 +211,7 @@ class JobSettings(Settings):
 class FetchSettings(Settings):
     """Pictures by URL. Data URLs need no fetching."""
 
-    origins: tuple[str, ...] = Field(
+    origins: tuple[Origin, ...] = Field(
         default=(),
         description="Where pictures may be fetched: https://HOST[:PORT], http:// for hosts of yours. None: nowhere.",
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx2
 
 from serve_app.edits.addresses import Network, addresses_of
-from serve_app.edits.origins import origin_of
+from serve_app.origins import origin_of
 
 CONNECT_TIMEOUT_S = 5.0
 """For one address of a host; after that the next one is tried, within the deadline of the whole."""

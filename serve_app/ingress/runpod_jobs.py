@@ -11,7 +11,6 @@ from fastapi import Response
 from pydantic import BaseModel
 
 from serve_app.edits.job import JobSpec, Policy, RepeatKey
-from serve_app.edits.origins import origin_of
 from serve_app.errors import InvalidInput
 from serve_app.ingress.asked import default, within
 from serve_app.ingress.backend import Backend
@@ -19,6 +18,7 @@ from serve_app.ingress.job_line import describe
 from serve_app.ingress.runpod import RunPodInput, RunPodPolicy, RunPodRequest
 from serve_app.ingress.runpod_answers import envelope, stream
 from serve_app.ingress.runpod_input import parse_input
+from serve_app.origins import origin_of
 
 logger = logging.getLogger(__name__)
 

@@ -79,7 +79,7 @@ class JobService(Generic[P]):
         self._num_adding += 1
         try:
             job_id = await self._store.add(spec, pictures, record, self._owner)
-            # An ingress that heard no answer sends a job again, maybe to a successor: it runs where it was stored first.
+            # An ingress that heard no answer sends a job again, maybe to a successor: it runs where it was stored.
             is_new = job_id == spec.id and await self._store.record(job_id) == record
             if is_new and job_id not in self._live:
                 self._enlist(spec, record)

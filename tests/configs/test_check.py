@@ -17,6 +17,7 @@ from serve_app.errors import ConfigError
 ROOT = Path(__file__).parents[2]
 GPU_FILE = ROOT / "serve_config.yaml"
 CPU_FILE = ROOT / "configs" / "tiny-cpu.yaml"
+SHIPPED = [GPU_FILE, *sorted((ROOT / "configs").glob("*.yaml")), ROOT / "configs" / "kuberay" / "rayservice.yaml"]
 APP = "applications[0]"
 EDITOR = f"{APP}.deployments[2]"
 
@@ -308,3 +309,33 @@ def test_describe_warns_of_an_open_door(write: Edit, setting: str, warning: str 
 def test_describe_refuses_what_check_refuses(write: Edit) -> None:
     with pytest.raises(ConfigError, match="did you mean 'num_gpus'"):
         describe(write(replaced("num_gpus:", "num_gpu:")))
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        ("cdn.example.com", "is no origin"),
+        ("ftp://cdn.example.com", "is no origin"),
+        ("https://me@cdn.example.com", "is no origin"),
+        ("https://cdn.example.com/", "write https://cdn.example.com"),
+        ("https://CDN.example.com/pictures", "write https://cdn.example.com"),
+        ("https://cdn.example.com:443", "write https://cdn.example.com"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["jobs.webhook_origins", "fetch.origins"])
+def test_an_origin_that_nothing_would_ever_equal_is_refused(write: Edit, setting: str, origin: str, told: str) -> None:
+    group, _, key = setting.partition(".")
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    config["applications"][0]["args"][group] = {key: ["https://good.example.com", origin]}
+    (problem,) = problems_of(write(yaml.safe_dump(config)))
+    assert f"{APP}.args.{setting}[1]" in problem
+    assert told in problem
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_files_pin_each_repository_to_a_commit(path: Path) -> None:
+    (settings,) = check_file(path).settings
+    rewriter = [] if settings.rewriter is None else [settings.rewriter.source]
+    sources = [settings.editor.base, *(lora.source for lora in settings.editor.loras), *rewriter]
+    hub = [source for source in sources if not source.path.startswith(("/", "tiny:"))]
+    assert all(re.fullmatch("[0-9a-f]{40}", source.revision or "") for source in hub)

@@ -12,7 +12,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from serve_app.check import check_file
-from serve_app.config import AppSettings, RedisStoreSettings
+from serve_app.config import AppSettings, RedisStoreSettings, WeightsSource
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "configs" / "kuberay" / "rayservice.yaml"
@@ -45,10 +45,10 @@ def head(service: Yaml) -> Yaml:
     return service["spec"]["rayClusterConfig"]["headGroupSpec"]
 
 
-def sources_of(settings: AppSettings) -> list[str]:
+def sources_of(settings: AppSettings) -> list[WeightsSource]:
     assert settings.rewriter is not None
     loras = [lora.source for lora in settings.editor.loras]
-    return [source.path for source in (settings.editor.base, *loras, settings.rewriter.source)]
+    return [settings.editor.base, *loras, settings.rewriter.source]
 
 
 def without_sources(serve_config: str) -> Yaml:
@@ -65,7 +65,7 @@ def without_sources(serve_config: str) -> Yaml:
 
 def test_serve_config_passes_the_check_and_all_weights_lie_on_the_volume() -> None:
     (settings,) = check_file(MANIFEST).settings
-    paths = sources_of(settings)
+    paths = [source.path for source in sources_of(settings)]
     assert len(set(paths)) == 4
     assert all(re.fullmatch(r"/weights/[\w.-]+", path) for path in paths)
 
@@ -94,9 +94,8 @@ def test_init_container_fetches_each_configured_file_from_its_configured_reposit
     (ours,) = check_file(MANIFEST).settings
     (default,) = check_file(ROOT / "serve_config.yaml").settings
     files = [[], *([lora.file] for lora in ours.editor.loras), []]
-    repositories = sources_of(default)
-    expected = zip(sources_of(ours), repositories, files, strict=True)
-    assert fetched == {folder: [repository, *file] for folder, repository, file in expected}
+    expected = zip(sources_of(ours), sources_of(default), files, strict=True)
+    assert fetched == {folder.path: [hub.revision, hub.path, *file] for folder, hub, file in expected}
 
 
 def strict(schema: Yaml) -> Yaml:

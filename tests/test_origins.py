@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.edits.origins import origin_of
+from serve_app.origins import origin_of
 
 
 @pytest.mark.parametrize(
