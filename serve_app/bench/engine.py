@@ -14,8 +14,9 @@ from serve_app.bench.orders import orbit_orders, plain_order, unlike_orders
 from serve_app.bench.timing import in_turns
 from serve_app.config import AppSettings
 from serve_app.editor.loading import as_edit_model
-from serve_app.editor.model import Draft, EditModel, num_picture_tokens
+from serve_app.editor.model import Draft, EditModel
 from serve_app.editor.still_vae import StillVae
+from serve_app.editor.tokens import num_picture_tokens
 from serve_app.edits.images import encode_picture
 
 PACK_SIZES = (1, 2, 4, 8, 16)

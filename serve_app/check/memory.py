@@ -21,7 +21,7 @@ from serve_app.editor.modulation import MAX_EXTRA_ROWS, ZERO, is_modulation
 from serve_app.editor.quantize import is_quantizable
 from serve_app.editor.schedule import tabled_timesteps
 from serve_app.editor.still_vae import StillVae
-from serve_app.editor.vae import TOKEN_PX
+from serve_app.editor.tokens import TOKEN_PX
 from serve_app.edits.sizes import Size, fit_area
 from serve_app.rewriter.instructions import INSTRUCTIONS
 

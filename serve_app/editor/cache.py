@@ -2,24 +2,14 @@
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from serve_app.editor.stats import CacheStats
 from serve_app.edits.request import Pixels
 
 Key = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """Look-ups since the start, and what is held now."""
-
-    hits: int
-    misses: int
-    entries: int
-    held_bytes: int
 
 
 class TensorCache:

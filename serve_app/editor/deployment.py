@@ -6,11 +6,10 @@ from dataclasses import replace
 from ray import serve
 
 from serve_app.config import EditorSettings
-from serve_app.editor.engine import Engine
-from serve_app.editor.loading import load_model
 from serve_app.editor.metrics import EngineMetrics
 from serve_app.editor.progress import News
-from serve_app.editor.ticket import EngineStats, Ticket
+from serve_app.editor.stats import EngineStats
+from serve_app.editor.ticket import Ticket
 from serve_app.edits.provenance import Provenance
 from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
 from serve_app.errors import ServiceError
@@ -21,6 +20,10 @@ class Editor:
     """One engine on one GPU (or CPU). Undecorated: `serve_app.app` knows the deployment options."""
 
     def __init__(self, settings: EditorSettings) -> None:
+        # They take seconds to import, with torch and diffusers: whoever only builds the application does without them.
+        from serve_app.editor.engine import Engine
+        from serve_app.editor.loading import load_model
+
         join_serve_logs()
         self._engine = Engine(
             lambda: load_model(settings),

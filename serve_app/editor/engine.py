@@ -15,13 +15,13 @@ from dataclasses import replace
 from functools import partial
 
 from serve_app.editor.budget import TokenBudget
-from serve_app.editor.cache import CacheStats
 from serve_app.editor.failures import DeviceLost, Failed, Fault, device_failed
 from serve_app.editor.intake import Intake, stopped
 from serve_app.editor.outbox import Outbox
 from serve_app.editor.running import E, Running, Waiting, as_running, first_within, num_tokens
+from serve_app.editor.stats import CacheStats, EngineStats
 from serve_app.editor.step_model import StepModel
-from serve_app.editor.ticket import EngineStats, Ticket
+from serve_app.editor.ticket import Ticket
 from serve_app.editor.watchdog import Watchdog
 from serve_app.edits.request import Pixels, Progress
 from serve_app.errors import DeadlineExceeded, EditCancelled, ServiceUnavailable

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge, Histogram
 
-from serve_app.editor.cache import CacheStats
-from serve_app.editor.ticket import EngineStats
+from serve_app.editor.stats import CacheStats, EngineStats
 from serve_app.edits.request import EditTimings
 from serve_app.metrics import SECONDS, Totals
 

@@ -9,13 +9,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import BatchFeature
 
 from serve_app.config import SchedulerSettings
-from serve_app.editor.cache import CacheStats, Key, TensorCache, content_key
+from serve_app.editor.cache import Key, TensorCache, content_key
 from serve_app.editor.conditioning import PromptEncoder
 from serve_app.editor.layout import Grid, SpanShape
 from serve_app.editor.packed import PackedTransformer, Span
 from serve_app.editor.schedule import Schedule, make_schedule
-from serve_app.editor.vae import TOKEN_PX, Vae, pack
-from serve_app.edits.request import EditJob, Pictures, Pixels, Sampling, TokenCounts
+from serve_app.editor.stats import CacheStats
+from serve_app.editor.tokens import TOKEN_PX, num_tokens, prompts, size_of
+from serve_app.editor.vae import Vae, pack
+from serve_app.edits.request import EditJob, Pictures, Pixels, TokenCounts
 from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed
 
@@ -119,8 +121,7 @@ class EditModel:
             schedule=make_schedule(self._scheduler, sampling.num_inference_steps, num_tokens(size)),
             guidance=sampling.true_cfg_scale,
             prompts=tuple(
-                ((text, *seen_keys), self.prompt_encoder.tokenize(text, seen))
-                for text in _prompts(job.prompt, sampling)
+                ((text, *seen_keys), self.prompt_encoder.tokenize(text, seen)) for text in prompts(job.prompt, sampling)
             ),
             pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
             noise=self._noise(sampling.seed, size),
@@ -222,26 +223,6 @@ class EditModel:
         shape = (1, self._latent_channels, rows, columns)
         generator = torch.Generator().manual_seed(seed)
         return pack(randn_tensor(shape, generator=generator, device=torch.device("cpu"), dtype=self._dtype))
-
-
-def num_tokens(size: Size) -> int:
-    """Tokens that a picture of this size takes; one for each 16x16 pixels."""
-    return (size.width // TOKEN_PX) * (size.height // TOKEN_PX)
-
-
-def num_picture_tokens(job: EditJob, pictures: Pictures) -> int:
-    """Picture tokens that an edit adds to every packed step; CFG doubles them."""
-    references = sum(num_tokens(size_of(picture.vae_pixels)) for picture in pictures)
-    return (num_tokens(job.size.made) + references) * len(_prompts(job.prompt, job.sampling))
-
-
-def size_of(pixels: Pixels) -> Size:
-    """A picture's size in pixels."""
-    return Size(pixels.shape[1], pixels.shape[0])
-
-
-def _prompts(prompt: str, sampling: Sampling) -> tuple[str, ...]:
-    return (prompt, sampling.negative_prompt) if sampling.true_cfg_scale > 1.0 else (prompt,)
 
 
 def _grid(size: Size) -> Grid:

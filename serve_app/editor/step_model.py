@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from serve_app.editor.cache import CacheStats
 from serve_app.editor.model import Draft, Prepared
+from serve_app.editor.stats import CacheStats
 from serve_app.edits.request import EditJob, Pictures, Pixels
 
 

@@ -1,4 +1,4 @@
-"""What the engine hands out: a ticket for each edit, progress on the way, and counts of all."""
+"""What the engine hands out for each edit: a ticket, with progress on the way."""
 
 import threading
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from serve_app.editor.model import num_picture_tokens
+from serve_app.editor.tokens import num_picture_tokens
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditJob, EditResult, EditTimings, Pictures, Progress
 
 
@@ -52,32 +52,6 @@ class Ticket:
     @property
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counts since the start, but for `preparing`, `waiting`, `running` and `token_budget`.
-
-    Attributes:
-        num_steps: packed transformer calls.
-        num_edit_steps: steps of single edits; above `num_steps` where steps were shared.
-        max_pack: most edits that shared one step.
-        num_step_tokens: picture tokens in all packed transformer calls.
-        token_budget: picture tokens that a step may have now; below the configured ones after memory ran out.
-    """
-
-    preparing: int = 0
-    waiting: int = 0
-    running: int = 0
-    num_steps: int = 0
-    num_edit_steps: int = 0
-    max_pack: int = 0
-    num_step_tokens: int = 0
-    token_budget: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    expired: int = 0
 
 
 def describe(timings: EditTimings) -> str:

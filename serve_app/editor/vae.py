@@ -11,10 +11,10 @@ from diffusers import AutoencoderKLQwenImage
 
 from serve_app.config import VaeKind
 from serve_app.editor.still_vae import StillVae
+from serve_app.editor.tokens import TOKEN_PX
 from serve_app.edits.request import Pixels
-from serve_app.edits.sizes import MADE_MULTIPLE_PX, Size
+from serve_app.edits.sizes import Size
 
-TOKEN_PX = MADE_MULTIPLE_PX
 PATCH = 2
 
 

@@ -9,7 +9,6 @@ from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
 from serve_app.logs import join_serve_logs
 from serve_app.rewriter.metrics import RewriteMetrics
-from serve_app.rewriter.model import RewriterModel
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +17,9 @@ class Rewriter:
     """One model on one thread. Undecorated: `serve_app.app` knows the deployment options."""
 
     def __init__(self, settings: RewriterSettings) -> None:
+        # It takes seconds to import, with torch: whoever only builds the application does without it.
+        from serve_app.rewriter.model import RewriterModel
+
         join_serve_logs()
         self._settings = settings
         self._metrics = RewriteMetrics()

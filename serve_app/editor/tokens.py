@@ -1,0 +1,27 @@
+"""How many picture tokens an edit takes: arithmetic that needs no model."""
+
+from serve_app.edits.request import EditJob, Pictures, Pixels, Sampling
+from serve_app.edits.sizes import MADE_MULTIPLE_PX, Size
+
+TOKEN_PX = MADE_MULTIPLE_PX
+
+
+def num_tokens(size: Size) -> int:
+    """Tokens that a picture of this size takes; one for each 16x16 pixels."""
+    return (size.width // TOKEN_PX) * (size.height // TOKEN_PX)
+
+
+def num_picture_tokens(job: EditJob, pictures: Pictures) -> int:
+    """Picture tokens that an edit adds to every packed step; CFG doubles them."""
+    references = sum(num_tokens(size_of(picture.vae_pixels)) for picture in pictures)
+    return (num_tokens(job.size.made) + references) * len(prompts(job.prompt, job.sampling))
+
+
+def size_of(pixels: Pixels) -> Size:
+    """A picture's size in pixels."""
+    return Size(pixels.shape[1], pixels.shape[0])
+
+
+def prompts(prompt: str, sampling: Sampling) -> tuple[str, ...]:
+    """What is encoded for an edit: its prompt, and the negative one under CFG."""
+    return (prompt, sampling.negative_prompt) if sampling.true_cfg_scale > 1.0 else (prompt,)
