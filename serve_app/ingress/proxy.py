@@ -1,4 +1,5 @@
-"""What Serve's own proxy puts in front of itself, so that no client steers it or writes into its log.
+"""What Serve's own proxy puts in front of itself, so that no client steers it or writes into its log, and none hears
+its words.
 
 Serve 2.60 lets the header `x-request-timeout-seconds` set the time after which it gives a request up, and
 `x-request-disconnect-disabled: ?1` keep a request running whose client has gone (`ray/serve/_private/http_util.py`).
@@ -10,6 +11,7 @@ whose environment the proxies inherit.
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.ingress.proxy_answers import OwnWords
 from serve_app.request_id import is_sane
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
@@ -19,8 +21,8 @@ _DROPPED = frozenset({TIMEOUT_HEADER.encode(), STAYING_HEADER.encode()})
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for; it is imported in each proxy, which has no use for more than this module."""
-    return [Middleware(DropSteering)]
+    """What Serve asks for."""
+    return [Middleware(DropSteering), Middleware(OwnWords)]
 
 
 class DropSteering:
