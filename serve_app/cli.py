@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a Serve config file and say what it would run")
     check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
     check.set_defaults(command=_check)
+    _add_run(commands.add_parser("run", help="`serve run FILE` that finishes what it has taken before it stops"))
     _add_bench(commands.add_parser("bench", help="measure what the engine's levers bring on this machine"))
     _add_drain(commands.add_parser("drain", help="let a running service finish what it has taken, and take no more"))
     openapi = commands.add_parser("openapi", help="print the OpenAPI document, as configs/openapi.json has it")
@@ -74,10 +75,24 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     engine.set_defaults(command=_bench)
 
 
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("file", type=Path, metavar="FILE", help="a Serve config")
+    run.add_argument("--grace", type=float, metavar="S", default=1800, help="seconds to finish in (default: 1800)")
+    run.set_defaults(command=_run)
+
+
 def _add_drain(drain: argparse.ArgumentParser) -> None:
     drain.add_argument("url", metavar="URL", help="where the service listens, such as http://127.0.0.1:8000")
     drain.add_argument("--timeout", type=float, metavar="S", default=1800, help="seconds to wait (default: 1800)")
     drain.set_defaults(command=_drain)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from serve_app.launch import run
+
+    status = run(arguments.file, arguments.grace, print)
+    if status:
+        raise SystemExit(status)
 
 
 def _drain(arguments: argparse.Namespace) -> None:

@@ -16,9 +16,15 @@ SETTLE_S = 1.0
 Say = Callable[[str], None]
 
 
-def drain(url: str, timeout_s: float, say: Say, transport: httpx2.BaseTransport | None = None) -> None:
+def drain(
+    url: str,
+    timeout_s: float,
+    say: Say,
+    transport: httpx2.BaseTransport | None = None,
+    keys_file: str | None = None,
+) -> None:
     """Tell the service to take no new work, and return when nothing is in flight. It goes with the first key that this
-    process's environment names for the service itself.
+    process's environment, or else `keys_file`, names for the service itself.
 
     Args:
         url: where the service listens, such as http://127.0.0.1:8000.
@@ -28,7 +34,8 @@ def drain(url: str, timeout_s: float, say: Say, transport: httpx2.BaseTransport 
         ServiceError: something is in flight still after `timeout_s`, or the service does not answer.
     """
     deadline, told = time.monotonic() + timeout_s, ""
-    with httpx2.Client(base_url=url, headers=_headers(), timeout=30, trust_env=False, transport=transport) as client:
+    headers = _headers(keys_file)
+    with httpx2.Client(base_url=url, headers=headers, timeout=30, trust_env=False, transport=transport) as client:
         while left := _ask(client):
             if left != told:
                 say(f"waiting for {left}")
@@ -39,8 +46,8 @@ def drain(url: str, timeout_s: float, say: Say, transport: httpx2.BaseTransport 
     time.sleep(SETTLE_S)
 
 
-def _headers() -> dict[str, str]:
-    keys = configured_keys(None)
+def _headers(keys_file: str | None) -> dict[str, str]:
+    keys = configured_keys(keys_file)
     return {} if keys is None else {"authorization": f"Bearer {keys()[0].decode('latin-1')}"}
 
 

@@ -109,11 +109,11 @@ def tiny_file(copy: Path, port: int, **settings: Any) -> Path:
     return copy
 
 
-def serve_run(file: Path, log_file: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """`serve run FILE` on a cluster of its own."""
+def serve_run(file: Path, log_file: Path, program: str = "serve", **environment: str) -> "subprocess.Popen[bytes]":
+    """`serve run FILE`, or `camera-edit run FILE`, on a cluster of its own."""
     with log_file.open("ab") as log:
         return subprocess.Popen(
-            [Path(sys.executable).parent / "serve", "run", file],
+            [Path(sys.executable).parent / program, "run", file],
             cwd=ROOT,
             env={
                 **os.environ,

@@ -1,0 +1,39 @@
+"""`camera-edit run` before it starts anything; tests/service/test_doors.py has it run and stop."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app.check import check_file
+from serve_app.errors import ConfigError
+from serve_app.launch import run, url_of
+from tests.conftest import TINY_FILE
+
+
+@pytest.mark.parametrize(
+    ("options", "prefix", "url"),
+    [
+        ({}, "/", "http://127.0.0.1:8000"),
+        ({"host": "0.0.0.0", "port": 80}, "/", "http://127.0.0.1:80"),
+        ({"host": "::"}, "/edit", "http://[::1]:8000/edit"),
+        ({"host": "10.0.0.7", "root_path": "/gpu"}, "/edit", "http://10.0.0.7:8000/gpu/edit"),
+    ],
+)
+def test_where_the_service_is_asked_to_drain(
+    options: dict[str, object], prefix: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAMERA_EDIT_API_KEYS", "a-key")
+    config = yaml.safe_load(TINY_FILE.read_text())
+    config["http_options"].update(options)
+    config["applications"][0]["route_prefix"] = prefix
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert url_of(check_file(file).serve) == url
+
+
+def test_a_file_that_does_not_pass_the_check_is_not_started(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY_FILE.read_text().replace("num_replicas", "num_replica"))
+    with pytest.raises(ConfigError, match="num_replica: unknown key"):
+        run(file, 1, print)
