@@ -11,7 +11,7 @@ from serve_app.editor.model import EditModel
 from serve_app.edits.images import prepare
 from serve_app.edits.request import EditJob, OutputFormat, Pictures, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
-from tests.pictures import photograph
+from tests.pictures import difference, photograph
 
 ONE_KIB = torch.zeros(256)
 SIZE = Size(128, 128)
@@ -66,7 +66,8 @@ def test_a_hit_gives_the_same_picture(caching: EditModel, model: EditModel, tiny
     before = caching.cache_stats
     for prompt, pictures, guidance in orders:
         cached, fresh = (draw(each, prompt, pictures, guidance) for each in (caching, model))
-        assert np.array_equal(cached, fresh), (prompt, len(pictures))
+        # With guidance two prompts are encoded, in one batch where neither is known, which rounds otherwise than alone.
+        assert difference(cached, fresh) <= (0 if guidance == 1.0 else 1), (prompt, len(pictures))
     latents, prompts = caching.cache_stats["latents"], caching.cache_stats["prompts"]
     assert latents.misses - before["latents"].misses == 2
     assert latents.hits - before["latents"].hits == 7
