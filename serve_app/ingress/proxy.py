@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.ingress.proxy_answers import OwnWords
+from serve_app.ingress.proxy_gate import FullGate
 from serve_app.request_id import is_sane
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
@@ -22,7 +23,7 @@ _DROPPED = frozenset({TIMEOUT_HEADER.encode(), STAYING_HEADER.encode()})
 
 def middlewares() -> list[Middleware]:
     """What Serve asks for."""
-    return [Middleware(DropSteering), Middleware(OwnWords)]
+    return [Middleware(DropSteering), Middleware(FullGate), Middleware(OwnWords)]
 
 
 class DropSteering:

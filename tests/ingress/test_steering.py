@@ -24,7 +24,7 @@ CONFIGS = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml")
 def test_every_file_tells_serve_to_drop_them(path: Any) -> None:
     options = yaml.safe_load(path.read_text())["controller_options"]
     named = options["runtime_env"]["env_vars"]["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
-    middleware, _ = validate_http_proxy_callback_return(import_attr(named)())
+    middleware, *_ = validate_http_proxy_callback_return(import_attr(named)())
     seen: list[dict[bytes, bytes]] = []
 
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
