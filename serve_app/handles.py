@@ -26,9 +26,6 @@ _SUCCESSOR_POLL_S = 0.5
 _HEALTH_S = 2.0
 _ALL_S = 10.0
 
-_FULL_S = 0.1
-"""For so long a queue that was full is taken to be full."""
-
 
 def share(pictures: Pictures) -> "ObjectRef[Pictures]":
     """Put pictures into the object store, so that each deployment reads them there."""
@@ -81,18 +78,10 @@ class JobsHandle:
 
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
-        self._full: Overloaded | None = None
-        self._full_until = 0.0
 
-    async def require_room(self) -> None:
-        # While clients storm a full queue, one question in a while is enough.
-        if self._full is not None and time.monotonic() < self._full_until:
-            raise self._full
-        try:
-            await self._ask("require_room")
-        except Overloaded as full:
-            self._full, self._full_until = full, time.monotonic() + _FULL_S
-            raise
+    async def room(self) -> int:
+        num_places: int = await self._ask("room")
+        return num_places
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         shared = [share(each) for each in pictures]

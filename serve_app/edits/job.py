@@ -133,12 +133,8 @@ class JobsPort(Protocol):
     All methods that take a job's id raise JobNotFound.
     """
 
-    async def require_room(self) -> None:
-        """Ask before the work of preparing a job: a full queue is told at once.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
+    async def room(self) -> int:
+        """How many more jobs the queue takes now. Asked before the work of preparing one."""
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         """Store and queue a job; its id, or that of the job that the same repeat key belongs to.

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
 
 from fastapi import Response
@@ -15,6 +16,7 @@ from serve_app.errors import InvalidInput
 from serve_app.ingress.asked import default, within
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.job_line import describe
+from serve_app.ingress.room import Room
 from serve_app.ingress.runpod import RunPodInput, RunPodPolicy, RunPodRequest
 from serve_app.ingress.runpod_answers import envelope, stream
 from serve_app.ingress.runpod_input import parse_input
@@ -35,6 +37,7 @@ class RunPodJobs(Generic[P]):
     def __init__(self, backend: Backend[P]) -> None:
         self._backend = backend
         self._jobs = backend.jobs
+        self._room = Room(backend.jobs)
 
     async def submit(self, request: RunPodRequest, repeat_key: str | None, *, sync: bool) -> str:
         """Store and queue a job; its id.
@@ -48,9 +51,9 @@ class RunPodJobs(Generic[P]):
         job_id = f"{'sync-' if sync else ''}{uuid.uuid4()}-u1"
         webhook = _checked_webhook(request.webhook, settings.jobs.webhook_origins)
         timing = _policy(policy)
-        if repeat_key is None:  # else the job may be there already
-            await self._jobs.require_room()
-        prepared = await self._backend.prepare(job_id, asked)
+        # With a repeat key the job may be there already.
+        async with self._room.place() if repeat_key is None else nullcontext():
+            prepared = await self._backend.prepare(job_id, asked)
         retention_s = settings.jobs.sync_retention_s if sync and repeat_key is None else settings.jobs.async_retention_s
         spec = JobSpec(
             id=job_id,

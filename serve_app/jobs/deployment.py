@@ -49,9 +49,9 @@ class Jobs:
             logger.exception("the store of jobs failed")
             raise ServiceUnavailable("The store of jobs cannot be reached; try again.") from problem
 
-    async def require_room(self) -> None:
+    async def room(self) -> int:
         async with self._ready() as jobs:
-            await jobs.require_room()
+            return await jobs.room()
 
     async def submit(self, spec: JobSpec, *pictures: Pictures) -> str:
         async with self._ready() as jobs:

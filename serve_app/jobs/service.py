@@ -57,6 +57,7 @@ class JobService(Generic[P]):
         self._runner = Runner(self._owner, service, store, share, settings.max_active_jobs, clock, self._ended)
         self._live: dict[str, LiveJob] = {}
         self._feeds: dict[str, Feed] = {}
+        self._most = settings.max_active_jobs + settings.max_queued_jobs
         self._num_adding = 0
         self._num_retried = 0
         self.webhook_ends: Counter[str] = Counter()
@@ -70,8 +71,8 @@ class JobService(Generic[P]):
         await self._runner.close()
         await self._store.close()
 
-    async def require_room(self) -> None:
-        self._require_room()
+    async def room(self) -> int:
+        return self._num_places
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         self._require_room()
@@ -159,10 +160,13 @@ class JobService(Generic[P]):
         """Jobs that ended here since the start, by their last state."""
         return self._runner.ends
 
+    @property
+    def _num_places(self) -> int:
+        return max(0, self._most - self._runner.num_open - self._num_adding)
+
     def _require_room(self) -> None:
-        most = self._settings.max_active_jobs + self._settings.max_queued_jobs
-        if self._runner.num_open + self._num_adding >= most:
-            raise Overloaded(f"{most} jobs are waiting or running already; try again later.")
+        if self._num_places == 0:
+            raise Overloaded(f"{self._most} jobs are waiting or running already; try again later.")
 
     def _enlist(self, spec: JobSpec, record: JobRecord) -> None:
         self._live[spec.id] = self._runner.enlist(spec, record)

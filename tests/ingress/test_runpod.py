@@ -534,7 +534,7 @@ def test_a_full_queue_is_told_at_once(app: Harness) -> None:
         response = app.client.post(path, json=body())
         assert response.status_code == 429
         assert int(response.headers["retry-after"]) > 0
-        assert response.json() == {"error": "3 jobs are waiting or running already; try again later."}
+        assert response.json() == {"error": "The queue of jobs is full; try again later."}
     app.release(3)
     for job_id in accepted:
         app.status(job_id, "COMPLETED")
