@@ -1,5 +1,7 @@
 """The editor as a Serve deployment: requests in, engine tickets out."""
 
+import logging
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -12,8 +14,10 @@ from serve_app.editor.stats import EngineStats
 from serve_app.editor.ticket import Ticket
 from serve_app.edits.provenance import Provenance
 from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
-from serve_app.errors import ServiceError
+from serve_app.errors import ServiceError, ServiceUnavailable
 from serve_app.logs import join_serve_logs
+
+logger = logging.getLogger(__name__)
 
 
 class Editor:
@@ -32,6 +36,7 @@ class Editor:
             wedged_after_s=settings.wedged_after_s,
         )
         self._engine.start()
+        self._num_open = 0
         self._metrics = EngineMetrics()
         self._provenance = Provenance(settings)
         self._worker_id = serve.get_replica_context().replica_id.unique_id
@@ -47,6 +52,7 @@ class Editor:
         """
         ticket = Ticket(replace(job, xmp=self._provenance.packet(job)), pictures)
         news = News(ticket)
+        self._num_open += 1
         try:
             refusal = await self._hand_over(ticket)
             if refusal is not None:
@@ -58,6 +64,7 @@ class Editor:
             yield replace(result, worker_id=self._worker_id)
         finally:
             ticket.cancel()  # of no effect after its end
+            self._num_open -= 1
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=4)
     async def _hand_over(self, tickets: list[Ticket]) -> list[ServiceError | None]:
@@ -78,10 +85,22 @@ class Editor:
         return self._engine.stats
 
     async def check_health(self) -> None:
-        self._engine.check_health()
+        try:
+            self._engine.check_health()
+        except ServiceUnavailable:
+            if self._num_open == 0:  # else the next check: they are being told
+                _exit()
+            raise
         self._metrics.update(self._engine.stats, self._engine.cache_stats)
 
     def __del__(self) -> None:
         # Serve calls this at the end of a graceful shutdown, when the edits that it let finish have ended.
         if hasattr(self, "_engine"):
             self._engine.close()
+
+
+def _exit() -> None:
+    """End this process. Serve would wait for three failed checks, and its successor for the device's memory."""
+    logger.critical("the engine has come to its end, and this replica with it")
+    logging.shutdown()
+    os._exit(1)

@@ -97,11 +97,12 @@ def on_port(file: Path, port: int, copy: Path) -> Path:
     return copy
 
 
-def tiny_file(copy: Path, port: int, **settings: Any) -> Path:
+def tiny_file(copy: Path, port: int, build: str = "serve_app.app:build", **settings: Any) -> Path:
     """A copy of the shipped tiny file with another port and these settings of the application. `rewriter=None` leaves
-    the Rewriter out: the app starts sooner."""
+    the Rewriter out: the app starts sooner. `build` may name a faulty copy of the app."""
     config = yaml.safe_load(on_port(TINY_FILE, port, copy).read_text())
     application = config["applications"][0]
+    application["import_path"] = build
     application["args"].update(settings)
     names = {"Rewriter"} if application["args"]["rewriter"] is None else set()
     application["deployments"] = [each for each in application["deployments"] if each["name"] not in names]

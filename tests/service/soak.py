@@ -63,9 +63,9 @@ def main() -> int:
 def started(folder: Path, leak: bool) -> Iterator[tuple[Service, int]]:
     """The tiny app, its `serve run` process's id."""
     port = free_port()
-    file = tiny_file(folder / "tiny.yaml", port, jobs={"store": {"kind": "sqlite", "path": str(folder / "jobs")}})
-    if leak:
-        file.write_text(file.read_text().replace("serve_app.app:build", "tests.service.leaky:build"))
+    build = "tests.service.leaky:build" if leak else "serve_app.app:build"
+    jobs = {"store": {"kind": "sqlite", "path": str(folder / "jobs")}}
+    file = tiny_file(folder / "tiny.yaml", port, build, jobs=jobs)
     service = Service(f"http://127.0.0.1:{port}", folder / "log")
     process = serve_run(file, service.log_file)
     try:
