@@ -2,7 +2,8 @@
 
 Clients submit jobs while, every few seconds, one process of the service is killed with SIGKILL: a replica of any
 deployment, in turn; half-way through, the whole service, which is then started again. At the end every accepted job
-must have ended COMPLETED, each ended once, with the picture of an undisturbed run. Exit status 1 if not.
+must have ended COMPLETED, each ended once, with the picture of an undisturbed run, and no submission may have been
+answered with 500. Exit status 1 if not.
 """
 
 import argparse
@@ -141,7 +142,7 @@ def judge(service: Service, receiver: Receiver, story: Story) -> int:
     console.print(f"accepted: {len(ends)}; ends: {dict(states)}, the last one {waited_s:.1f} s after the last kill")
     console.print(f"other picture than undisturbed: {len(wrong)}; told two ends: {len(two_ends)}")
     console.print(f"webhooks: {len({each for each, _ in told})} jobs told, {sum(told.values())} calls")
-    bad = states["COMPLETED"] != len(ends) or wrong or two_ends or not ends
+    bad = states["COMPLETED"] != len(ends) or wrong or two_ends or not ends or story.answers["500"]
     return 1 if bad else 0
 
 
