@@ -1,8 +1,8 @@
 """A node is lost under load: `python -m tests.service.cluster [--clients 16]`
 
-Three nodes on this machine: a head with everything but the editors, and two with one editor each, of which one is
-removed without warning while clients keep asking. Exit status 1: an accepted job was lost, or an answer was neither a
-success nor a retryable refusal with Retry-After.
+Three nodes on this machine: a head with the jobs and their file, and two with two editors and two ingresses between
+them, of which one is removed without warning while clients keep asking. Exit status 1: an accepted job was lost, or an
+answer was neither a success nor a retryable refusal with Retry-After.
 """
 
 import argparse
@@ -58,8 +58,8 @@ def three_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
     head = {"num_cpus": 4, "resources": {"head": 3}, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [
-        # Each has room for both editors, so that what is lost can come back.
-        cluster.add_node(num_cpus=2, resources={"editor": 2}, object_store_memory=STORE_BYTES)
+        # Each has room for all of them, so that what is lost can come back.
+        cluster.add_node(num_cpus=4, resources={"worker": 4}, object_store_memory=STORE_BYTES)
         for _ in range(2)
     ]
     try:
@@ -77,9 +77,9 @@ def deployed(folder: Path) -> Service:
     jobs = {"store": {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}, "lease_s": 4}
     config = yaml.safe_load(tiny_file(folder / "tiny.yaml", port, jobs=jobs).read_text())
     for deployment in config["applications"][0]["deployments"]:
-        is_editor = deployment["name"] == "Editor"
-        deployment["num_replicas"] = 2 if is_editor else 1
-        deployment["ray_actor_options"]["resources"] = {"editor" if is_editor else "head": 1}
+        may_be_lost = deployment["name"] in ("Editor", "Ingress")
+        deployment["num_replicas"] = 2 if may_be_lost else 1
+        deployment["ray_actor_options"]["resources"] = {"worker" if may_be_lost else "head": 1}
     schema = ServeDeploySchema.model_validate(config)
     client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
     client.deploy_apps(schema)
