@@ -4,38 +4,50 @@ the file named in FAULT_VARIABLE is made; one 96 pixels wide never has enough me
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from ray.serve import Application
-
-from serve_app import app
 from serve_app.config import AppSettings, EditorSettings
-from serve_app.editor.model import Draft, EditModel
+from serve_app.editor import deployment
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from serve_app.editor.model import Draft, EditModel
 
 FAULT_VARIABLE = "CAMERA_EDIT_TEST_FAULT"
 LOST_WIDTH, LARGE_WIDTH = 80, 96
 
-_sound = EditModel.step
+
+class Editor(deployment.Editor):
+    """The sound one, on a faulty device. Its replicas alone pay for the imports."""
+
+    def __init__(self, settings: EditorSettings) -> None:
+        _break_device()
+        super().__init__(settings)
 
 
-class FaultySettings(EditorSettings):
-    """The sound ones. A replica that is given them imports this module, and with it the fault."""
+def _break_device() -> None:
+    import torch
+
+    from serve_app.editor.model import EditModel
+
+    sound = EditModel.step
+
+    def step(self: "EditModel", drafts: "Sequence[Draft]") -> None:
+        widths = {draft.size.width for draft in drafts}
+        fault = Path(os.environ[FAULT_VARIABLE])
+        if LOST_WIDTH in widths and fault.exists():
+            fault.unlink()
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if LARGE_WIDTH in widths:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        sound(self, drafts)
+
+    EditModel.step = step  # type: ignore[method-assign]
 
 
-def _step(self: EditModel, drafts: Sequence[Draft]) -> None:
-    widths = {draft.size.width for draft in drafts}
-    fault = Path(os.environ[FAULT_VARIABLE])
-    if LOST_WIDTH in widths and fault.exists():
-        fault.unlink()
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    if LARGE_WIDTH in widths:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    _sound(self, drafts)
+def build(args: AppSettings) -> "Application":
+    from serve_app import app
 
-
-EditModel.step = _step  # type: ignore[method-assign]
-
-
-def build(args: AppSettings) -> Application:
-    faulty = FaultySettings.model_validate(args.editor.model_dump())
-    return app.build(args.model_copy(update={"editor": faulty}))
+    vars(app)["Editor"] = Editor
+    return app.build(args)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -122,7 +123,7 @@ def until_refusing(service: Service) -> None:
     assert requests.post(f"{service.url}/v1/images/edits", headers=BEARER, timeout=30).status_code == 503
 
 
-def named_file(folder: Path, **settings: object) -> Path:
+def named_file(folder: Path, **settings: Any) -> Path:
     """The tiny app on a host that is not known to be this machine: names are not looked up. It is this machine."""
     file = tiny_file(folder / "named.yaml", free_port(), **settings)
     config = yaml.safe_load(file.read_text())

@@ -23,7 +23,7 @@ from tests.service.test_jobs import ended, start, until_in_progress
 PICTURE = to_base64(photograph("astronaut", 96, 64))
 MIDDLING = {"image": PICTURE, "prompt": "x", "width": 256, "height": 256, "num_inference_steps": 8}
 WISHES: list[dict[str, Any]] = [
-    {**MIDDLING, "width": 512, "height": 512, "num_inference_steps": 100},  # surely not done when its process is killed
+    {**MIDDLING, "width": 384, "height": 384, "num_inference_steps": 100},  # surely not done when its process is killed
     {**MIDDLING, "views": "orbit:3"},
     {**MIDDLING, "images": [PICTURE] * 2, "image": None, "prompt": ["a", "b"]},
 ]

@@ -41,7 +41,7 @@ def purge(service: Service, ids: list[str]) -> None:
 def test_of_200_clients_nine_are_accepted_and_the_others_told_at_once(narrow: Service) -> None:
     """Nine each time. How quick a refusal is shows where nothing else takes the cores: in the best of a few waves."""
     assert narrow.run(**EDIT)["status"] == "COMPLETED"
-    slowest_s = []
+    slowest_s: list[float] = []
     while len(slowest_s) < NUM_WAVES and (not slowest_s or min(slowest_s) >= AT_ONCE_S):
         slowest_s.append(wave(narrow))
     assert min(slowest_s) < AT_ONCE_S
