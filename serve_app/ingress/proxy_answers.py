@@ -1,10 +1,11 @@
 """What Serve's proxy answers by itself, in plain text, becomes an answer of this API.
 
-When the replica that held a request dies, Serve 2.60 answers 500 with the text of its exception, and 503 where a
-deployment is gone (`get_http_response_status` in `ray/serve/_private/http_util.py`). Both pass; the request may come
-again. The application itself answers in JSON, whatever happens to it.
+When the replica that held a request dies, Serve 2.60 answers 500 with the text of its exception, or nothing at all,
+and 503 where a deployment is gone (`get_http_response_status` in `ray/serve/_private/http_util.py`). All of it passes;
+the request may come again. The application itself answers in JSON, whatever happens to it.
 """
 
+import logging
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -14,9 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.ingress.refusals import refusal
 
+logger = logging.getLogger(__name__)
+
+_GONE = ServiceUnavailable("The replica that had this request is gone; send it again.")
 _MEANING: dict[int, ServiceError] = {
     HTTPStatus.TOO_MANY_REQUESTS: Overloaded("Too many requests are waiting already; try again later."),
-    HTTPStatus.INTERNAL_SERVER_ERROR: ServiceUnavailable("The replica that had this request is gone; send it again."),
+    HTTPStatus.INTERNAL_SERVER_ERROR: _GONE,
     HTTPStatus.SERVICE_UNAVAILABLE: ServiceUnavailable("No replica can take this request now; try again later."),
 }
 
@@ -32,18 +36,25 @@ class OwnWords:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self._app(scope, receive, send)
             return
-        spoken = False
+        begun = spoken = False
 
         async def own_words(message: Message) -> None:
-            nonlocal spoken
+            nonlocal begun, spoken
             answer = _translated(scope["path"], message)
+            begun, spoken = True, spoken or answer is not None
             if answer is not None:
-                spoken = True
                 await answer(scope, receive, send)
             elif not spoken:
                 await send(message)
 
-        await self._app(scope, receive, own_words)
+        try:
+            await self._app(scope, receive, own_words)
+        except Exception:
+            if begun:
+                raise
+            logger.exception("the proxy failed")
+        if not begun:
+            await refusal(scope["path"], _GONE)(scope, receive, send)
 
 
 def _translated(path: str, message: Message) -> JSONResponse | None:

@@ -68,3 +68,23 @@ def test_what_the_application_answers_passes(answer: Response) -> None:
     passed = TestClient(OwnWords(app)).get("/runsync")
     assert (passed.status_code, passed.text) == (answer.status_code, bytes(answer.body).decode())
     assert "retry-after" not in passed.headers
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_no_answer_at_all_is_one(fails: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if fails:
+            raise RuntimeError(SECRET)
+
+    answer = TestClient(OwnWords(app)).post("/runsync")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert SECRET not in answer.text
+
+
+def test_what_breaks_off_stays_broken() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError(SECRET)
+
+    with pytest.raises(RuntimeError):
+        TestClient(OwnWords(app)).post("/runsync")

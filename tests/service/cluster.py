@@ -81,7 +81,11 @@ def deployed(folder: Path) -> Service:
         deployment["num_replicas"] = 2 if may_be_lost else 1
         deployment["ray_actor_options"]["resources"] = {"worker" if may_be_lost else "head": 1}
     schema = ServeDeploySchema.model_validate(config)
-    client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
+    client = serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        controller_options=schema.controller_options,
+    )
     client.deploy_apps(schema)
     wait_for_editors(2)
     service = Service(f"http://127.0.0.1:{port}", folder / "log")
