@@ -58,7 +58,7 @@ class JobService(Generic[P]):
         self._live: dict[str, LiveJob] = {}
         self._feeds: dict[str, Feed] = {}
         self._most = settings.max_active_jobs + settings.max_queued_jobs
-        self._num_adding = 0
+        self._adding: set[str] = set()
         self._num_retried = 0
         self.webhook_ends: Counter[str] = Counter()
 
@@ -77,7 +77,7 @@ class JobService(Generic[P]):
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         self._require_room()
         record = JobRecord(JobState.IN_QUEUE, self._clock(), webhook_pending=spec.webhook is not None)
-        self._num_adding += 1
+        self._adding.add(spec.id)
         try:
             job_id = await self._store.add(spec, pictures, record, self._owner)
             # An ingress that heard no answer sends a job again, maybe to a successor: it runs where it was stored.
@@ -85,7 +85,7 @@ class JobService(Generic[P]):
             if is_new and job_id not in self._live:
                 self._enlist(spec, record)
         finally:
-            self._num_adding -= 1  # not before it is enlisted, or for a moment it would count as nothing
+            self._adding.discard(spec.id)  # not before it is enlisted, or for a moment it would count as nothing
         return job_id
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
@@ -162,7 +162,7 @@ class JobService(Generic[P]):
 
     @property
     def _num_places(self) -> int:
-        return max(0, self._most - self._runner.num_open - self._num_adding)
+        return max(0, self._most - self._runner.num_open - len(self._adding))
 
     def _require_room(self) -> None:
         if self._num_places == 0:
@@ -254,7 +254,7 @@ class JobService(Generic[P]):
     async def _take_up_own(self, states: Mapping[str, JobState]) -> None:
         """Enlist what is this replica's and does not run: jobs whose storing was interrupted."""
         for job_id, state in states.items():
-            if not state.final and job_id not in self._live:
+            if not state.final and job_id not in self._live and job_id not in self._adding:
                 await self._take_up(job_id)
 
     async def _take_over(self, job_id: str) -> None:
