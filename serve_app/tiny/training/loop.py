@@ -1,0 +1,146 @@
+"""One training loop for all stages: AdamW, a moving average of the weights, and files from which it goes on.
+
+A step draws all its chance from a generator seeded by its own number, so that a resumed run needs no generator's state
+and equals an uninterrupted one bit for bit.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from serve_app.tiny.training.recipe import FitRecipe
+
+SAVE_EVERY_S = 60.0
+
+Loss = Callable[[np.random.Generator], Tensor]
+Score = Callable[[], Mapping[str, float]]
+
+
+@dataclass
+class Fit:
+    """A stage under way: `parameters` are trained, `average` follows them."""
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    recipe: FitRecipe
+    folder: Path
+    step: int = 0
+    seconds: float = 0.0
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.average = {name: each.detach().clone() for name, each in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), self.recipe.rate, betas=(0.9, 0.99), weight_decay=self.recipe.decay, fused=True
+        )
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.pt"
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.recipe.num_steps
+
+    def resume(self) -> None:
+        """Go on from the stage's file, where there is one."""
+        if not self.path.exists():
+            return
+        state = torch.load(self.path, weights_only=True)
+        self.step, self.seconds = state["step"], state["seconds"]
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = True
+        self.optimizer.load_state_dict(state["optimizer"])
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["parameters"][name])
+                self.average[name].copy_(state["average"][name])
+
+    def save(self) -> None:
+        """Write the stage's file; it appears by one rename."""
+        partial = self.path.with_suffix(".part")
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimizer": self.optimizer.state_dict(),
+            "parameters": {name: each.detach() for name, each in self.parameters.items()},
+            "average": self.average,
+        }
+        torch.save(state, partial)
+        partial.rename(self.path)
+
+    def advance(self, loss_of: Loss) -> float:
+        """One step; returns its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate_at(self.step)
+        loss = loss_of(np.random.default_rng((self.recipe.seed, self.step)))
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        # Early on a long average would still be full of the start.
+        weight = max(1 - self.recipe.average, 1 / (self.step + 1))
+        torch._foreach_lerp_(list(self.average.values()), [each.detach() for each in self.parameters.values()], weight)
+        return float(loss.detach())
+
+    def with_average(self, act: Score) -> Mapping[str, float]:
+        """Call `act` while the parameters hold their average."""
+        kept = {name: each.detach().clone() for name, each in self.parameters.items()}
+        self.adopt(self.average)
+        try:
+            return act()
+        finally:
+            self.adopt(kept)
+
+    @torch.no_grad()
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the parameters these values."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+
+
+def run_fit(fit: Fit, loss_of: Loss, score: Score, max_seconds: float = float("inf")) -> bool:
+    """Resume and train to the end, or for about `max_seconds`; in the end the parameters hold their average.
+
+    Returns whether the stage is done. Losses and scores go into `NAME.csv`.
+    """
+    fit.folder.mkdir(parents=True, exist_ok=True)
+    fit.resume()
+    columns = (TextColumn(fit.name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    began = fit.seconds
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task(fit.name, total=fit.recipe.num_steps, completed=fit.step, loss="")
+        while not fit.done and fit.seconds - began < max_seconds:
+            loss = _train_for(fit, loss_of, SAVE_EVERY_S, lambda: progress.advance(task))
+            progress.update(task, loss=f"loss {loss:.4f}")
+            due = fit.done or fit.seconds % fit.recipe.score_every_s < SAVE_EVERY_S
+            _log(fit, {"loss": loss, **(fit.with_average(score) if due else {})})
+            fit.save()
+    if fit.done:
+        fit.adopt(fit.average)
+    return fit.done
+
+
+def _train_for(fit: Fit, loss_of: Loss, seconds: float, advanced: Callable[[], None]) -> float:
+    """Train until the time or the steps are over, but for one step at least; returns the mean loss."""
+    started, losses = time.monotonic(), list[float]()
+    while not losses or (not fit.done and time.monotonic() - started < seconds):
+        losses.append(fit.advance(loss_of))
+        advanced()
+    fit.seconds += time.monotonic() - started
+    return float(np.mean(losses))
+
+
+def _log(fit: Fit, values: Mapping[str, float]) -> None:
+    """One line of step, seconds and values; the file names each value beside it, since not all lines have all."""
+    with (fit.folder / f"{fit.name}.csv").open("a", newline="") as file:
+        named = [f"{name}={value:.4f}" for name, value in values.items()]
+        csv.writer(file).writerow([fit.step, round(fit.seconds), *named])

@@ -1,0 +1,93 @@
+"""The finished weights' scores on held-out scenes, as JSON, and sheets of pictures to look at."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from serve_app.tiny.training.adapter import fused
+from serve_app.tiny.training.mmdit import Weights
+from serve_app.tiny.training.run import Workshop
+from serve_app.tiny.training.score import (
+    Case,
+    Judge,
+    camera_cases,
+    combined_cases,
+    contact_sheet,
+    misplaced,
+    wish_cases,
+)
+from serve_app.tiny.world import POSES, Picture
+
+_SHEET_PLACES = (0, 5, 19, 28, 36, 43, 51, 57, 66, 75, 82, 92)
+
+
+def report(workshop: Workshop, folder: Path, num_scenes: int = 40, poses_each: int = 24) -> dict[str, float]:
+    """Write `scores.json`, `camera.png` and `wishes.png`; returns the scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = measure(workshop, num_scenes, poses_each)
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    weights = _with_lightning(workshop, workshop.angles_weights)
+    Image.fromarray(camera_sheet(workshop.judge, weights)).save(folder / "camera.png")
+    Image.fromarray(wish_sheet(workshop.judge, weights)).save(folder / "wishes.png")
+    return scores
+
+
+def measure(workshop: Workshop, num_scenes: int, poses_each: int) -> dict[str, float]:
+    """Scores of 4 steps with both adapters, unless their names say otherwise."""
+    judge, angles = workshop.judge, workshop.angles_weights
+    both, alone = (_with_lightning(workshop, weights) for weights in (angles, workshop.base_weights))
+    camera, wishes = camera_cases(num_scenes, poses_each), wish_cases(num_scenes * 12, held_out_words=False)
+    other_words, patient = wish_cases(num_scenes * 12, held_out_words=True), replace(judge, num_steps=20)
+    combined = combined_cases(num_scenes, max(1, poses_each // 4))
+    return {
+        **judge.camera(camera, both),
+        **judge.wishes(wishes, both),
+        **_named("held_out_words", judge.wishes(other_words, both)),
+        **_named("combined", judge.camera(combined, both)),
+        **_named("misplaced", judge.wishes(misplaced(wishes), both)),
+        **_named("no_angles", {**judge.camera(camera, alone), **judge.wishes(wishes, alone)}),
+        **_named("no_lightning", {**judge.camera(camera, angles), **judge.wishes(wishes, angles)}),
+        **_named("no_lightning_20_steps", patient.camera(camera, angles)),
+    }
+
+
+def camera_sheet(judge: Judge, weights: Weights, num_scenes: int = 8) -> Picture:
+    """For each scene the input, then drawn views above true ones."""
+    found = camera_cases(num_scenes, len(POSES), seed=41)
+    drawn = judge.draw(found.cases, weights)
+    rows = []
+    for owner in range(num_scenes):
+        own = {pose: place for place, pose in enumerate(found.poses) if found.owners[place] == owner}
+        places = [own[POSES[number]] for number in _SHEET_PLACES]
+        given = found.cases[places[0]].pictures[0]
+        rows.append([given, *(drawn[place] for place in places)])
+        rows.append([np.full_like(given, 255), *(found.cases[place].truth for place in places)])
+    return contact_sheet(rows)
+
+
+def wish_sheet(judge: Judge, weights: Weights, num_each: int = 6) -> Picture:
+    """For each kind of wish some rows of picture 1, picture 2 or white, drawn, true."""
+    rows = []
+    for cases in wish_cases(num_each * 12, held_out_words=False, seed=42).values():
+        drawn = judge.draw(cases[:num_each], weights)
+        rows.append([part for case, own in zip(cases, drawn, strict=False) for part in _strip(case, own)])
+    longest = max(map(len, rows))
+    white = np.full_like(rows[0][0], 255)
+    return contact_sheet([[*row, *[white] * (longest - len(row))] for row in rows])
+
+
+def _strip(case: Case, drawn: Picture) -> list[Picture]:
+    second = case.pictures[1] if len(case.pictures) > 1 else np.full_like(drawn, 255)
+    return [case.pictures[0], second, drawn, case.truth]
+
+
+def _with_lightning(workshop: Workshop, weights: Weights) -> Weights:
+    return fused(weights, workshop.result("lightning"), workshop.recipe.lightning.adapter)
+
+
+def _named(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in scores.items()}

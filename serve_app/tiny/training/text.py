@@ -1,0 +1,142 @@
+"""What the transformer reads of a prompt: a frozen random text encoder, its tokenizer and processor, and embeddings.
+
+The encoder's vision tower ends in zeros, so that an embedding depends on nothing but the words, their order and the
+number of pictures; so each prompt is encoded once, without any picture.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import QwenImageEditPlusPipeline
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from serve_app.edits.camera import TRIGGER
+from serve_app.tiny.edit_model import special_token_ids
+from serve_app.tiny.tokenizer import _as_qwen, _corpus
+from serve_app.tiny.training.phrases import WORDS
+from serve_app.tiny.training.recipe import TextRecipe
+
+_SLOT = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+
+
+def new_tokenizer(words: Iterable[str] = WORDS) -> Qwen2Tokenizer:
+    """The tiny tokenizer with these words, too, of which each is one token."""
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    spoken = [spelt for word in sorted(words) for spelt in (word, f" {word}")]
+    trained.train_from_iterator([*_corpus(), f" {TRIGGER}", *spoken], trainer)
+    return _as_qwen(trained)
+
+
+def new_processor(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
+    """A processor that gives every picture, whatever its size, exactly one token."""
+    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor()
+    )
+
+
+def new_text_encoder(tokenizer: Qwen2Tokenizer, recipe: TextRecipe) -> Qwen2_5_VLForConditionalGeneration:
+    """A random encoder whose layers add some context to words that stay distinct."""
+    torch.manual_seed(recipe.seed)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": recipe.hidden,
+            "intermediate_size": 2 * recipe.hidden,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+            "initializer_range": recipe.layer_scale,
+            "bos_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": recipe.hidden,
+            "fullatt_block_indexes": [1],
+            "window_size": 112,
+        },
+        **special_token_ids(tokenizer),
+    )
+    encoder = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
+    encoder.model.language_model.embed_tokens.weight.normal_(std=1.0)
+    encoder.model.visual.merger.mlp[-1].weight.zero_()
+    encoder.model.visual.merger.mlp[-1].bias.zero_()
+    # What is written as float16 and read again shall be what the training saw.
+    for parameter in encoder.parameters():
+        parameter.copy_(parameter.half())
+    return encoder
+
+
+@dataclass
+class Prompts:
+    """Embeddings of prompts, kept once computed."""
+
+    encoder: Qwen2_5_VLForConditionalGeneration
+    tokenizer: Qwen2Tokenizer
+    _kept: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transformer"))
+        pipeline = QwenImageEditPlusPipeline(**parts)
+        self._head, self._tail = pipeline.prompt_template_encode.split("{}")
+        self._num_dropped: int = pipeline.prompt_template_encode_start_idx
+
+    def batch(self, prompts: Sequence[str], num_pictures: int, lengths: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Embeddings (n, length, hidden), padded with zeros on the right, and which of them are true: (n, length).
+
+        The length is the first of `lengths` that holds all, or what the longest needs.
+        """
+        missing = sorted({prompt for prompt in prompts if (prompt, num_pictures) not in self._kept})
+        for start in range(0, len(missing), 256):
+            self._encode(missing[start : start + 256], num_pictures)
+        embeds = [self._kept[prompt, num_pictures] for prompt in prompts]
+        own = torch.tensor([len(each) for each in embeds])
+        length = next((length for length in lengths if length >= own.max()), int(own.max()))
+        padded = torch.stack([F.pad(each, (0, 0, 0, length - len(each))) for each in embeds])
+        return padded, torch.arange(length)[None] < own[:, None]
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str], num_pictures: int) -> None:
+        front = self._head + "".join(_SLOT.format(number) for number in range(1, num_pictures + 1))
+        ids = [self.tokenizer(front + prompt + self._tail).input_ids for prompt in prompts]
+        longest = max(map(len, ids))
+        padded = torch.tensor([[*each, *[self.tokenizer.pad_token_id] * (longest - len(each))] for each in ids])
+        # The tower's features are zeros: no picture need be seen.
+        embeds = self.encoder.get_input_embeddings()(padded)
+        embeds[padded == self.encoder.config.image_token_id] = 0
+        # With one token a picture, three-dimensional positions are the plain ones.
+        hidden = self.encoder.model.language_model(inputs_embeds=embeds).last_hidden_state
+        for prompt, own, row in zip(prompts, ids, hidden, strict=True):
+            self._kept[prompt, num_pictures] = row[self._num_dropped : len(own)].clone()
