@@ -17,9 +17,10 @@ from serve_app.ingress.refusals import refusal
 
 logger = logging.getLogger(__name__)
 
+FULL = Overloaded("Too many requests are waiting already; try again later.")
 _GONE = ServiceUnavailable("The replica that had this request is gone; send it again.")
 _MEANING: dict[int, ServiceError] = {
-    HTTPStatus.TOO_MANY_REQUESTS: Overloaded("Too many requests are waiting already; try again later."),
+    HTTPStatus.TOO_MANY_REQUESTS: FULL,
     HTTPStatus.INTERNAL_SERVER_ERROR: _GONE,
     HTTPStatus.SERVICE_UNAVAILABLE: ServiceUnavailable("No replica can take this request now; try again later."),
 }

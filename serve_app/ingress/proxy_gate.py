@@ -11,12 +11,11 @@ from serve_app.errors import Overloaded
 from serve_app.ingress.drain import is_work
 from serve_app.ingress.metrics import Measured, RequestMetrics
 from serve_app.ingress.middleware import RequestId
+from serve_app.ingress.proxy_answers import FULL
 from serve_app.ingress.refusals import refusal, speaks_openai
 
 FULL_S = 0.25
 """For so long a queue that was full is taken to be full."""
-
-_FULL = Overloaded("Too many requests are waiting already; try again later.")
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,6 @@ class FullGate:
 
     async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        answer = refusal(path, _FULL)
+        answer = refusal(path, FULL)
         answer.headers["retry-after"] = self._full[speaks_openai(path)].retry_after
         await answer(scope, receive, send)

@@ -41,9 +41,10 @@ def save_edit_model(folder: Path, tokenizer: Qwen2Tokenizer) -> QwenImageTransfo
     pipeline = QwenImageEditPlusPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**STOCK_SCHEDULER),
         vae=_vae(),
-        text_encoder=_text_encoder(tokenizer),
+        # Ten times the usual: attention that looks somewhere, so that a lost position changes the picture.
+        text_encoder=random_text_encoder(tokenizer, seed=3, hidden=TEXT_HIDDEN, scale=0.2),
         tokenizer=tokenizer,
-        processor=_processor(tokenizer),
+        processor=new_processor(tokenizer, max_picture_tokens=16),
         transformer=transformer,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
@@ -87,20 +88,22 @@ def _vae() -> AutoencoderKLQwenImage:
     return vae
 
 
-def _text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    torch.manual_seed(3)
+def random_text_encoder(
+    tokenizer: Qwen2Tokenizer, seed: int, hidden: int, scale: float
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A text encoder of the tiny sizes; `scale` is the standard deviation of its weights."""
+    torch.manual_seed(seed)
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": TEXT_HIDDEN,
-            "intermediate_size": 128,
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 8192,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-            # Ten times the usual: attention that looks somewhere, so that a lost position changes the picture.
-            "initializer_range": 0.2,
+            "initializer_range": scale,
             "bos_token_id": tokenizer.pad_token_id,
             "eos_token_id": tokenizer.eos_token_id,
         },
@@ -109,7 +112,7 @@ def _text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGenerati
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_heads": 2,
-            "out_hidden_size": TEXT_HIDDEN,
+            "out_hidden_size": hidden,
             "fullatt_block_indexes": [1],
             "window_size": 112,
         },
@@ -129,8 +132,9 @@ def special_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
     return {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
 
 
-def _processor(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
-    size = {"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28}
+def new_processor(tokenizer: Qwen2Tokenizer, max_picture_tokens: int) -> Qwen2VLProcessor:
+    """A processor that gives a picture between one token and so many."""
+    size = {"shortest_edge": 28 * 28, "longest_edge": max_picture_tokens * 28 * 28}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,

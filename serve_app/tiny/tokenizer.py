@@ -1,6 +1,7 @@
 """A byte-level BPE tokenizer of the Qwen2 class, small, that cuts the edit template as the real one does."""
 
 import json
+from collections.abc import Sequence
 
 from diffusers import QwenImageEditPlusPipeline
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
@@ -30,8 +31,8 @@ _COMMON_WORDS = (
 )
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
-    """Train the tokenizer on the edit template until each of the template's words is one token.
+def build_tokenizer(more: Sequence[str] = (), vocab_size: int = 2048) -> Qwen2Tokenizer:
+    """Train the tokenizer on the edit template, and on `more` text, until each of the template's words is one token.
 
     The real tokenizer cuts the template's head into 64 tokens, of which each is one pre-token; with every
     pre-token merged, this one does too, so that the pipeline's rule "drop the first 64" holds here as there.
@@ -44,12 +45,12 @@ def build_tokenizer() -> Qwen2Tokenizer:
         ]
     )
     trainer = BpeTrainer(
-        vocab_size=2048,
+        vocab_size=vocab_size,
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    trained.train_from_iterator(_corpus(), trainer)
+    trained.train_from_iterator([*_corpus(), *more], trainer)
     return _as_qwen(trained)
 
 
@@ -64,7 +65,6 @@ def _corpus() -> list[str]:
 
 
 def _as_qwen(trained: Tokenizer) -> Qwen2Tokenizer:
-
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=merges, eos_token="<|im_end|>", model_max_length=8192)

@@ -8,10 +8,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.tiny.edit_model import STOCK_SCHEDULER
+from serve_app.tiny.edit_model import STOCK_SCHEDULER, new_processor
 from serve_app.tiny.training.recipe import AdapterRecipe
 from serve_app.tiny.training.run import Workshop
-from serve_app.tiny.training.text import new_processor
 
 
 def export(workshop: Workshop, folder: Path) -> None:
@@ -23,7 +22,7 @@ def export(workshop: Workshop, folder: Path) -> None:
         vae=workshop.trained_vae,
         text_encoder=model.prompts.encoder,
         tokenizer=model.prompts.tokenizer,
-        processor=new_processor(model.prompts.tokenizer),
+        processor=new_processor(model.prompts.tokenizer, max_picture_tokens=1),
         transformer=model.transformer,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder / "edit", safe_serialization=True)

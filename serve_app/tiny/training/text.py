@@ -10,23 +10,12 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers import QwenImageEditPlusPipeline
-from tokenizers import Regex, Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-)
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from serve_app.edits.camera import TRIGGER
-from serve_app.tiny.edit_model import special_token_ids
-from serve_app.tiny.tokenizer import _as_qwen, _corpus
+from serve_app.tiny.edit_model import random_text_encoder
+from serve_app.tiny.tokenizer import build_tokenizer
 from serve_app.tiny.training.phrases import WORDS
 from serve_app.tiny.training.recipe import TextRecipe
 
@@ -35,61 +24,13 @@ _SLOT = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
 def new_tokenizer(words: Iterable[str] = WORDS) -> Qwen2Tokenizer:
     """The tiny tokenizer with these words, too, of which each is one token."""
-    trained = Tokenizer(BPE())
-    trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    trainer = BpeTrainer(
-        vocab_size=4096,
-        min_frequency=1,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     spoken = [spelt for word in sorted(words) for spelt in (word, f" {word}")]
-    trained.train_from_iterator([*_corpus(), f" {TRIGGER}", *spoken], trainer)
-    return _as_qwen(trained)
-
-
-def new_processor(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
-    """A processor that gives every picture, whatever its size, exactly one token."""
-    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor()
-    )
+    return build_tokenizer([f" {TRIGGER}", *spoken], vocab_size=4096)
 
 
 def new_text_encoder(tokenizer: Qwen2Tokenizer, recipe: TextRecipe) -> Qwen2_5_VLForConditionalGeneration:
     """A random encoder whose layers add some context to words that stay distinct."""
-    torch.manual_seed(recipe.seed)
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": recipe.hidden,
-            "intermediate_size": 2 * recipe.hidden,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-            "initializer_range": recipe.layer_scale,
-            "bos_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": recipe.hidden,
-            "fullatt_block_indexes": [1],
-            "window_size": 112,
-        },
-        **special_token_ids(tokenizer),
-    )
-    encoder = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
+    encoder = random_text_encoder(tokenizer, recipe.seed, recipe.hidden, recipe.layer_scale).requires_grad_(False)
     encoder.model.language_model.embed_tokens.weight.normal_(std=1.0)
     encoder.model.visual.merger.mlp[-1].weight.zero_()
     encoder.model.visual.merger.mlp[-1].bias.zero_()
