@@ -132,7 +132,7 @@ def test_a_resumed_stage_equals_an_uninterrupted_one(
     trained: Workshop, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in trained.folder.iterdir():
-        if path.name not in (f"{stage}.pt", f"{stage}.csv", "polished"):
+        if path.name not in (f"{stage}.safetensors", f"{stage}.csv", "polished"):
             (tmp_path / path.name).symlink_to(path)
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0)  # so that one step is one piece
     pieces = [getattr(workshop(tmp_path), stage)(1e-9) for _ in range(FIT.num_steps)]

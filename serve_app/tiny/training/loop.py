@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from serve_app.tiny.training.recipe import FitRecipe
 
 SAVE_EVERY_S = 60.0
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Loss = Callable[[np.random.Generator], Tensor]
 Score = Callable[[], Mapping[str, float]]
@@ -43,7 +46,7 @@ class Fit:
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.name}.pt"
+        return self.folder / f"{self.name}.safetensors"
 
     @property
     def done(self) -> bool:
@@ -53,27 +56,29 @@ class Fit:
         """Go on from the stage's file, where there is one."""
         if not self.path.exists():
             return
-        state = torch.load(self.path, weights_only=True)
-        self.step, self.seconds = state["step"], state["seconds"]
-        for group in state["optimizer"]["param_groups"]:
-            group["fused"] = True
-        self.optimizer.load_state_dict(state["optimizer"])
+        with safe_open(self.path, "pt") as file:
+            about = file.metadata()
+        self.step, self.seconds = int(about["step"]), float(about["seconds"])
+        stored = load_file(self.path)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
-                self.average[name].copy_(state["average"][name])
+                parameter.copy_(stored[f"parameters/{name}"])
+                self.average[name].copy_(stored[f"average/{name}"])
+                if f"{_MOMENTS[0]}/{name}" in stored:  # else no loss ever reached it
+                    moments = {kind: stored[f"{kind}/{name}"].to(parameter.device) for kind in _MOMENTS}
+                    steps = torch.tensor(float(self.step), device=parameter.device)
+                    self.optimizer.state[parameter] = {"step": steps, **moments}
 
     def save(self) -> None:
         """Write the stage's file; it appears by one rename."""
+        state = {f"average/{name}": each for name, each in self.average.items()}
+        for name, parameter in self.parameters.items():
+            state[f"parameters/{name}"] = parameter.detach()
+            moments = self.optimizer.state.get(parameter, {})
+            state |= {f"{kind}/{name}": moments[kind] for kind in _MOMENTS if kind in moments}
         partial = self.path.with_suffix(".part")
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "optimizer": self.optimizer.state_dict(),
-            "parameters": {name: each.detach() for name, each in self.parameters.items()},
-            "average": self.average,
-        }
-        torch.save(state, partial)
+        whole = {name: each.contiguous() for name, each in state.items()}
+        save_file(whole, partial, {"step": str(self.step), "seconds": repr(self.seconds)})
         partial.rename(self.path)
 
     def advance(self, loss_of: Loss) -> float:

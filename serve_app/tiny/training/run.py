@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage
+from safetensors.torch import load_file
 from torch import Tensor
 
 from serve_app.tiny.training.adapter import Factors, fused, leaves, new_adapter
@@ -124,8 +125,8 @@ class Workshop:
 
     def result(self, stage: str) -> dict[str, Tensor]:
         """The average in a stage's file, rounded as it is exported."""
-        state = torch.load(self.folder / f"{stage}.pt", weights_only=True, map_location=self._device)
-        average: dict[str, Tensor] = state["average"]
+        stored = load_file(self.folder / f"{stage}.safetensors", str(self._device))
+        average = {name.removeprefix("average/"): each for name, each in stored.items() if name.startswith("average/")}
         return {name: each.half().float() for name, each in average.items()}
 
     # --- scores on the way -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from serve_app.edits.camera import CameraPose, camera_prompt
@@ -144,7 +145,7 @@ class Samples:
 def encoded(vae: AutoencoderKLQwenImage, recipe: DataRecipe, folder: Path) -> Tensor:
     """All families' tokens, float16 (families, rows, 16, 64), computed once for this encoder and this world."""
     key = hashlib.sha256(vae.quant_conv.weight.detach().cpu().numpy().tobytes() + world_hash().encode())
-    path = folder / f"latents-{recipe.key}-{recipe.num_shards}-{key.hexdigest()[:8]}.pt"
+    path = folder / f"latents-{recipe.key}-{recipe.num_shards}-{key.hexdigest()[:8]}.safetensors"
     if not path.exists():
         tokens = []
         for shard in range(recipe.num_shards):
@@ -152,10 +153,9 @@ def encoded(vae: AutoencoderKLQwenImage, recipe: DataRecipe, folder: Path) -> Te
             flat = to_tokens(vae, pictures.reshape(-1, *pictures.shape[2:]))
             tokens.append(flat.half().view(*pictures.shape[:2], *flat.shape[1:]))
         partial = path.with_suffix(".part")
-        torch.save(torch.cat(tokens), partial)
+        save_file({"tokens": torch.cat(tokens)}, partial)
         partial.rename(path)
-    loaded: Tensor = torch.load(path, weights_only=True)
-    return loaded
+    return load_file(path)["tokens"]
 
 
 @torch.no_grad()
