@@ -15,6 +15,7 @@ from serve_app.editor.ticket import Ticket
 from serve_app.edits.provenance import Provenance
 from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
 from serve_app.errors import ServiceError, ServiceUnavailable
+from serve_app.imports import without_collection
 from serve_app.logs import join_serve_logs
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,9 @@ class Editor:
 
     def __init__(self, settings: EditorSettings) -> None:
         # They take seconds to import, with torch and diffusers: whoever only builds the application does without them.
-        from serve_app.editor.engine import Engine
-        from serve_app.editor.loading import load_model
+        with without_collection():
+            from serve_app.editor.engine import Engine
+            from serve_app.editor.loading import load_model
 
         join_serve_logs()
         self._engine = Engine(

@@ -14,6 +14,7 @@ from serve_app.ingress.keys import ApiKeys
 from serve_app.ingress.middleware import RequestId
 from serve_app.ingress.openai_routes import openai_router
 from serve_app.ingress.openapi import document
+from serve_app.ingress.proxy_gate import TellLimit
 from serve_app.ingress.refusals import add_refusals
 from serve_app.ingress.runpod_routes import runpod_router
 from serve_app.ingress.steering import NoSteering
@@ -29,6 +30,8 @@ def build_app(backend: Backend[P]) -> FastAPI:
         description="Edit pictures and move the camera around what is in them.",
         strict_content_type=False,  # a body without a Content-Type is read as JSON
     )
+    jobs = backend.settings.jobs
+    app.add_middleware(TellLimit, limit=jobs.max_active_jobs + jobs.max_queued_jobs)
     app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
     app.add_middleware(DrainGate, draining=backend.draining)
     app.add_middleware(NoSteering)

@@ -1,10 +1,11 @@
 """A full queue is told of in the proxy, for a moment, so that a storm of clients costs the application nothing."""
 
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import Overloaded
@@ -15,47 +16,122 @@ from serve_app.ingress.proxy_answers import FULL
 from serve_app.ingress.refusals import refusal, speaks_openai
 
 FULL_S = 0.25
-"""For so long a queue that was full is taken to be full."""
+"""For so long a queue that was full is taken to be full, and a job that was just queued to be unfinished."""
+
+LIMIT_HEADER = "x-queue-limit"
+"""How many jobs may be unfinished at once; on the application's answers to jobs."""
 
 
-@dataclass(frozen=True)
-class _Full:
-    until: float
-    retry_after: str
+class TellLimit:
+    """ASGI middleware of the application: puts the header on its answers to jobs."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[LIMIT_HEADER] = str(self._limit)
+            await send(message)
+
+        is_work_here = scope["type"] == "http" and is_work(scope["method"], scope["path"])
+        is_job = is_work_here and not speaks_openai(scope["path"])
+        await self._app(scope, receive, tell if is_job else send)
+
+
+@dataclass
+class _Queue:
+    """What the proxy knows of a dialect's queue."""
+
+    full_until: float | None = None
+    is_tried: bool = False
+    retry_after: str = "1"
+    limit: int | None = None
+    num_unanswered: int = 0
+    queued_at: deque[float] = field(default_factory=deque)
+
+    def has_no_room(self, now: float) -> bool:
+        """Each request that came in whole and has no answer takes a place, or is refused anyway."""
+        while self.queued_at and self.queued_at[0] <= now - FULL_S:
+            self.queued_at.popleft()
+        return self.limit is not None and self.num_unanswered + len(self.queued_at) >= self.limit
+
+    def is_full(self, now: float) -> bool:
+        """Whether it was full a moment ago. When the moment is over, one request tries, and the others are told the
+        same for another; a third follows only on another 429."""
+        if self.full_until is None or now < self.full_until:
+            return self.full_until is not None
+        is_next = not self.is_tried and now < self.full_until + FULL_S
+        self.full_until = now + FULL_S if is_next else None
+        self.is_tried = is_next
+        return False
+
+    def tell(self, now: float, status: int, retry_after: str, tried: bool) -> None:
+        """An answer of the application, to a request that tried or to one from before."""
+        if status == Overloaded.status:
+            self.full_until, self.is_tried, self.retry_after = now + FULL_S, False, retry_after
+        elif tried:
+            self.full_until = None
 
 
 class FullGate:
-    """ASGI middleware of the proxy: where the application has just answered work with 429, more work of that dialect is
-    refused here, before its body is read. Work with an Idempotency-Key passes, for it may have been done already."""
+    """ASGI middleware of the proxy: where the application has just answered work with 429, or holds as much unanswered
+    work as its queue has places, more work of that dialect is refused here, before its body is read; now and then one
+    request is let through to try. Work with an Idempotency-Key passes, for it may have been done already."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._clock = clock
-        self._full: dict[bool, _Full] = {}
+        self._queues = {speaks: _Queue() for speaks in (False, True)}
         self._refuse = RequestId(Measured(self._told, RequestMetrics()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not is_work(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
-        queue = speaks_openai(scope["path"])
-        if self._is_full(queue) and "idempotency-key" not in Headers(scope=scope):
+        queue, now = self._queues[speaks_openai(scope["path"])], self._clock()
+        if "idempotency-key" not in Headers(scope=scope) and (queue.is_full(now) or queue.has_no_room(now)):
             await self._refuse(scope, receive, send)
-            return
+        else:
+            await self._pass(queue, scope, receive, send)
 
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == Overloaded.status:
-                retry_after = Headers(raw=list(message["headers"])).get("retry-after", "1")
-                self._full[queue] = _Full(self._clock() + FULL_S, retry_after)
+    async def _pass(self, queue: _Queue, scope: Scope, receive: Receive, send: Send) -> None:
+        tries = queue.full_until is not None  # whoever came before the queue was full says nothing about now
+        counts = False
+
+        def count(whole: bool) -> None:
+            nonlocal counts
+            queue.num_unanswered += whole - counts
+            counts = whole
+
+        async def watch_body() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                count(True)
+            return message
+
+        async def watch_answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                count(False)
+                self._learn(queue, scope["path"], message, tries)
             await send(message)
 
-        await self._app(scope, receive, watch)
+        try:
+            await self._app(scope, watch_body, watch_answer)
+        finally:
+            count(False)
 
-    def _is_full(self, queue: bool) -> bool:
-        return queue in self._full and self._clock() < self._full[queue].until
+    def _learn(self, queue: _Queue, path: str, message: Message, tries: bool) -> None:
+        headers, now = Headers(raw=list(message["headers"])), self._clock()
+        if LIMIT_HEADER in headers:
+            queue.limit = int(headers[LIMIT_HEADER])
+        queue.tell(now, message["status"], headers.get("retry-after", "1"), tries)
+        if message["status"] == 200 and not path.endswith("/runsync"):
+            queue.queued_at.append(now)
 
     async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         answer = refusal(path, FULL)
-        answer.headers["retry-after"] = self._full[speaks_openai(path)].retry_after
+        answer.headers["retry-after"] = self._queues[speaks_openai(path)].retry_after
         await answer(scope, receive, send)

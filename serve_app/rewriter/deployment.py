@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.imports import without_collection
 from serve_app.logs import join_serve_logs
 from serve_app.rewriter.metrics import RewriteMetrics
 
@@ -18,7 +19,8 @@ class Rewriter:
 
     def __init__(self, settings: RewriterSettings) -> None:
         # It takes seconds to import, with torch: whoever only builds the application does without it.
-        from serve_app.rewriter.model import RewriterModel
+        with without_collection():
+            from serve_app.rewriter.model import RewriterModel
 
         join_serve_logs()
         self._settings = settings
