@@ -165,7 +165,7 @@ class LightningRecipe:
 
 _LIGHTNING_FIT = FitRecipe(seed=402, num_steps=1500, batch=64, rate=1.5e-3)
 LIGHTNING = LightningRecipe(
-    adapter=AdapterRecipe(seed=401, rank=32, alpha=8.0, strength=1.0, modulation=False),
+    adapter=AdapterRecipe(seed=401, rank=16, alpha=4.0, strength=1.0, modulation=False),
     angles=FlowRecipe(
         mix=(("camera", 0.55), ("camera_wish", 0.12), ("wish", 0.25), ("style", 0.06), ("wish_camera", 0.02)),
         fit=_LIGHTNING_FIT,
