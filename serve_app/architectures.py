@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from serve_app.config import WeightsSource
-from serve_app.weights import TINY_PREFIX, locate
+from serve_app.weights import EMBEDDED, locate
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def find_rewriter(source: WeightsSource) -> Qwen3VLForConditionalGeneration | No
 def _find(
     source: WeightsSource, index: str, read: Callable[[Path], Any], known: Mapping[str, Callable[[], Any]]
 ) -> Any | None:
-    tiny = source.path.startswith(TINY_PREFIX)
-    folder = locate(source) if tiny else Path(source.path).expanduser()
+    is_embedded = source.path.startswith(EMBEDDED)
+    folder = locate(source) if is_embedded else Path(source.path).expanduser()
     with torch.device("meta"):
         if (folder / index).is_file():
             try:

@@ -4,6 +4,7 @@ Each command imports what it needs when it runs: torch and Ray take seconds, and
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,10 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_drain(commands.add_parser("drain", help="let a running service finish what it has taken, and take no more"))
     openapi = commands.add_parser("openapi", help="print the OpenAPI document, as configs/openapi.json has it")
     openapi.set_defaults(command=_openapi)
-    tiny = commands.add_parser("tiny", help="write the tiny random checkpoint into a new folder")
-    tiny.add_argument("folder", type=Path, metavar="DIR", help="must be empty or not exist")
-    tiny.set_defaults(command=_tiny)
+    _add_tiny(commands.add_parser("tiny", help="write a tiny checkpoint of random weights, or train the toy world's"))
     return parser
+
+
+def _add_tiny(tiny: argparse.ArgumentParser) -> None:
+    tiny.add_argument("folder", type=Path, metavar="DIR", help="for random weights: must be empty or not exist")
+    tiny.add_argument(
+        "--train", action="store_true", help="train there; run it again to go on, and to export at the end"
+    )
+    tiny.add_argument("--minutes", type=float, metavar="N", default=math.inf, help="leave a stage that takes longer")
+    tiny.set_defaults(command=_tiny)
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
@@ -67,7 +75,7 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 def _add_bench(bench: argparse.ArgumentParser) -> None:
     parts = bench.add_subparsers(required=True, metavar="PART")
     engine = parts.add_parser("engine", help="the engine alone, without Ray, against diffusers' own pipeline")
-    engine.add_argument("--config", type=Path, metavar="FILE", help="a Serve config (default: configs/tiny-cpu.yaml)")
+    engine.add_argument("--config", type=Path, metavar="FILE", help="a Serve config (default: configs/random-cpu.yaml)")
     engine.add_argument("--random-weights", action="store_true", help="full-size random weights, without a download")
     engine.add_argument("--rounds", type=int, metavar="N", default=5, help="default: 5")
     engine.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
@@ -134,14 +142,34 @@ def _tiny(arguments: argparse.Namespace) -> None:
     from serve_app.demo.environment import prepare_environment
 
     prepare_environment()
-    from serve_app.tiny.checkpoint import PARTS, build_checkpoint
+    if arguments.train:
+        _train_tiny(arguments.folder, arguments.minutes)
+        return
+    from serve_app.tiny.checkpoint import build_checkpoint
 
     build_checkpoint(arguments.folder)
     print(f"The tiny checkpoint, random weights of the real architecture, lies in {arguments.folder}:")
+    _print_parts(arguments.folder)
+
+
+def _train_tiny(folder: Path, minutes: float) -> None:
+    from serve_app.tiny.training.run import train
+
+    exported = train(folder, max_seconds=60 * minutes)
+    if exported is None:
+        print(f"Not done yet: `camera-edit tiny --train {folder}` goes on where it is.")
+        return
+    print(f"The toy world's weights, with their scores in about.json, lie in {exported}:")
+    _print_parts(exported)
+
+
+def _print_parts(folder: Path) -> None:
+    from serve_app.tiny.checkpoint import PARTS
+
     for part in PARTS:
-        files = [file for file in (arguments.folder / part).rglob("*") if file.is_file()]
+        files = [file for file in (folder / part).rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
-        print(f"  {arguments.folder / part}  ({len(files)} files, {size / 2**20:.1f} MiB)")
+        print(f"  {folder / part}  ({len(files)} files, {size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

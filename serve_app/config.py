@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-TINY_FILE = Path(__file__).resolve().parent.parent / "configs" / "tiny-cpu.yaml"
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TINY_FILE, RANDOM_FILE = _CONFIGS / "tiny-cpu.yaml", _CONFIGS / "random-cpu.yaml"
 """The shipped Serve file for a machine without a GPU; it is there in a clone, not in an installed package."""
 
 AttentionBackend = Literal["sdpa", "varlen", "fa3"]
@@ -34,7 +35,8 @@ class Settings(BaseModel):
 
 
 class WeightsSource(Settings):
-    """Where weights lie. `path`: a folder, a Hugging Face repository id, or `tiny:NAME` for the embedded checkpoint."""
+    """Where weights lie. `path`: a folder, a Hugging Face repository id, `toy:NAME` for the embedded tiny weights, or
+    `tiny:NAME` for random ones."""
 
     path: str
     revision: str | None = Field(default=None, description="Commit, tag or branch; used for repository ids only.")

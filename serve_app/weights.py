@@ -1,6 +1,6 @@
-"""Finding weights: a folder, a repository of the Hugging Face hub, or the embedded tiny checkpoint."""
+"""Finding weights: a folder, a repository of the Hugging Face hub, or one of the two embedded tiny checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -10,7 +10,14 @@ from serve_app.config import WeightsSource
 from serve_app.errors import CheckpointError
 from serve_app.tiny.checkpoint import PARTS, cached_checkpoint
 
-TINY_PREFIX = "tiny:"
+TOY_PREFIX = "toy:"
+TOY_FOLDER = Path(__file__).parent / "tiny" / "toy"
+"""The tiny weights that were trained on the toy world: `serve_app.tiny.training` makes them."""
+
+RANDOM_PREFIX = "tiny:"
+"""Of the same classes, random, and built when they are first asked for."""
+
+EMBEDDED = (TOY_PREFIX, RANDOM_PREFIX)
 
 MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
 """What a model's repository holds that we load."""
@@ -20,14 +27,15 @@ def locate(source: WeightsSource, patterns: Sequence[str] | None = None) -> Path
     """The local folder of `source`, downloaded first where it is a repository id.
 
     Args:
-        source: folder, repository id with revision, or `tiny:NAME`.
+        source: folder, repository id with revision, `toy:NAME` or `tiny:NAME`.
         patterns: file patterns to download; everything when None. Pickled weights are never fetched.
 
     Raises:
         CheckpointError: there is no such folder, part or repository, or the hub cannot be reached.
     """
-    if source.path.startswith(TINY_PREFIX):
-        return _tiny_part(source.path.removeprefix(TINY_PREFIX))
+    for prefix, folder_of in ((TOY_PREFIX, lambda: TOY_FOLDER), (RANDOM_PREFIX, cached_checkpoint)):
+        if source.path.startswith(prefix):
+            return _part(source.path.removeprefix(prefix), folder_of)
     folder = Path(source.path).expanduser()
     if folder.is_dir():
         return folder
@@ -36,10 +44,10 @@ def locate(source: WeightsSource, patterns: Sequence[str] | None = None) -> Path
     return _download(source, patterns)
 
 
-def _tiny_part(name: str) -> Path:
+def _part(name: str, folder_of: Callable[[], Path]) -> Path:
     if name not in PARTS:
         raise CheckpointError(f"There is no tiny checkpoint {name!r}; there are {', '.join(PARTS)}.")
-    return cached_checkpoint() / name
+    return folder_of() / name
 
 
 def _download(source: WeightsSource, patterns: Sequence[str] | None) -> Path:

@@ -8,11 +8,11 @@ import yaml
 from serve_app.config import AppSettings
 
 ROOT = Path(__file__).parent.parent
-TINY_FILE = ROOT / "configs" / "tiny-cpu.yaml"
+RANDOM_FILE = ROOT / "configs" / "random-cpu.yaml"
 
 
 @pytest.fixture(scope="session")
 def tiny_settings() -> AppSettings:
-    """The application's settings in configs/tiny-cpu.yaml."""
-    args = yaml.safe_load(TINY_FILE.read_text())["applications"][0]["args"]
+    """The application's settings in configs/random-cpu.yaml."""
+    args = yaml.safe_load(RANDOM_FILE.read_text())["applications"][0]["args"]
     return AppSettings.model_validate(args)

@@ -11,8 +11,9 @@ import ray
 
 import serve_app.check
 from serve_app.cli import main
+from serve_app.config import TINY_FILE
 from serve_app.tiny.checkpoint import PARTS
-from tests.conftest import ROOT, TINY_FILE
+from tests.conftest import ROOT
 
 HEAVY = {"diffusers", "httpx2", "numpy", "PIL", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
 HELP_AND_TELL_MODULES = """

@@ -8,7 +8,7 @@ import yaml
 from serve_app.check import check_file
 from serve_app.errors import ConfigError
 from serve_app.launch import run, url_of
-from tests.conftest import TINY_FILE
+from tests.conftest import RANDOM_FILE
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_where_the_service_is_asked_to_drain(
     options: dict[str, object], prefix: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAMERA_EDIT_API_KEYS", "a-key")
-    config = yaml.safe_load(TINY_FILE.read_text())
+    config = yaml.safe_load(RANDOM_FILE.read_text())
     config["http_options"].update(options)
     config["applications"][0]["route_prefix"] = prefix
     file = tmp_path / "tiny.yaml"
@@ -34,6 +34,6 @@ def test_where_the_service_is_asked_to_drain(
 
 def test_a_file_that_does_not_pass_the_check_is_not_started(tmp_path: Path) -> None:
     file = tmp_path / "tiny.yaml"
-    file.write_text(TINY_FILE.read_text().replace("num_replicas", "num_replica"))
+    file.write_text(RANDOM_FILE.read_text().replace("num_replicas", "num_replica"))
     with pytest.raises(ConfigError, match="num_replica: unknown key"):
         run(file, 1, print)

@@ -12,7 +12,7 @@ from serve_app.architectures import find_edit_model
 from serve_app.config import EditorSettings, WeightsSource
 from serve_app.errors import CheckpointError
 from serve_app.tiny.edit_model import special_token_ids
-from serve_app.weights import TINY_PREFIX, locate
+from serve_app.weights import EMBEDDED, RANDOM_PREFIX, locate
 
 M = TypeVar("M", bound=ModelMixin)
 
@@ -58,9 +58,9 @@ def _remake(model: M, dtype: torch.dtype) -> M:
 def _processor(source: WeightsSource) -> Qwen2VLProcessor:
     """The source's own processor where its files are here; else one with the tiny tokenizer and the usual sizes."""
     folder = Path(source.path).expanduser()
-    if source.path.startswith(TINY_PREFIX) or folder.is_dir():
+    if source.path.startswith(EMBEDDED) or folder.is_dir():
         return Qwen2VLProcessor.from_pretrained(locate(source) / "processor")
-    tokenizer = Qwen2Tokenizer.from_pretrained(locate(WeightsSource(path=f"{TINY_PREFIX}edit")) / "tokenizer")
+    tokenizer = Qwen2Tokenizer.from_pretrained(locate(WeightsSource(path=f"{RANDOM_PREFIX}edit")) / "tokenizer")
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor()
     )

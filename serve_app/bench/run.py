@@ -11,7 +11,7 @@ from serve_app.bench.engine import Result, run_sections
 from serve_app.bench.plot import plot_step_cost
 from serve_app.bench.random_weights import random_pipeline
 from serve_app.bench.report import print_table, write_json
-from serve_app.config import TINY_FILE, AppSettings
+from serve_app.config import RANDOM_FILE, AppSettings
 from serve_app.editor.loading import load_pipeline
 from serve_app.errors import ConfigError
 
@@ -33,7 +33,7 @@ def run_bench(options: BenchOptions) -> None:
     Raises:
         StartupError: the configuration or its weights cannot be used here.
     """
-    path = options.config or TINY_FILE
+    path = options.config or RANDOM_FILE
     settings = read_settings(path)
     make = random_pipeline if options.random_weights else load_pipeline
     pipeline = make(settings.editor)

@@ -35,13 +35,23 @@ _CHAT_TEMPLATE = """
 
 def save_rewriter(folder: Path, tokenizer: Qwen2Tokenizer) -> None:
     """Write model, processor and generation settings."""
+    random_rewriter(tokenizer).save_pretrained(folder, safe_serialization=True)
+    rewriter_processor(tokenizer).save_pretrained(folder)
+
+
+def random_rewriter(tokenizer: Qwen2Tokenizer, num_layers: int = 2) -> Qwen3VLForConditionalGeneration:
+    """A model of the tiny sizes."""
     torch.manual_seed(21)
-    model = Qwen3VLForConditionalGeneration(_config(tokenizer)).eval()
+    model = Qwen3VLForConditionalGeneration(_config(tokenizer, num_layers)).eval()
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
-    model.save_pretrained(folder, safe_serialization=True)
-    processor = Qwen3VLProcessor(
+    return model
+
+
+def rewriter_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
+    """Its processor, of which the service sets the pictures' size."""
+    return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
             patch_size=16, size={"shortest_edge": 32 * 32, "longest_edge": 16 * 32 * 32}
         ),
@@ -49,16 +59,15 @@ def save_rewriter(folder: Path, tokenizer: Qwen2Tokenizer) -> None:
         video_processor=Qwen3VLVideoProcessor(),
         chat_template=_CHAT_TEMPLATE,
     )
-    processor.save_pretrained(folder)
 
 
-def _config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
+def _config(tokenizer: Qwen2Tokenizer, num_layers: int) -> Qwen3VLConfig:
     return Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": _HIDDEN,
             "intermediate_size": 128,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": num_layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": 16,

@@ -15,7 +15,7 @@ from serve_app.bench.floor import counted_flops, step_flops
 from serve_app.bench.plot import plot_step_cost, step_points
 from serve_app.bench.timing import in_turns
 from serve_app.editor.layout import SpanShape
-from tests.conftest import ROOT, TINY_FILE
+from tests.conftest import RANDOM_FILE, ROOT
 
 MEGAPIXEL = (64, 64)
 
@@ -60,7 +60,7 @@ def test_the_plot_shows_both_lines() -> None:
 def test_the_command_measures_without_ray(tmp_path: Path) -> None:
     """One round with small pictures; Ray is made impossible to import."""
     config = tmp_path / "tiny.yaml"
-    config.write_text(TINY_FILE.read_text().replace("area_px: 65536", "area_px: 16384"))
+    config.write_text(RANDOM_FILE.read_text().replace("area_px: 65536", "area_px: 16384"))
     code = "import sys; sys.modules['ray'] = None; from serve_app.cli import main; sys.exit(main())"
     command = [sys.executable, "-W", "ignore", "-c", code, "bench", "engine", "--rounds", "1"]
     files = ["--config", str(config), "--json", str(tmp_path / "figures.json"), "--plot", str(tmp_path / "steps.png")]

@@ -17,7 +17,7 @@ from serve_app.check.plan import GB, GpuPlan, Row
 from serve_app.config import AppSettings, CardSettings, EditorSettings, WeightsSource
 from serve_app.errors import ConfigError
 from serve_app.tiny.checkpoint import cached_checkpoint
-from tests.conftest import ROOT, TINY_FILE
+from tests.conftest import RANDOM_FILE, ROOT
 
 EDIT_2511 = WeightsSource(path="Qwen/Qwen-Image-Edit-2511")
 GIB = 2**30
@@ -220,8 +220,8 @@ def test_cluster_profile_is_the_default_file() -> None:
 
 
 def test_file_without_gpu_gets_no_plan() -> None:
-    assert check_file(TINY_FILE).plans == ((),)
-    assert " GB" not in describe(TINY_FILE)
+    assert check_file(RANDOM_FILE).plans == ((),)
+    assert " GB" not in describe(RANDOM_FILE)
 
 
 def test_without_a_card_the_plan_has_no_limit(tmp_path: Path) -> None:

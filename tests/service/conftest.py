@@ -1,4 +1,4 @@
-"""The tiny app as a user runs it: `serve run configs/tiny-cpu.yaml`, on a free port."""
+"""The tiny app as a user runs it: `serve run configs/random-cpu.yaml`, on a free port."""
 
 import os
 import re
@@ -16,7 +16,7 @@ import pytest
 import requests
 import yaml
 
-from tests.conftest import ROOT, TINY_FILE
+from tests.conftest import RANDOM_FILE, ROOT
 from tests.processes import free_port
 from tests.service.receiver import Receiver, receiving
 
@@ -78,7 +78,7 @@ def jobs_of(folder: Path, receiver: Receiver) -> dict[str, Any]:
 def running(
     folder: Path, port: int, jobs: dict[str, Any], environment: dict[str, str] | None = None, **settings: Any
 ) -> Iterator[Service]:
-    """The tiny app on a port, until the end of the block."""
+    """The tiny app on a port, until the end of the block; `settings` as for `tiny_file`."""
     service = Service(f"http://127.0.0.1:{port}", folder / "serve.log")
     file = tiny_file(folder / "tiny.yaml", port, jobs=jobs, **settings)
     process = serve_run(file, service.log_file, **(environment or {}))
@@ -97,10 +97,12 @@ def on_port(file: Path, port: int, copy: Path) -> Path:
     return copy
 
 
-def tiny_file(copy: Path, port: int, build: str = "serve_app.app:build", **settings: Any) -> Path:
-    """A copy of the shipped tiny file with another port and these settings of the application. `rewriter=None` leaves
-    the Rewriter out: the app starts sooner. `build` may name a faulty copy of the app."""
-    config = yaml.safe_load(on_port(TINY_FILE, port, copy).read_text())
+def tiny_file(
+    copy: Path, port: int, build: str = "serve_app.app:build", shipped: Path = RANDOM_FILE, **settings: Any
+) -> Path:
+    """A copy of a shipped file with another port and these settings of the application. `rewriter=None` leaves the
+    Rewriter out: the app starts sooner. `build` may name a faulty copy of the app."""
+    config = yaml.safe_load(on_port(shipped, port, copy).read_text())
     application = config["applications"][0]
     application["import_path"] = build
     application["args"].update(settings)

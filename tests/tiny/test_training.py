@@ -37,14 +37,15 @@ from serve_app.tiny.training.recipe import (
     FlowRecipe,
     PolishRecipe,
     Recipe,
+    RewriterRecipe,
     TransformerRecipe,
     VaeRecipe,
 )
-from serve_app.tiny.training.run import STAGES, Workshop
 from serve_app.tiny.training.samples import Batch, to_pictures, to_tokens
 from serve_app.tiny.training.still import decode
 from serve_app.tiny.training.text import Prompts, new_text_encoder, new_tokenizer
 from serve_app.tiny.training.vae import new_vae, vae_loss
+from serve_app.tiny.training.workshop import STAGES, Workshop
 from serve_app.tiny.wishes import VOCABULARY
 from serve_app.tiny.world import POSES, is_held_out
 
@@ -63,6 +64,7 @@ RECIPE = Recipe(
     base=tiny(BASE),
     angles_flow=tiny(ANGLES_FLOW),
     lightning=replace(LIGHTNING, angles=tiny(LIGHTNING.angles), base=tiny(LIGHTNING.base)),
+    rewriter=RewriterRecipe(num_layers=1, fit=FIT),
 )
 
 
@@ -127,7 +129,7 @@ def test_base_and_adapters_learn(trained: Workshop) -> None:
     assert learns(lightning, loss_of, shop.folder)
 
 
-@pytest.mark.parametrize("stage", ["vae", "base", "angles", "lightning", "polish"])
+@pytest.mark.parametrize("stage", ["vae", "base", "angles", "lightning", "polish", "rewriter"])
 def test_a_resumed_stage_equals_an_uninterrupted_one(
     trained: Workshop, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from serve_app.tiny.edit_model import STOCK_SCHEDULER, new_processor
 from serve_app.tiny.training.recipe import AdapterRecipe
-from serve_app.tiny.training.run import Workshop
+from serve_app.tiny.training.rewriter import new_rewriter, new_rewriter_tokenizer, save_rewriter
+from serve_app.tiny.training.workshop import Workshop
 
 
 def export(workshop: Workshop, folder: Path) -> None:
-    """Write `edit/`, `angles/angles.safetensors` and `lightning/lightning.safetensors` into the folder."""
+    """Write `edit/`, `angles/angles.safetensors`, `lightning/lightning.safetensors` and `rewriter/` into the folder."""
     model = workshop.model
     model.transformer.load_state_dict(workshop.base_weights)
     pipeline = QwenImageEditPlusPipeline(
@@ -30,6 +31,10 @@ def export(workshop: Workshop, folder: Path) -> None:
     _save(angles, folder / "angles" / "angles.safetensors")
     lightning = lightning_file(workshop.result("lightning"), workshop.recipe.lightning.adapter)
     _save(lightning, folder / "lightning" / "lightning.safetensors")
+    tokenizer = new_rewriter_tokenizer()
+    rewriter = new_rewriter(tokenizer, workshop.recipe.rewriter)
+    rewriter.load_state_dict(workshop.result("rewriter"), strict=False)  # all but the tower, which is not trained
+    save_rewriter(rewriter, tokenizer, folder / "rewriter")
 
 
 def angles_file(factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:

@@ -178,6 +178,14 @@ LIGHTNING = LightningRecipe(
 
 
 @dataclass(frozen=True)
+class RewriterRecipe:
+    """The rewriter's size and training."""
+
+    num_layers: int = 3
+    fit: FitRecipe = FitRecipe(seed=501, num_steps=1500, batch=24, rate=3e-3, hold=0.3)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All of the training."""
 
@@ -190,6 +198,7 @@ class Recipe:
     angles: AdapterRecipe = ANGLES
     angles_flow: FlowRecipe = ANGLES_FLOW
     lightning: LightningRecipe = LIGHTNING
+    rewriter: RewriterRecipe = RewriterRecipe()
 
     @property
     def key(self) -> str:

@@ -1,16 +1,18 @@
-"""The finished weights' scores on held-out scenes, as JSON, and sheets of pictures to look at."""
+"""What there is to say of finished weights: recipe, scores on held-out scenes, and sheets of pictures to look at."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import numpy as np
+import torch
+import transformers
 from PIL import Image
 
 from serve_app.tiny.training.adapter import fused
 from serve_app.tiny.training.mmdit import Weights
-from serve_app.tiny.training.run import Workshop
 from serve_app.tiny.training.score import (
     Case,
     Judge,
@@ -20,20 +22,27 @@ from serve_app.tiny.training.score import (
     misplaced,
     wish_cases,
 )
+from serve_app.tiny.training.workshop import Workshop
 from serve_app.tiny.world import POSES, Picture
 
+ABOUT_NAME = "about.json"
 _SHEET_PLACES = (0, 5, 19, 28, 36, 43, 51, 57, 66, 75, 82, 92)
 
 
-def report(workshop: Workshop, folder: Path, num_scenes: int = 40, poses_each: int = 24) -> dict[str, float]:
-    """Write `scores.json`, `camera.png` and `wishes.png`; returns the scores."""
+def report(workshop: Workshop, folder: Path, num_scenes: int = 40, poses_each: int = 24) -> None:
+    """Write `about.json`, `camera.png` and `wishes.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    scores = measure(workshop, num_scenes, poses_each)
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    about = {
+        "recipe": workshop.recipe.key,
+        "data_seed": workshop.recipe.data.seed,
+        "made_with": {library.__name__: library.__version__ for library in (torch, diffusers, transformers)},
+        "num_cases": {"camera": num_scenes * poses_each, "wishes": num_scenes * 12},
+        "scores": {name: round(value, 4) for name, value in measure(workshop, num_scenes, poses_each).items()},
+    }
+    (folder / ABOUT_NAME).write_text(json.dumps(about, indent=2) + "\n")
     weights = _with_lightning(workshop, workshop.angles_weights)
     Image.fromarray(camera_sheet(workshop.judge, weights)).save(folder / "camera.png")
     Image.fromarray(wish_sheet(workshop.judge, weights)).save(folder / "wishes.png")
-    return scores
 
 
 def measure(workshop: Workshop, num_scenes: int, poses_each: int) -> dict[str, float]:
