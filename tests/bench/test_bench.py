@@ -60,7 +60,7 @@ def test_the_plot_shows_both_lines() -> None:
 def test_the_command_measures_without_ray(tmp_path: Path) -> None:
     """One round with small pictures; Ray is made impossible to import."""
     config = tmp_path / "tiny.yaml"
-    config.write_text(RANDOM_FILE.read_text().replace("area_px: 65536", "area_px: 16384"))
+    config.write_text(RANDOM_FILE.read_text().replace("area_px: 65536", "area_px: 4096"))
     code = "import sys; sys.modules['ray'] = None; from serve_app.cli import main; sys.exit(main())"
     command = [sys.executable, "-W", "ignore", "-c", code, "bench", "engine", "--rounds", "1"]
     files = ["--config", str(config), "--json", str(tmp_path / "figures.json"), "--plot", str(tmp_path / "steps.png")]

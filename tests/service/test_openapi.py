@@ -82,7 +82,7 @@ def test_nothing_is_answered_that_the_document_does_not_say(guarded: Service, tm
             f"--header=Authorization: Bearer {KEY}",
             f"--checks={CHECKS}",
             "--phases=examples,coverage,fuzzing,stateful",
-            "--max-examples=10",
+            "--max-examples=4",
             "--seed=1",
             "--generation-database=none",
             "--request-timeout=60",

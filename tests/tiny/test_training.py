@@ -1,5 +1,6 @@
 """Training the tiny weights: every stage learns, goes on where it was left, and writes what the loader reads."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 from safetensors.torch import load_file
 
-from serve_app.config import LoraSettings, SchedulerSettings, WeightsSource
+from serve_app.cli import main
+from serve_app.config import LoraSettings, RewriterSettings, SchedulerSettings, WeightsSource
 from serve_app.editor.conditioning import PromptEncoder
 from serve_app.editor.lora import audit_file, fuse_adapters
 from serve_app.editor.schedule import make_schedule
 from serve_app.editor.vae import Vae
 from serve_app.edits.sizes import Size
+from serve_app.rewriter.model import RewriterModel
 from serve_app.tiny.training import loop
 from serve_app.tiny.training.adapter import fused, new_adapter
 from serve_app.tiny.training.data import INPUT_POSES, families, shard_pictures
@@ -250,6 +253,23 @@ def test_what_is_exported_draws_what_the_training_saw(
         output_type="np",
     ).images[0]
     assert abs(ours - stock * 255).max() <= 2
+
+
+def test_the_command_goes_on_from_what_is_there_and_exports_it_with_its_scores(
+    trained: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("serve_app.tiny.training.run.Recipe", lambda: RECIPE)
+    monkeypatch.setattr("serve_app.tiny.training.run.NUM_SCENES", 1)
+    assert main(["tiny", "--train", str(trained.folder)]) == 0
+    exported = trained.folder / "export"
+    assert f"with their scores in about.json, lie in {exported}" in capsys.readouterr().out
+    about = json.loads((exported / "about.json").read_text())
+    assert (about["recipe"], about["data_seed"]) == (RECIPE.key, RECIPE.data.seed)
+    assert {"azimuth", "camera_db", "held_out_words_wishes_db", "no_lightning_camera_db"} <= about["scores"].keys()
+    with Image.open(exported / "camera.png") as sheet:
+        assert sheet.size == (13 * 66, 16 * 66)
+    rewriter = RewriterSettings(source=WeightsSource(path=str(exported / "rewriter")), device="cpu", dtype="float32")
+    assert RewriterModel(rewriter).generate("make it better", ()) is not None
 
 
 def lora(name: str, weight: float, expected_modules: int) -> LoraSettings:

@@ -66,15 +66,14 @@ def measure(workshop: Workshop, num_scenes: int, poses_each: int) -> dict[str, f
 
 def camera_sheet(judge: Judge, weights: Weights, num_scenes: int = 8) -> Picture:
     """For each scene the input, then drawn views above true ones."""
-    found = camera_cases(num_scenes, len(POSES), seed=41)
-    drawn = judge.draw(found.cases, weights)
     rows = []
-    for owner in range(num_scenes):
-        own = {pose: place for place, pose in enumerate(found.poses) if found.owners[place] == owner}
-        places = [own[POSES[number]] for number in _SHEET_PLACES]
-        given = found.cases[places[0]].pictures[0]
-        rows.append([given, *(drawn[place] for place in places)])
-        rows.append([np.full_like(given, 255), *(found.cases[place].truth for place in places)])
+    for number in range(num_scenes):
+        found = camera_cases(1, len(POSES), seed=41 + number)
+        by_pose = dict(zip(found.poses, found.cases, strict=True))
+        cases = [by_pose[POSES[place]] for place in _SHEET_PLACES]
+        given = cases[0].pictures[0]
+        rows.append([given, *judge.draw(cases, weights)])
+        rows.append([np.full_like(given, 255), *(case.truth for case in cases)])
     return contact_sheet(rows)
 
 

@@ -7,8 +7,11 @@ from serve_app.tiny.training.recipe import Recipe
 from serve_app.tiny.training.report import report
 from serve_app.tiny.training.workshop import STAGES, Workshop
 
+NUM_SCENES = 40
+"""Held-out scenes from which the scores are taken."""
 
-def train(folder: Path, max_seconds: float = float("inf"), recipe: Recipe | None = None) -> Path | None:
+
+def train(folder: Path, max_seconds: float = float("inf")) -> Path | None:
     """Train what is not trained yet, on CUDA where there is one.
 
     Args:
@@ -18,11 +21,11 @@ def train(folder: Path, max_seconds: float = float("inf"), recipe: Recipe | None
     Returns:
         The folder of the weights and their scores; None where a stage was left.
     """
-    workshop = Workshop(folder, recipe or Recipe())
+    workshop = Workshop(folder, Recipe())
     if not all(getattr(workshop, stage)(max_seconds) for stage in STAGES):
         return None
     exported = folder / "export"
     # Scores first, and each with a workshop of its own: what is exported becomes float16 on its way.
-    report(Workshop(folder, workshop.recipe), exported)
+    report(Workshop(folder, workshop.recipe), exported, NUM_SCENES)
     export(Workshop(folder, workshop.recipe), exported)
     return exported
