@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="camera-edit", description="Edit pictures and move the camera around them.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_demo(commands.add_parser("demo", help="run the whole service here with tiny random weights and try each mode"))
+    _add_demo(commands.add_parser("demo", help="run the whole service here with tiny weights and try each mode"))
     check = commands.add_parser("check", help="check a Serve config file and say what it would run")
     check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
     check.set_defaults(command=_check)
@@ -65,7 +65,7 @@ def _add_tiny(tiny: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--image", type=Path, metavar="FILE", help="first picture: PNG, JPEG or WebP (default: drawn)")
+    demo.add_argument("--image", type=Path, metavar="FILE", help="first picture: PNG, JPEG or WebP (default: toys)")
     demo.add_argument("--out", type=Path, metavar="DIR", default=Path("demo-out"), help="default: demo-out")
     demo.add_argument("--keep", action="store_true", help="keep the service running until Ctrl-C")
     demo.add_argument("--port", type=int, metavar="N", help="default: a free one")

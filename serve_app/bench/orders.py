@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from serve_app.bench.pictures import MORNING, NIGHT, draw_scene
 from serve_app.config import SizeSettings
-from serve_app.demo.pictures import MORNING, NIGHT, draw_scene
 from serve_app.edits.camera import CameraPose, camera_prompt
 from serve_app.edits.images import prepare
 from serve_app.edits.request import EditJob, OutputFormat, Pictures, Sampling

@@ -1,1 +1,1 @@
-"""`camera-edit demo`: the whole service on one machine with tiny random weights, one edit in each mode."""
+"""`camera-edit demo`: the whole service on one machine, with tiny weights that know a toy world."""

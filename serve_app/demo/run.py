@@ -4,7 +4,6 @@ import json
 import shlex
 import textwrap
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,27 +12,24 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
-from serve_app.config import AppSettings, LimitSettings
+from serve_app.config import AppSettings
 from serve_app.demo.client import Answer, send
+from serve_app.demo.inputs import demo_pictures, encode_png
 from serve_app.demo.modes import MODES, Mode
-from serve_app.demo.pictures import MORNING, NIGHT, draw_scene, encode_png
 from serve_app.demo.progress import Reporter
 from serve_app.demo.server import choose_port, read_config, running
-from serve_app.demo.sheet import Captioned, Row, contact_sheet
+from serve_app.demo.sheet import Captioned, Card, contact_sheet
 from serve_app.demo.terminal import diverted_output
-from serve_app.edits.images import read_picture
 from serve_app.errors import EditFailed
-from serve_app.tiny.checkpoint import cached_checkpoint
 
 NOTICE = (
-    "The tiny weights are random and draw noise: these pictures mean nothing. The path that they took through the "
-    "service is real."
+    "The tiny weights know a toy world alone: a photograph takes the same path, but comes back as nonsense. "
+    "The real model needs a GPU."
 )
 SHEET_NAME = "contact-sheet.png"
 LOG_NAME = "service.log"
 
-_MAX_SIDE_PX = 1024  # of the user's picture: the tiny model sees far less, and the payload stays handy
-_MAX_NOTE_CHARS = 120  # about three lines on the contact sheet
+_MAX_NOTE_CHARS = 120  # about four lines above the smallest card's pictures
 _DECODE = (
     "import base64, json, sys; "
     "[open(f'again-{i}.png', 'wb').write(base64.b64decode(p)) "
@@ -43,7 +39,7 @@ _DECODE = (
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the user may choose. `image`: the first picture, drawn when None; `port`: a free one when None."""
+    """What the user may choose. `image`: the first picture, a toy scene when None; `port`: a free one when None."""
 
     image: Path | None
     out: Path
@@ -74,7 +70,6 @@ def run_demo(options: DemoOptions) -> None:
     with diverted_output(options.out / LOG_NAME) as terminal:
         reporter = Reporter(Console(file=terminal))
         reporter.say(NOTICE, style="yellow")
-        _prepare_checkpoint(reporter)
         with running(config.serve, port, reporter) as url:
             shown = [_show_mode(mode, url, inputs, options.out, reporter) for mode in MODES]
             _write_sheet(shown, inputs, options.out, reporter)
@@ -85,36 +80,13 @@ def run_demo(options: DemoOptions) -> None:
         reporter.say(NOTICE, style="yellow")
 
 
-def _write_inputs(options: DemoOptions, settings: AppSettings) -> tuple[Path, Path]:
-    """The user's picture or a drawn one, and a drawn one of other colours and shape."""
-    first = draw_scene(MORNING, 640, 480) if options.image is None else load_picture(options.image, settings.limits)
+def _write_inputs(options: DemoOptions, settings: AppSettings) -> tuple[Path, ...]:
+    pictures = demo_pictures(options.image, settings.limits)
     options.out.mkdir(parents=True, exist_ok=True)
-    files = options.out / "input-1.png", options.out / "input-2.png"
-    for picture, file in zip((first, draw_scene(NIGHT, 512, 512)), files, strict=True):
+    files = tuple(options.out / f"input-{number}.png" for number in range(1, len(pictures) + 1))
+    for picture, file in zip(pictures, files, strict=True):
         file.write_bytes(encode_png(picture))
     return files
-
-
-def load_picture(path: Path, limits: LimitSettings) -> Image.Image:
-    """The user's picture, upright, in RGB, and reduced where a side is above 1024 pixels.
-
-    Raises:
-        OSError: the file cannot be read.
-        InvalidInput: it is not a whole PNG, JPEG or WebP file.
-    """
-    picture = read_picture(path.read_bytes(), str(path), limits)
-    picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX), Image.Resampling.LANCZOS)
-    return picture
-
-
-def _prepare_checkpoint(reporter: Reporter) -> None:
-    """Before Ray starts, so that its wait is not taken for the service's."""
-    began = time.time()
-    with reporter.step("Looking for the tiny checkpoint, building it if there is none", "Tiny checkpoint ready"):
-        folder = cached_checkpoint()
-    # A folder's time is that of its last new entry.
-    how = "built just now" if folder.stat().st_mtime > began else "built by an earlier run"
-    reporter.say(f"  {folder}, {how}")
 
 
 def _show_mode(mode: Mode, url: str, inputs: Sequence[Path], out: Path, reporter: Reporter) -> Shown:
@@ -158,22 +130,26 @@ def curl_line(url: str, payload_file: Path) -> str:
 
 def _write_sheet(shown: Sequence[Shown], inputs: Sequence[Path], out: Path, reporter: Reporter) -> None:
     file = out / SHEET_NAME
-    contact_sheet([_row(each, inputs) for each in shown], "camera-edit demo", NOTICE).save(file)
+    contact_sheet([card(each, inputs) for each in shown], "camera-edit demo", NOTICE).save(file)
     reporter.say(f"Contact sheet: {file}")
 
 
-def _row(shown: Shown, inputs: Sequence[Path]) -> Row:
-    rewriting = [textwrap.shorten(line, _MAX_NOTE_CHARS, placeholder="…") for line in rewriting_lines(shown.answer)]
-    return Row(
-        title=shown.mode.title,
-        notes=(*shown.mode.notes, *rewriting, f"{shown.answer.elapsed_s:.1f} s"),
-        inputs=tuple(_captioned(file) for file in inputs[: shown.mode.num_pictures]),
-        outputs=tuple(_captioned(file) for file in shown.files),
+def card(shown: Shown, inputs: Sequence[Path]) -> Card:
+    """What the contact sheet shows of a mode; a picture that was sent twice is shown once."""
+    mode, answer = shown.mode, shown.answer
+    rewriting = [textwrap.shorten(line, _MAX_NOTE_CHARS, placeholder="…") for line in rewriting_lines(answer)]
+    return Card(
+        title=mode.title,
+        time=f"{answer.elapsed_s:.1f} s",
+        notes=(*mode.notes, *rewriting),
+        inputs=tuple(
+            Captioned(read_answer_picture(inputs[place]), f"picture {place + 1}") for place in sorted({*mode.pictures})
+        ),
+        outputs=tuple(
+            Captioned(read_answer_picture(file), caption)
+            for file, caption in zip(shown.files, mode.captions, strict=True)
+        ),
     )
-
-
-def _captioned(file: Path) -> Captioned:
-    return Captioned(read_answer_picture(file), file.name)
 
 
 def read_answer_picture(file: Path) -> Image.Image:

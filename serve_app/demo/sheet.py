@@ -1,4 +1,4 @@
-"""The contact sheet: what was sent and what came back, one row for each mode."""
+"""The contact sheet: what was sent and what came back, one card for each request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,22 +6,15 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # All lengths in pixels.
-_MARGIN, _GAP = 56, 24
-_LABEL_WIDTH = 330
-_CELL_WIDTH, _CELL_HEIGHT = 256, 200
-_CAPTION_HEIGHT = 30
-_ARROW_WIDTH = 72
-_MAX_CELLS = 2  # on each side of the arrow
-_ROW_HEIGHT = _CELL_HEIGHT + _CAPTION_HEIGHT + 2 * _GAP
-_HEADER_HEIGHT = 196
+WIDTH = 1440
+_MARGIN, _GAP = 47, 24
+_CONTENT_WIDTH = WIDTH - 2 * _MARGIN
+_CELL_GAP, _CARD_GAP, _ARROW_WIDTH = 8, 40, 48
+_MIN_CELL, _MAX_CELL = 120, 192
+_TITLE_HEIGHT, _NOTE_HEIGHT, _CAPTION_HEIGHT = 38, 24, 20
 
 _PAPER, _INK, _FAINT, _LINE = (252, 251, 248), (38, 40, 46), (110, 112, 120), (226, 223, 216)
 _NOTICE_PAPER, _NOTICE_INK = (255, 240, 204), (110, 70, 0)
-
-_INPUTS_X = _MARGIN + _LABEL_WIDTH + _GAP
-_ARROW_X = _INPUTS_X + _MAX_CELLS * (_CELL_WIDTH + _GAP) - _GAP
-_OUTPUTS_X = _ARROW_X + _ARROW_WIDTH
-WIDTH = _OUTPUTS_X + _MAX_CELLS * (_CELL_WIDTH + _GAP) - _GAP + _MARGIN
 
 
 @dataclass(frozen=True)
@@ -33,70 +26,135 @@ class Captioned:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One request: its name, notes (each one paragraph), and up to two pictures each way."""
+class Card:
+    """One request: its name, how long it took, notes (each one paragraph), and the pictures each way."""
 
     title: str
+    time: str
     notes: tuple[str, ...]
     inputs: tuple[Captioned, ...]
     outputs: tuple[Captioned, ...]
 
+    @property
+    def num_cells(self) -> int:
+        return len(self.inputs) + len(self.outputs)
 
-def contact_sheet(rows: Sequence[Row], heading: str, notice: str) -> Image.Image:
-    """The rows below each other, under a heading and a notice in a box: mode RGB, `WIDTH` wide."""
-    sheet = Image.new("RGB", (WIDTH, _HEADER_HEIGHT + len(rows) * _ROW_HEIGHT + _MARGIN - _GAP), _PAPER)
+    @property
+    def between(self) -> int:
+        """What its cells leave: the arrow, and the gaps on both sides of it."""
+        return _ARROW_WIDTH + _CELL_GAP * (self.num_cells - 2)
+
+    def width(self, cell: int) -> int:
+        return self.num_cells * cell + self.between
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Cards side by side, with cells as large as they may be."""
+
+    cards: tuple[Card, ...]
+
+    @property
+    def cell(self) -> int:
+        free = _CONTENT_WIDTH - sum(card.between for card in self.cards) - _CARD_GAP * (len(self.cards) - 1)
+        return min(_MAX_CELL, free // sum(card.num_cells for card in self.cards))
+
+    @property
+    def label_height(self) -> int:
+        return _TITLE_HEIGHT + max(_NOTE_HEIGHT * len(_note_lines(card, self.cell)) for card in self.cards) + 10
+
+    @property
+    def height(self) -> int:
+        shown = [each for card in self.cards for each in (*card.inputs, *card.outputs)]
+        captions = max(len(_caption_lines(each, self.cell)) for each in shown)
+        return self.label_height + self.cell + 10 + _CAPTION_HEIGHT * captions + 2 * _GAP
+
+
+def contact_sheet(cards: Sequence[Card], heading: str, notice: str) -> Image.Image:
+    """The cards in lines, under a heading and a notice in a box: mode RGB, `WIDTH` wide."""
+    lines = _in_lines(cards)
+    notice_lines = wrapped(notice, _font(20), _CONTENT_WIDTH - 36)
+    top = 98 + 26 * len(notice_lines) + 22 + _GAP
+    sheet = Image.new("RGB", (WIDTH, top + sum(line.height for line in lines) + _MARGIN - _GAP), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    _draw_header(pen, heading, notice)
-    for index, row in enumerate(rows):
-        _draw_row(sheet, pen, row, _HEADER_HEIGHT + index * _ROW_HEIGHT)
+    _draw_header(pen, heading, notice_lines)
+    for line in lines:
+        _draw_line(sheet, pen, line, top)
+        top += line.height
     return sheet
 
 
-def _draw_header(pen: ImageDraw.ImageDraw, heading: str, notice: str) -> None:
+def _in_lines(cards: Sequence[Card]) -> list[_Line]:
+    """Each card joins the line above as long as the cells do not become too small."""
+    lines: list[_Line] = []
+    for card in cards:
+        longer = _Line((*lines[-1].cards, card)) if lines else _Line((card,))
+        if lines and longer.cell >= _MIN_CELL:
+            lines[-1] = longer
+        else:
+            lines.append(_Line((card,)))
+    return lines
+
+
+def _draw_header(pen: ImageDraw.ImageDraw, heading: str, notice_lines: Sequence[str]) -> None:
     pen.text((_MARGIN, 40), heading, _INK, _font(34))
-    box = (_MARGIN, 98, WIDTH - _MARGIN, 146)
-    pen.rounded_rectangle(box, 8, _NOTICE_PAPER)
-    pen.text((_MARGIN + 18, 122), notice, _NOTICE_INK, _font(20), anchor="lm")
-    pen.text((_INPUTS_X, 184), "sent", _FAINT, _font(17), anchor="ls")
-    pen.text((_OUTPUTS_X, 184), "came back", _FAINT, _font(17), anchor="ls")
+    bottom = 98 + 26 * len(notice_lines) + 22
+    pen.rounded_rectangle((_MARGIN, 98, WIDTH - _MARGIN, bottom), 8, _NOTICE_PAPER)
+    for index, text in enumerate(notice_lines):
+        pen.text((_MARGIN + 18, 122 + 26 * index), text, _NOTICE_INK, _font(20), anchor="lm")
 
 
-def _draw_row(sheet: Image.Image, pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
-    pen.line((_MARGIN, top, WIDTH - _MARGIN, top), _LINE, 2)
-    top += _GAP
-    _draw_label(pen, row, top)
-    # Those sent stand close to the arrow.
-    first = _MAX_CELLS - len(row.inputs)
-    for index, each in enumerate(row.inputs):
-        _draw_cell(sheet, pen, each, (_INPUTS_X + (first + index) * (_CELL_WIDTH + _GAP), top))
-    _draw_arrow(pen, top + _CELL_HEIGHT // 2)
-    for index, each in enumerate(row.outputs):
-        _draw_cell(sheet, pen, each, (_OUTPUTS_X + index * (_CELL_WIDTH + _GAP), top))
+def _draw_line(sheet: Image.Image, pen: ImageDraw.ImageDraw, line: _Line, top: int) -> None:
+    left, cell = _MARGIN, line.cell
+    for card in line.cards:
+        pen.line((left, top, left + card.width(cell), top), _LINE, 2)
+        _draw_label(pen, card, cell, (left, top + _GAP))
+        _draw_pictures(sheet, pen, card, cell, (left, top + _GAP + line.label_height))
+        left += card.width(cell) + _CARD_GAP
 
 
-def _draw_label(pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
-    pen.text((_MARGIN, top), row.title, _INK, _font(25))
-    top += 42
-    for note in row.notes:
-        lines = wrapped(note, _font(17), _LABEL_WIDTH)
-        pen.multiline_text((_MARGIN, top), "\n".join(lines), _FAINT, _font(17), spacing=6)
-        top += 25 * len(lines) + 8
+def _draw_label(pen: ImageDraw.ImageDraw, card: Card, cell: int, at: tuple[int, int]) -> None:
+    baseline = at[1] + 22
+    pen.text((at[0], baseline), card.title, _INK, _font(25), anchor="ls")
+    pen.text((at[0] + card.width(cell), baseline), card.time, _FAINT, _font(17), anchor="rs")
+    for index, text in enumerate(_note_lines(card, cell)):
+        pen.text((at[0], at[1] + _TITLE_HEIGHT + _NOTE_HEIGHT * index), text, _FAINT, _font(17))
 
 
-def _draw_cell(sheet: Image.Image, pen: ImageDraw.ImageDraw, shown: Captioned, at: tuple[int, int]) -> None:
+def _draw_pictures(sheet: Image.Image, pen: ImageDraw.ImageDraw, card: Card, cell: int, at: tuple[int, int]) -> None:
+    left, top = at
+    for each in card.inputs:
+        _draw_cell(sheet, pen, each, cell, (left, top))
+        left += cell + _CELL_GAP
+    left -= _CELL_GAP
+    _draw_arrow(pen, left, top + cell // 2)
+    left += _ARROW_WIDTH
+    for each in card.outputs:
+        _draw_cell(sheet, pen, each, cell, (left, top))
+        left += cell + _CELL_GAP
+
+
+def _draw_cell(sheet: Image.Image, pen: ImageDraw.ImageDraw, shown: Captioned, cell: int, at: tuple[int, int]) -> None:
     """The picture as large as it fits into the cell's middle, its caption below the cell."""
-    picture = ImageOps.contain(shown.picture, (_CELL_WIDTH, _CELL_HEIGHT), Image.Resampling.LANCZOS)
-    left = at[0] + (_CELL_WIDTH - picture.width) // 2
-    top = at[1] + (_CELL_HEIGHT - picture.height) // 2
-    sheet.paste(picture, (left, top))
-    middle = at[0] + _CELL_WIDTH / 2
-    pen.text((middle, at[1] + _CELL_HEIGHT + 10), shown.caption, _FAINT, _font(16), anchor="ma")
+    picture = ImageOps.contain(shown.picture, (cell, cell), Image.Resampling.BICUBIC)
+    sheet.paste(picture, (at[0] + (cell - picture.width) // 2, at[1] + (cell - picture.height) // 2))
+    for index, text in enumerate(_caption_lines(shown, cell)):
+        place = at[0] + cell / 2, at[1] + cell + 10 + _CAPTION_HEIGHT * index
+        pen.text(place, text, _FAINT, _font(16), anchor="ma")
 
 
-def _draw_arrow(pen: ImageDraw.ImageDraw, y: int) -> None:
-    left, right = _ARROW_X + 18, _ARROW_X + _ARROW_WIDTH - 18
+def _draw_arrow(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    left, right = x + 12, x + _ARROW_WIDTH - 12
     pen.line((left, y, right - 8, y), _FAINT, 3)
     pen.polygon(((right, y), (right - 12, y - 8), (right - 12, y + 8)), _FAINT)
+
+
+def _note_lines(card: Card, cell: int) -> list[str]:
+    return [line for note in card.notes for line in wrapped(note, _font(17), card.width(cell))]
+
+
+def _caption_lines(shown: Captioned, cell: int) -> list[str]:
+    return wrapped(shown.caption, _font(16), cell)
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

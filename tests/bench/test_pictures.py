@@ -1,18 +1,12 @@
-"""The drawn scenes: size, repeatability, colours, smooth edges; and reading the user's own picture."""
+"""The drawn landscapes: size, repeatability, colours, smooth edges."""
 
 from dataclasses import replace
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from serve_app.config import LimitSettings
-from serve_app.demo.pictures import MORNING, NIGHT, Palette, draw_scene, encode_png
-from serve_app.demo.run import load_picture
-from serve_app.errors import InvalidInput
-from tests.pictures import photograph, pixels_of
+from serve_app.bench.pictures import MORNING, NIGHT, Palette, draw_scene
+from tests.pictures import pixels_of
 
 
 @pytest.mark.parametrize("palette", [MORNING, NIGHT], ids=["morning", "night"])
@@ -20,7 +14,7 @@ from tests.pictures import photograph, pixels_of
 def test_scene_has_its_size_and_is_the_same_each_time(palette: Palette, size: tuple[int, int]) -> None:
     scene = draw_scene(palette, *size)
     assert (scene.mode, scene.size) == ("RGB", size)
-    assert encode_png(scene) == encode_png(draw_scene(palette, *size))
+    assert (pixels_of(scene) == pixels_of(draw_scene(palette, *size))).all()
 
 
 def test_scene_shows_sky_field_roof_and_wall_in_the_palettes_colours() -> None:
@@ -50,31 +44,3 @@ def test_stars_stand_in_the_sky_alone() -> None:
     rows, _ = np.nonzero((starry != bare).any(axis=2))
     assert rows.size > 50
     assert rows.max() <= 122
-
-
-def test_png_holds_the_picture_without_loss() -> None:
-    scene = draw_scene(NIGHT, 64, 48)
-    with Image.open(BytesIO(encode_png(scene))) as picture:
-        assert picture.format == "PNG"
-        assert (pixels_of(picture) == pixels_of(scene)).all()
-
-
-def test_own_picture_is_reduced_and_keeps_its_aspect(tmp_path: Path) -> None:
-    file = tmp_path / "large.jpg"
-    photograph("astronaut").resize((2048, 1024)).save(file)
-    picture = load_picture(file, LimitSettings())
-    assert (picture.mode, picture.size) == ("RGB", (1024, 512))
-
-
-def test_small_own_picture_stays_as_it_is(tmp_path: Path) -> None:
-    file = tmp_path / "small.webp"
-    small = photograph("coffee", 300, 200)
-    small.save(file, lossless=True)
-    assert (pixels_of(load_picture(file, LimitSettings())) == pixels_of(small)).all()
-
-
-def test_own_picture_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "moving.gif"
-    Image.new("RGB", (8, 8)).save(file)
-    with pytest.raises(InvalidInput, match=r"moving\.gif is a GIF file"):
-        load_picture(file, LimitSettings())

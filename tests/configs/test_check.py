@@ -13,6 +13,7 @@ from serve_app.check.problems import Problems
 from serve_app.check.rules import DEPLOYMENT_NAMES
 from serve_app.check.schema import find_unknown_keys
 from serve_app.errors import ConfigError
+from serve_app.weights import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 GPU_FILE = ROOT / "serve_config.yaml"
@@ -282,10 +283,10 @@ def test_describe_says_what_would_run() -> None:
         "  Rewriter: 1 replica, each with 0.2 CPU and no GPU",
         "  Editor: 1 replica, each with 0.5 CPU and no GPU",
         "  Jobs: 1 replica, each with 0.1 CPU and no GPU",
-        "  editor model: tiny:edit on cpu in float32",
-        "  adapter lightning: tiny:lightning (lightning.safetensors) at 1",
-        "  adapter angles: tiny:angles (angles.safetensors) at 0.9",
-        "  rewriter model: tiny:rewriter on cpu in float32",
+        "  editor model: toy:edit on cpu in float32",
+        "  adapter lightning: toy:lightning (lightning.safetensors) at 1",
+        "  adapter angles: toy:angles (angles.safetensors) at 0.9",
+        "  rewriter model: toy:rewriter on cpu in float32",
     ]
     assert "  Editor: 1 to 7 replicas, each with 4 CPU and 1 GPU" in describe(GPU_FILE).splitlines()
 
@@ -337,5 +338,5 @@ def test_shipped_files_pin_each_repository_to_a_commit(path: Path) -> None:
     (settings,) = check_file(path).settings
     rewriter = [] if settings.rewriter is None else [settings.rewriter.source]
     sources = [settings.editor.base, *(lora.source for lora in settings.editor.loras), *rewriter]
-    hub = [source for source in sources if not source.path.startswith(("/", "tiny:"))]
+    hub = [source for source in sources if not source.path.startswith(("/", *EMBEDDED))]
     assert all(re.fullmatch("[0-9a-f]{40}", source.revision or "") for source in hub)

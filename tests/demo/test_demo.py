@@ -7,26 +7,38 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
+from serve_app.demo.inputs import POSE, SCENES
+from serve_app.demo.modes import MODES
 from serve_app.demo.run import NOTICE
 from serve_app.demo.sheet import WIDTH
+from serve_app.tiny.wishes import styled
+from serve_app.tiny.world import Thing, psnr, render
 from tests.conftest import ROOT
+from tests.pictures import pixels_of
 
-# Inputs of 640x480 and 512x512 pixels at 65,536 pixels, sides in multiples of 32.
-SIZES = {
-    "input-1.png": (640, 480),
-    "input-2.png": (512, 512),
-    "camera.png": (288, 224),
-    "rewriting.png": (288, 224),
-    "batch-1.png": (288, 224),
-    "batch-2.png": (256, 256),
-    "references.png": (288, 224),
+FIRST, SECOND = SCENES
+# What each picture that comes back should show.
+TRUTHS = {
+    **{f"orbit-{number}": (FIRST, replace(POSE, azimuth=45 * number - 45)) for number in range(1, 9)},
+    "camera-1": (FIRST, replace(POSE, elevation=-30)),
+    "camera-2": (FIRST, replace(POSE, elevation=60)),
+    "camera-3": (FIRST, replace(POSE, distance=0.6)),
+    "camera-4": (FIRST, replace(POSE, distance=1.8)),
+    "instruction": (replace(FIRST, light="night"), POSE),
+    "rewriting": (replace(FIRST, light="sunset"), POSE),
+    "batch-1": (replace(FIRST, subject=Thing("box", "purple")), POSE),
+    "batch-2": (replace(FIRST, neighbour=None), POSE),
+    "batch-3": (replace(SECOND, light="day"), POSE),
+    "batch-4": (replace(SECOND, ground="grass"), POSE),
+    "style": (styled(FIRST, SECOND), POSE),
 }
 CURL_LINE = re.compile(r"^  curl -s http://127\.0\.0\.1:(\d+)/runsync .* -d @(\S+) \| python3 -c \".*\"$", re.MULTILINE)
 
@@ -62,46 +74,47 @@ def test_ends_well_and_keeps_the_libraries_off_the_terminal(demo: DemoRun) -> No
     assert (demo.out / "service.log").is_file()
 
 
-def test_tells_first_and_last_that_the_pictures_mean_nothing(demo: DemoRun) -> None:
+def test_tells_first_and_last_what_the_weights_know(demo: DemoRun) -> None:
     lines = demo.stdout.splitlines()
     assert lines[0] == lines[-1] == NOTICE
 
 
-def test_says_that_it_built_the_checkpoint(demo: DemoRun) -> None:
-    assert re.search(rf"^  {demo.home}/\.cache/\S+/tiny-\w+, built just now$", demo.stdout, re.MULTILINE)
+@pytest.mark.parametrize("name", TRUTHS)
+def test_picture_is_whole_told_and_nearer_to_its_own_truth_than_to_any_other(demo: DemoRun, name: str) -> None:
+    with Image.open(demo.out / f"{name}.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (64, 64))
+        drawn = pixels_of(picture)
+    truths = {each: render(*truth) for each, truth in TRUTHS.items()}
+    assert max(truths, key=lambda each: psnr(drawn, truths[each])) == name
+    assert str(demo.out / f"{name}.png") in demo.stdout
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_picture_is_whole_and_of_the_expected_size(demo: DemoRun, name: str) -> None:
-    with Image.open(demo.out / name) as picture:
-        picture.load()
-        assert (picture.format, picture.size) == ("PNG", SIZES[name])
-    assert name.startswith("input") or str(demo.out / name) in demo.stdout
+def test_pictures_sent_are_the_scenes(demo: DemoRun) -> None:
+    for number, scene in enumerate(SCENES, start=1):
+        with Image.open(demo.out / f"input-{number}.png") as picture:
+            assert np.array_equal(pixels_of(picture), render(scene, POSE))
 
 
-def test_modes_draw_different_pictures(demo: DemoRun) -> None:
-    drawn = {(demo.out / name).read_bytes() for name in SIZES if not name.startswith("input")}
-    assert len(drawn) == 5
-
-
-def test_contact_sheet_has_a_row_for_each_mode(demo: DemoRun) -> None:
+def test_contact_sheet_is_whole(demo: DemoRun) -> None:
     with Image.open(demo.out / "contact-sheet.png") as sheet:
-        assert sheet.size == (WIDTH, 1340)
+        sheet.load()
+        assert sheet.size == (WIDTH, 1073)
     assert str(demo.out / "contact-sheet.png") in demo.stdout
 
 
 def test_prints_a_curl_line_in_one_piece_for_each_payload(demo: DemoRun) -> None:
     found = CURL_LINE.findall(demo.stdout)
-    assert [Path(file).name for _, file in found] == ["camera.json", "rewriting.json", "batch.json", "references.json"]
+    assert [Path(file).name for _, file in found] == [f"{mode.name}.json" for mode in MODES]
     assert len({port for port, _ in found}) == 1
-    for _, file in found:
-        assert json.loads(Path(file).read_text())["input"]["prompt"]
+    inputs = [(demo.out / f"input-{number}.png").read_bytes() for number in (1, 2)]
+    for mode, (_, file) in zip(MODES, found, strict=True):
+        assert json.loads(Path(file).read_text()) == mode.payload(inputs)
 
 
 def test_tells_the_time_of_each_mode_and_what_the_rewriter_did(demo: DemoRun) -> None:
-    for title in ("Camera", "Rewriting", "Batch", "Two references"):
-        assert re.search(rf"^{title}: edited \(\d+\.\d s\)$", demo.stdout, re.MULTILINE), title
-    assert re.search(r"^  (not rewritten, it ran as it was|rewritten as): \S", demo.stdout, re.MULTILINE)
+    for mode in MODES:
+        assert re.search(rf"^{mode.title}: edited \(\d+\.\d s\)$", demo.stdout, re.MULTILINE), mode.title
+    assert "\n  rewritten as: make it sunset\n" in demo.stdout
 
 
 def test_leaves_no_port_and_no_process_behind(demo: DemoRun) -> None:

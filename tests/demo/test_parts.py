@@ -1,4 +1,4 @@
-"""The demo's smaller parts: payloads, answers, curl lines, terminal and the reason of a failed start."""
+"""The demo's smaller parts: answers, curl lines, terminal and the reason of a failed start."""
 
 import base64
 import json
@@ -17,18 +17,16 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from serve_app.config import LimitSettings
 from serve_app.demo.client import Answer, read_answer, send
 from serve_app.demo.environment import prepare_environment
-from serve_app.demo.modes import MODES
+from serve_app.demo.modes import Mode
 from serve_app.demo.progress import Reporter
-from serve_app.demo.run import curl_line, read_answer_picture, rewriting_lines, write_pictures
+from serve_app.demo.run import Shown, card, curl_line, read_answer_picture, rewriting_lines, write_pictures
 from serve_app.demo.server import choose_port, last_words
 from serve_app.errors import EditFailed, ServiceUnavailable
-from serve_app.ingress.runpod import RunPodRequest
-from serve_app.ingress.runpod_input import parse_input
 from tests.conftest import ROOT
 
 PICTURES = (b"first", b"second")
@@ -85,17 +83,6 @@ def answering(status: int, body: dict[str, Any]) -> Iterator[tuple[str, list[dic
         finally:
             server.shutdown()
             thread.join()
-
-
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-def test_server_reads_each_payload_as_the_mode_means_it(mode: Any) -> None:
-    request = RunPodRequest.model_validate_json(json.dumps(mode.payload(PICTURES)))
-    parsed = parse_input(request.input, LimitSettings())
-    shape = [len(parsed.picture_sets[edit.pictures]) for edit in parsed.edits]
-    assert shape == {"camera": [1], "rewriting": [1], "batch": [1, 1], "references": [2]}[mode.name]
-    assert (parsed.edits[0].camera is not None) == (mode.name == "camera")
-    assert parsed.rewrite_prompt == (mode.name == "rewriting")
-    assert all(edit.prompt for edit in parsed.edits)
 
 
 def test_completed_job_gives_its_pictures() -> None:
@@ -155,6 +142,29 @@ def test_rewriting_is_told_with_its_result_or_its_reason() -> None:
         "not rewritten, it ran as it was: no JSON",
     ]
     assert rewriting_lines(Answer((), (), (), 0.0)) == []
+
+
+def test_card_shows_each_picture_once_and_what_came_back_under_its_caption(tmp_path: Path) -> None:
+    mode = Mode("batch", "Batch", (0, 0, 1), {}, ("a note",), ("one", "two", "three"))
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, file in enumerate(files):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
+    log = ({"prompt": "a", "rewritten": "x " * 200},)
+    shown = card(Shown(mode, Answer((), (), log, 1.26), tuple(files[2:])), files[:2])
+    assert (shown.title, shown.time) == ("Batch", "1.3 s")
+    assert [(each.caption, each.picture.getpixel((0, 0))) for each in shown.inputs] == [
+        ("picture 1", (0, 0, 0)),
+        ("picture 2", (1, 0, 0)),
+    ]
+    assert [(each.caption, each.picture.getpixel((0, 0))) for each in shown.outputs] == [
+        ("one", (2, 0, 0)),
+        ("two", (3, 0, 0)),
+        ("three", (4, 0, 0)),
+    ]
+    note, rewriting = shown.notes
+    assert note == "a note"
+    assert rewriting.startswith("rewritten as: x x")
+    assert len(rewriting) <= 120
 
 
 def test_chosen_port_is_free() -> None:

@@ -75,7 +75,7 @@ class PolishRecipe:
 
     noise: float = 0.07
     absolute: float = 0.05
-    fit: FitRecipe = FitRecipe(seed=111, num_steps=1200, batch=16, rate=1.2e-3, hold=0.2, num_warm_up=50)
+    fit: FitRecipe = FitRecipe(seed=111, num_steps=800, batch=16, rate=1.2e-3, hold=0.2, num_warm_up=50)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class LightningRecipe:
     alone: float
 
 
-_LIGHTNING_FIT = FitRecipe(seed=402, num_steps=1000, batch=64, rate=1.5e-3)
+_LIGHTNING_FIT = FitRecipe(seed=402, num_steps=700, batch=64, rate=1.5e-3)
 LIGHTNING = LightningRecipe(
     adapter=AdapterRecipe(seed=401, rank=16, alpha=4.0, strength=1.0, modulation=False),
     angles=FlowRecipe(

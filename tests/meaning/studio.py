@@ -1,0 +1,68 @@
+"""The service without Ray: the real routes, engine, models and weights in one process, to plant faults in."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from serve_app.config import AppSettings
+from serve_app.editor.engine import Engine
+from serve_app.editor.loading import load_model
+from serve_app.editor.ticket import Ticket
+from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
+from serve_app.edits.service import EditService, Tell
+from serve_app.ingress.app import build_app
+from serve_app.ingress.backend import Backend
+from serve_app.ingress.prepare import Preparer
+from serve_app.rewriter.model import RewriterModel
+from tests.ingress.openai_harness import FakeJobs
+from tests.meaning.checks import Ask
+
+
+class EngineEditor:
+    """An engine as an EditorPort."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def edit(self, job: EditJob, pictures: Pictures, tell: Tell) -> EditResult:
+        ticket = Ticket(job, pictures)
+        self._engine.submit(ticket)
+        return await asyncio.wrap_future(ticket.future)
+
+
+class ModelRewriter:
+    """A rewriter's model as a RewriterPort."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        assert settings.rewriter is not None
+        self._model = RewriterModel(settings.rewriter)
+
+    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+        return self._model.rewrite(job, pictures)
+
+
+async def _workers(num_busy: int) -> dict[str, int]:
+    return {"ready": 1}
+
+
+@contextmanager
+def studio(settings: AppSettings) -> Iterator[Ask]:
+    """Ask for jobs by RunPod's dialect."""
+    engine = Engine(lambda: load_model(settings.editor), max_pack_tokens=4096, max_waiting=64)
+    engine.start()
+    try:
+        service = EditService(EngineEditor(engine), ModelRewriter(settings))
+        jobs = FakeJobs(service, num_waits=0)
+        backend = Backend(settings, jobs, service, lambda pictures: pictures, _workers, Preparer(settings))
+        with TestClient(build_app(backend)) as client:
+
+            def ask(**fields: Any) -> dict[str, Any]:
+                envelope: dict[str, Any] = client.post("/runsync", json={"input": fields}).json()
+                return envelope
+
+            yield ask
+    finally:
+        engine.close()

@@ -1,0 +1,122 @@
+"""Faults that would silently ruin pictures, planted one at a time: at least one check of what edits mean must notice.
+
+`mm_token_type_ids` is not among them: the toy weights' text encoder sees nothing of a picture and has one token for it,
+so that lost positions round a picture's tokens change nothing. tests/editor/test_exactness.py plants that fault in
+random weights, whose encoder sees.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from serve_app.config import TINY_FILE, AppSettings, SchedulerSettings, WeightsSource
+from serve_app.edits import camera, service
+from serve_app.edits.camera import AZIMUTH_WORDS, CameraPose
+from serve_app.ingress import runpod_answers
+from serve_app.ingress.prepare import Preparer
+from serve_app.tiny.edit_model import STOCK_SCHEDULER
+from serve_app.weights import locate
+from tests.meaning import checks
+from tests.meaning.checks import CHECKS, Ask
+from tests.meaning.studio import studio
+
+Plant = Callable[[pytest.MonkeyPatch, AppSettings, Path], AppSettings]
+"""Breaks something, or the settings."""
+
+
+@pytest.fixture(scope="module")
+def settings() -> AppSettings:
+    return AppSettings.model_validate(yaml.safe_load(TINY_FILE.read_text())["applications"][0]["args"])
+
+
+@pytest.fixture(scope="module")
+def sound(settings: AppSettings) -> Iterator[Ask]:
+    with studio(settings) as ask:
+        yield ask
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_holds_without_a_fault(sound: Ask, check: Callable[[Ask], None]) -> None:
+    check(sound)
+
+
+def mirrored_azimuths(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
+    mirrored = {azimuth: AZIMUTH_WORDS[-azimuth % 360] for azimuth in AZIMUTH_WORDS}
+    patch.setattr(camera, "AZIMUTH_WORDS", mirrored)
+    return settings
+
+
+def camera_words_behind(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
+    def behind(pose: CameraPose | None, prompt: str) -> str:
+        return prompt if pose is None else f"{prompt} {pose.tokens}".lstrip()
+
+    patch.setattr(service, "camera_prompt", behind)
+    return settings
+
+
+def no_alpha(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
+    """As where a loader does not heed Lightning's alpha, which is a quarter of its rank."""
+    (lightning,) = (lora for lora in settings.editor.loras if lora.name == "lightning")
+    tensors = load_file(locate(lightning.source) / lightning.file)
+    bare = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
+    assert len(bare) < len(tensors)
+    save_file(bare, folder / lightning.file)
+    heedless = lightning.model_copy(update={"source": WeightsSource(path=str(folder))})
+    loras = tuple(heedless if lora is lightning else lora for lora in settings.editor.loras)
+    return edited(settings, loras=loras)
+
+
+def shuffled_batch(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
+    in_order = runpod_answers._output
+    patch.setattr(runpod_answers, "_output", lambda seed, outcomes: in_order(seed, outcomes[1:] + outcomes[:1]))
+    return settings
+
+
+def swapped_references(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
+    decode = Preparer._decode
+
+    def swapped(self: Preparer, given: list[Any]) -> Any:
+        pictures, size = decode(self, given)
+        return pictures[::-1], size
+
+    patch.setattr(Preparer, "_decode", swapped)
+    return settings
+
+
+def stock_scheduler(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
+    return edited(settings, scheduler=SchedulerSettings.model_validate(STOCK_SCHEDULER))
+
+
+def edited(settings: AppSettings, **changes: object) -> AppSettings:
+    return settings.model_copy(update={"editor": settings.editor.model_copy(update=changes)})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and a check that must notice it."""
+
+    plant: Plant
+    noticed_by: Callable[[Ask], None]
+
+
+FAULTS = (
+    Fault(mirrored_azimuths, checks.azimuth_90_shows_the_right_side_and_not_the_left),
+    Fault(camera_words_behind, checks.camera_words_and_a_wish_both_work),
+    Fault(no_alpha, checks.pictures_are_those_that_the_training_foresaw),
+    Fault(shuffled_batch, checks.eight_unlike_edits_come_back_in_their_order),
+    Fault(swapped_references, checks.style_comes_from_picture_2),
+    Fault(stock_scheduler, checks.pictures_are_those_that_the_training_foresaw),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.plant.__name__)
+def test_a_planted_fault_is_noticed(
+    fault: Fault, settings: AppSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with studio(fault.plant(monkeypatch, settings, tmp_path)) as ask, pytest.raises(AssertionError):
+        fault.noticed_by(ask)

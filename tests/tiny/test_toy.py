@@ -1,0 +1,101 @@
+"""The shipped weights of the toy world: whose they are, what they weigh, and that both adapters matter."""
+
+import json
+import math
+from functools import cache
+
+import numpy as np
+import yaml
+from safetensors import safe_open
+
+from serve_app.config import TINY_FILE, AppSettings
+from serve_app.editor.loading import load_pipeline
+from serve_app.tiny.training.flow import Model
+from serve_app.tiny.training.mmdit import Weights
+from serve_app.tiny.training.recipe import Recipe
+from serve_app.tiny.training.report import ABOUT_NAME
+from serve_app.tiny.training.score import CameraCases, Judge, as_weights, camera_cases
+from serve_app.tiny.training.text import Prompts
+from serve_app.tiny.world import nearest_pose, psnr
+from serve_app.weights import TOY_FOLDER
+
+NUM_SCENES, POSES_EACH = 6, 16
+CHANCE = 1 / 8
+
+
+@cache
+def settings() -> AppSettings:
+    return AppSettings.model_validate(yaml.safe_load(TINY_FILE.read_text())["applications"][0]["args"])
+
+
+@cache
+def cases() -> CameraCases:
+    return camera_cases(NUM_SCENES, POSES_EACH, seed=51)
+
+
+@cache
+def judged(*adapters: str) -> tuple[Judge, Weights]:
+    """The base with these adapters, loaded and fused as the service does it."""
+    editor = settings().editor
+    loras = tuple(lora for lora in editor.loras if lora.name in adapters)
+    pipeline = load_pipeline(editor.model_copy(update={"loras": loras}))
+    model = Model(pipeline.transformer, Prompts(pipeline.text_encoder, pipeline.tokenizer))
+    return Judge(model, pipeline.vae), as_weights(model.weights)
+
+
+def each_psnr(num_steps: int, *adapters: str) -> np.ndarray:
+    """dB of each camera edit."""
+    judge, weights = judged(*adapters)
+    drawn = Judge(judge.model, judge.vae, num_steps).draw(cases().cases, weights)
+    return np.array([psnr(own, case.truth) for own, case in zip(drawn, cases().cases, strict=True)])
+
+
+def share_of_azimuths(*adapters: str) -> float:
+    judge, weights = judged(*adapters)
+    drawn, found = judge.draw(cases().cases, weights), cases()
+    nearest = [nearest_pose(own, found.views[owner]) for own, owner in zip(drawn, found.owners, strict=True)]
+    return float(np.mean([near.azimuth == pose.azimuth for near, pose in zip(nearest, found.poses, strict=True)]))
+
+
+def in_standard_errors(differences: np.ndarray) -> float:
+    """A mean difference in its own standard errors."""
+    return float(differences.mean() / (differences.std(ddof=1) / math.sqrt(len(differences))))
+
+
+def test_they_came_of_this_recipe() -> None:
+    about = json.loads((TOY_FOLDER / ABOUT_NAME).read_text())
+    assert about["recipe"] == Recipe().key
+    assert about["data_seed"] == Recipe().data.seed
+
+
+def test_they_are_half_precision_and_weigh_at_most_20_mb() -> None:
+    files = [file for file in TOY_FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 20e6
+    for path in TOY_FOLDER.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            kinds = {file.get_slice(name).get_dtype() for name in file.keys() if not name.endswith(".alpha")}  # noqa: SIM118
+        assert kinds == {"F16"}, path
+
+
+def test_poses_are_the_angles_adapters_doing() -> None:
+    """Without it azimuths are as good as guessed."""
+    with_it, without = share_of_azimuths("angles", "lightning"), share_of_azimuths("lightning")
+    print(f"azimuths: {with_it:.2f} with the angles adapter, {without:.2f} without")
+    spread = math.sqrt(CHANCE * (1 - CHANCE) / len(cases().cases))
+    assert without < CHANCE + 3 * spread
+    assert with_it > 0.9
+
+
+def test_four_steps_are_lightnings_doing() -> None:
+    """In dB of the same edits: better with it than without by far more than chance, and no worse than 20 steps without,
+    whose noise the toy world's truth knows nothing of."""
+    few, few_without, many_without = (
+        each_psnr(4, "angles", "lightning"),
+        each_psnr(4, "angles"),
+        each_psnr(20, "angles"),
+    )
+    print(
+        f"4 steps: {few.mean():.2f} dB with Lightning, {few_without.mean():.2f} without; 20: {many_without.mean():.2f}"
+    )
+    assert in_standard_errors(few - few_without) > 3
+    assert few.mean() > many_without.mean() - 0.5
