@@ -1,8 +1,6 @@
 """From configuration to a model on its device: one path for the tiny checkpoint and the real one."""
 
 import logging
-import os
-import threading
 import time
 
 import numpy as np
@@ -35,18 +33,10 @@ def load_model(settings: EditorSettings) -> EditModel:
         LoraAuditError: an adapter does not fit the transformer tensor by tensor.
     """
     started = time.monotonic()
-    if settings.device == "cpu":
-        _give_way()
     model = as_edit_model(load_pipeline(settings), settings)
     _warm_up(model)
     logger.info("edit model ready on %s after %.1f s", settings.device, time.monotonic() - started)
     return model
-
-
-def _give_way() -> None:
-    """Where the model runs on the cores that requests are answered on, they go first: this thread, and those that it
-    starts, have the lowest priority."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _warm_up(model: EditModel) -> None:

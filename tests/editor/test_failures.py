@@ -367,6 +367,7 @@ def test_a_dead_thread_is_found_at_once() -> None:
         assert not engine.alive
         with pytest.raises(ServiceUnavailable):
             engine.check_health()
+        engine._thread.join(5)  # its last word is this test's, not the next one's
 
 
 def test_the_real_model_gives_memory_back(tiny_settings: AppSettings) -> None:

@@ -19,7 +19,7 @@ from serve_app.tiny.training.text import Prompts
 from serve_app.tiny.world import nearest_pose, psnr
 from serve_app.weights import TOY_FOLDER
 
-NUM_SCENES, POSES_EACH = 6, 16
+NUM_SCENES, POSES_EACH = 4, 16
 CHANCE = 1 / 8
 
 
