@@ -272,6 +272,12 @@ def test_the_command_goes_on_from_what_is_there_and_exports_it_with_its_scores(
     assert RewriterModel(rewriter).generate("make it better", ()) is not None
 
 
+def test_what_is_exported_does_not_say_where_it_was_trained(trained: Workshop, exported: Path) -> None:
+    texts = [path.read_text() for path in exported.rglob("*.json")]
+    assert texts
+    assert not [text for text in texts if str(trained.folder) in text]
+
+
 def lora(name: str, weight: float, expected_modules: int) -> LoraSettings:
     source = WeightsSource(path="unused")
     return LoraSettings(name=name, source=source, file="unused", weight=weight, expected_modules=expected_modules)

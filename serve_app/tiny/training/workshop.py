@@ -88,7 +88,9 @@ class Workshop:
         """The first stage's result or, once it is there, that with its decoder polished; rounded as it is exported."""
         polished = self.folder / "polished"
         path = polished if polished.exists() else self.folder / "vae"
-        return AutoencoderKLQwenImage.from_pretrained(path).half().float().to(self._device)
+        vae = AutoencoderKLQwenImage.from_pretrained(path).half().float().to(self._device)
+        vae.register_to_config(_name_or_path=path.name)  # diffusers would write the whole path into what is exported
+        return vae
 
     @cached_property
     def samples(self) -> Samples:
