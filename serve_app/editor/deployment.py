@@ -2,10 +2,8 @@
 
 import logging
 import os
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import TypeVar
 
 from ray import serve
 
@@ -22,8 +20,6 @@ from serve_app.logs import join_serve_logs
 
 logger = logging.getLogger(__name__)
 
-M = TypeVar("M")
-
 
 class Editor:
     """One engine on one GPU (or CPU). Undecorated: `serve_app.app` knows the deployment options."""
@@ -32,11 +28,11 @@ class Editor:
         # They take seconds to import, with torch and diffusers: whoever only builds the application does without them.
         with without_collection():
             from serve_app.editor.engine import Engine
-            from serve_app.editor.loading import load_model
+            from serve_app.editor.loading import load_giving_way
 
         join_serve_logs()
         self._engine = Engine(
-            lambda: _giving_way(settings, load_model),
+            lambda: load_giving_way(settings),
             max_pack_tokens=settings.max_pack_tokens,
             max_waiting=settings.max_waiting_edits,
             wedged_after_s=settings.wedged_after_s,
@@ -103,14 +99,6 @@ class Editor:
         # Serve calls this at the end of a graceful shutdown, when the edits that it let finish have ended.
         if hasattr(self, "_engine"):
             self._engine.close()
-
-
-def _giving_way(settings: EditorSettings, load_model: Callable[[EditorSettings], M]) -> M:
-    """Load the model. Where it runs on the cores that requests are answered on, they go first: this thread, which alone
-    runs it, and those that it starts have the lowest priority."""
-    if settings.device == "cpu":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    return load_model(settings)
 
 
 def _exit() -> None:

@@ -1,6 +1,8 @@
 """From configuration to a model on its device: one path for the tiny checkpoint and the real one."""
 
 import logging
+import os
+import threading
 import time
 
 import numpy as np
@@ -23,6 +25,14 @@ from serve_app.errors import CheckpointError, ConfigError
 from serve_app.weights import MODEL_FILES, locate
 
 logger = logging.getLogger(__name__)
+
+
+def load_giving_way(settings: EditorSettings) -> EditModel:
+    """Load the model on the thread that alone will run it. Where that is on the cores that requests are answered on,
+    they go first: this thread, and those that it starts, get the lowest priority."""
+    if settings.device == "cpu":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    return load_model(settings)
 
 
 def load_model(settings: EditorSettings) -> EditModel:

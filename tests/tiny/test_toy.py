@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,7 +17,7 @@ from serve_app.tiny.training.recipe import Recipe
 from serve_app.tiny.training.report import ABOUT_NAME
 from serve_app.tiny.training.score import CameraCases, Judge, as_weights, camera_cases
 from serve_app.tiny.training.text import Prompts
-from serve_app.tiny.world import nearest_pose, psnr
+from serve_app.tiny.world import psnr
 from serve_app.weights import TOY_FOLDER
 
 NUM_SCENES, POSES_EACH = 4, 16
@@ -46,15 +47,13 @@ def judged(*adapters: str) -> tuple[Judge, Weights]:
 def each_psnr(num_steps: int, *adapters: str) -> np.ndarray:
     """dB of each camera edit."""
     judge, weights = judged(*adapters)
-    drawn = Judge(judge.model, judge.vae, num_steps).draw(cases().cases, weights)
+    drawn = replace(judge, num_steps=num_steps).draw(cases().cases, weights)
     return np.array([psnr(own, case.truth) for own, case in zip(drawn, cases().cases, strict=True)])
 
 
 def share_of_azimuths(*adapters: str) -> float:
     judge, weights = judged(*adapters)
-    drawn, found = judge.draw(cases().cases, weights), cases()
-    nearest = [nearest_pose(own, found.views[owner]) for own, owner in zip(drawn, found.owners, strict=True)]
-    return float(np.mean([near.azimuth == pose.azimuth for near, pose in zip(nearest, found.poses, strict=True)]))
+    return judge.camera(cases(), weights)["azimuth"]
 
 
 def in_standard_errors(differences: np.ndarray) -> float:
