@@ -14,5 +14,9 @@ RANDOM_FILE = ROOT / "configs" / "random-cpu.yaml"
 @pytest.fixture(scope="session")
 def tiny_settings() -> AppSettings:
     """The application's settings in configs/random-cpu.yaml."""
-    args = yaml.safe_load(RANDOM_FILE.read_text())["applications"][0]["args"]
-    return AppSettings.model_validate(args)
+    return settings_in(RANDOM_FILE)
+
+
+def settings_in(file: Path) -> AppSettings:
+    """The application's settings in a Serve file."""
+    return AppSettings.model_validate(yaml.safe_load(file.read_text())["applications"][0]["args"])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file, save_file
 
 from serve_app.config import TINY_FILE, AppSettings, SchedulerSettings, WeightsSource
@@ -21,6 +20,7 @@ from serve_app.ingress import runpod_answers
 from serve_app.ingress.prepare import Preparer
 from serve_app.tiny.edit_model import STOCK_SCHEDULER
 from serve_app.weights import locate
+from tests.conftest import settings_in
 from tests.meaning import checks
 from tests.meaning.checks import CHECKS, Ask
 from tests.meaning.studio import studio
@@ -31,7 +31,7 @@ Plant = Callable[[pytest.MonkeyPatch, AppSettings, Path], AppSettings]
 
 @pytest.fixture(scope="module")
 def settings() -> AppSettings:
-    return AppSettings.model_validate(yaml.safe_load(TINY_FILE.read_text())["applications"][0]["args"])
+    return settings_in(TINY_FILE)
 
 
 @pytest.fixture(scope="module")

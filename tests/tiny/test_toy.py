@@ -6,10 +6,9 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-import yaml
 from safetensors import safe_open
 
-from serve_app.config import TINY_FILE, AppSettings
+from serve_app.config import TINY_FILE
 from serve_app.editor.loading import load_pipeline
 from serve_app.tiny.training.flow import Model
 from serve_app.tiny.training.mmdit import Weights
@@ -19,14 +18,10 @@ from serve_app.tiny.training.score import CameraCases, Judge, as_weights, camera
 from serve_app.tiny.training.text import Prompts
 from serve_app.tiny.world import psnr
 from serve_app.weights import TOY_FOLDER
+from tests.conftest import settings_in
 
 NUM_SCENES, POSES_EACH = 4, 16
 CHANCE = 1 / 8
-
-
-@cache
-def settings() -> AppSettings:
-    return AppSettings.model_validate(yaml.safe_load(TINY_FILE.read_text())["applications"][0]["args"])
 
 
 @cache
@@ -37,7 +32,7 @@ def cases() -> CameraCases:
 @cache
 def judged(*adapters: str) -> tuple[Judge, Weights]:
     """The base with these adapters, loaded and fused as the service does it."""
-    editor = settings().editor
+    editor = settings_in(TINY_FILE).editor
     loras = tuple(lora for lora in editor.loras if lora.name in adapters)
     pipeline = load_pipeline(editor.model_copy(update={"loras": loras}))
     model = Model(pipeline.transformer, Prompts(pipeline.text_encoder, pipeline.tokenizer))
