@@ -1,7 +1,7 @@
-"""One training loop for all stages: AdamW, a moving average of the weights, and files from which it goes on.
+"""One training loop for all stages: AdamW or Muon, a moving average of the weights, and files from which it goes on.
 
 A step draws all its chance from a generator seeded by its own number, so that a resumed run needs no generator's state
-and equals an uninterrupted one bit for bit.
+and equals an uninterrupted one, but for the last bits of prompts that were embedded in other company.
 """
 
 import csv
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from serve_app.tiny.training.recipe import FitRecipe
 
 SAVE_EVERY_S = 60.0
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Loss = Callable[[np.random.Generator], Tensor]
 Score = Callable[[], Mapping[str, float]]
@@ -28,21 +27,35 @@ Score = Callable[[], Mapping[str, float]]
 
 @dataclass
 class Fit:
-    """A stage under way: `parameters` are trained, `average` follows them."""
+    """A stage under way: `parameters` are trained, `average` follows them.
+
+    Attributes:
+        matrices: names of the parameters that Muon trains where the recipe has a rate for it.
+    """
 
     name: str
     parameters: dict[str, nn.Parameter]
     recipe: FitRecipe
     folder: Path
+    matrices: frozenset[str] = frozenset()
     step: int = 0
     seconds: float = 0.0
     average: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.average = {name: each.detach().clone() for name, each in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), self.recipe.rate, betas=(0.9, 0.99), weight_decay=self.recipe.decay, fused=True
-        )
+        recipe, matrices = self.recipe, self.matrices if self.recipe.muon_rate else frozenset[str]()
+        rest = [each for name, each in self.parameters.items() if name not in matrices]
+        adamw = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=recipe.decay, fused=True)
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, recipe.rate)]
+        if matrices:
+            # Its step is scaled to be as long as AdamW's at the same rate.
+            muon = torch.optim.Muon(
+                [self.parameters[name] for name in sorted(matrices)],
+                weight_decay=recipe.decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self._optimizers.append((muon, recipe.muon_rate))
 
     @property
     def path(self) -> Path:
@@ -52,6 +65,17 @@ class Fit:
     def done(self) -> bool:
         return self.step >= self.recipe.num_steps
 
+    @property
+    def _states(self) -> dict[str, dict[str, Tensor]]:
+        """Each parameter's state in its optimizer: empty before its first step."""
+        owners = {
+            each: optimizer
+            for optimizer, _ in self._optimizers
+            for group in optimizer.param_groups
+            for each in group["params"]
+        }
+        return {name: owners[each].state[each] for name, each in self.parameters.items()}
+
     def resume(self) -> None:
         """Go on from the stage's file, where there is one."""
         if not self.path.exists():
@@ -60,22 +84,21 @@ class Fit:
             about = file.metadata()
         self.step, self.seconds = int(about["step"]), float(about["seconds"])
         stored = load_file(self.path)
+        states = self._states
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(stored[f"parameters/{name}"])
-                self.average[name].copy_(stored[f"average/{name}"])
-                if f"{_MOMENTS[0]}/{name}" in stored:  # else no loss ever reached it
-                    moments = {kind: stored[f"{kind}/{name}"].to(parameter.device) for kind in _MOMENTS}
-                    steps = torch.tensor(float(self.step), device=parameter.device)
-                    self.optimizer.state[parameter] = {"step": steps, **moments}
+            for key, each in stored.items():
+                kind, _, name = key.partition("/")
+                if kind in ("parameters", "average"):
+                    getattr(self, kind)[name].copy_(each)
+                else:
+                    states[name][kind] = each.to(self.parameters[name].device)
 
     def save(self) -> None:
         """Write the stage's file; it appears by one rename."""
         state = {f"average/{name}": each for name, each in self.average.items()}
-        for name, parameter in self.parameters.items():
-            state[f"parameters/{name}"] = parameter.detach()
-            moments = self.optimizer.state.get(parameter, {})
-            state |= {f"{kind}/{name}": moments[kind] for kind in _MOMENTS if kind in moments}
+        state |= {f"parameters/{name}": each.detach() for name, each in self.parameters.items()}
+        for name, moments in self._states.items():
+            state |= {f"{kind}/{name}": each for kind, each in moments.items()}
         partial = self.path.with_suffix(".part")
         whole = {name: each.contiguous() for name, each in state.items()}
         save_file(whole, partial, {"step": str(self.step), "seconds": repr(self.seconds)})
@@ -83,13 +106,14 @@ class Fit:
 
     def advance(self, loss_of: Loss) -> float:
         """One step; returns its loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate_at(self.step)
         loss = loss_of(np.random.default_rng((self.recipe.seed, self.step)))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.max_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer, rate in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * self.recipe.share_at(self.step)
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         # Early on a long average would still be full of the start.
         weight = max(1 - self.recipe.average, 1 / (self.step + 1))

@@ -5,7 +5,7 @@ modulation, the last block computes nothing that no output depends on, and adapt
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,18 @@ def velocity(
     scale, shift = _linear(weights, "norm_out.linear", active[:-1]).chunk(2, dim=-1)
     drawn = F.layer_norm(image[:, : layout.num_target], image.shape[-1:], eps=_EPS)
     return _linear(weights, "proj_out", drawn * (1 + scale[:, None]) + shift[:, None])
+
+
+def inner_matrices(names: Iterable[str]) -> frozenset[str]:
+    """Those of the weights that multiply tokens within the blocks."""
+    return frozenset(
+        name
+        for name in names
+        if name.startswith("transformer_blocks")
+        and name.endswith(".weight")
+        and "norm" not in name
+        and "_mod" not in name
+    )
 
 
 def halved(weights: Weights) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ import torch
 import transformers
 from PIL import Image
 
-from serve_app.tiny.training.adapter import fused
 from serve_app.tiny.training.mmdit import Weights
 from serve_app.tiny.training.score import (
     Case,
@@ -40,15 +39,15 @@ def report(workshop: Workshop, folder: Path, num_scenes: int = 40, poses_each: i
         "scores": {name: round(value, 4) for name, value in measure(workshop, num_scenes, poses_each).items()},
     }
     (folder / ABOUT_NAME).write_text(json.dumps(about, indent=2) + "\n")
-    weights = _with_lightning(workshop, workshop.angles_weights)
+    weights = workshop.drawing_weights
     Image.fromarray(camera_sheet(workshop.judge, weights)).save(folder / "camera.png")
     Image.fromarray(wish_sheet(workshop.judge, weights)).save(folder / "wishes.png")
 
 
 def measure(workshop: Workshop, num_scenes: int, poses_each: int) -> dict[str, float]:
     """Scores of 4 steps with both adapters, unless their names say otherwise."""
-    judge, angles = workshop.judge, workshop.angles_weights
-    both, alone = (_with_lightning(workshop, weights) for weights in (angles, workshop.base_weights))
+    judge, both, angles = workshop.judge, workshop.drawing_weights, workshop.angles_weights
+    alone = workshop.with_lightning(workshop.base_weights)
     camera, wishes = camera_cases(num_scenes, poses_each), wish_cases(num_scenes * 12, held_out_words=False)
     other_words, patient = wish_cases(num_scenes * 12, held_out_words=True), replace(judge, num_steps=20)
     combined = combined_cases(num_scenes, max(1, poses_each // 4))
@@ -91,10 +90,6 @@ def wish_sheet(judge: Judge, weights: Weights, num_each: int = 6) -> Picture:
 def _strip(case: Case, drawn: Picture) -> list[Picture]:
     second = case.pictures[1] if len(case.pictures) > 1 else np.full_like(drawn, 255)
     return [case.pictures[0], second, drawn, case.truth]
-
-
-def _with_lightning(workshop: Workshop, weights: Weights) -> Weights:
-    return fused(weights, workshop.result("lightning"), workshop.recipe.lightning.adapter)
 
 
 def _named(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:

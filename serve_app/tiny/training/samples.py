@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,16 @@ GROUPS = (("style",), ("view_wish", "camera_wish", "wish_camera"), ("wish", "vie
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and tokens: targets (n, 16, 64), references (n, 16 * pictures, 64), about unit variance."""
+    """Prompts and tokens: targets (n, 16, 64), references (n, 16 * pictures, 64), about unit variance.
+
+    Attributes:
+        places: of the targets among all families' pictures, (n,); none where they are not among them.
+    """
 
     prompts: list[str]
     targets: Tensor
     references: Tensor
+    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     @property
     def num_pictures(self) -> int:
@@ -72,6 +77,11 @@ class Samples:
             "keep": self._keep,
         }
 
+    @property
+    def tokens(self) -> Tensor:
+        """Of all families' pictures in one row, float16 (n, 16, 64)."""
+        return self._tokens.flatten(0, 1)
+
     def draw(self, mix: Mix, size: int, rng: np.random.Generator) -> Batch:
         """A batch of kinds in the shares of `mix`."""
         names, shares = [name for name, _ in mix], np.array([share for _, share in mix])
@@ -83,11 +93,13 @@ class Samples:
 
     def _batch(self, samples: list[_Sample]) -> Batch:
         owners = torch.tensor([sample.family for sample in samples])
+        targets = torch.tensor([sample.target for sample in samples])
         inputs = torch.tensor([sample.inputs for sample in samples])
         return Batch(
             prompts=[sample.prompt for sample in samples],
-            targets=self._tokens[owners, torch.tensor([sample.target for sample in samples])].float(),
+            targets=self._tokens[owners, targets].float(),
             references=self._tokens[owners[:, None], inputs].flatten(1, 2).float(),
+            places=owners * self._tokens.shape[1] + targets,
         )
 
     def _pick(self, places: list[tuple[int, int]], rng: np.random.Generator) -> tuple[int, int]:

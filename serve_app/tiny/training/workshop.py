@@ -11,20 +11,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from serve_app.tiny.training.adapter import Factors, fused, leaves, new_adapter
-from serve_app.tiny.training.flow import Model, flow_loss, new_transformer
+from serve_app.tiny.training.flow import Model, draw, flow_loss, new_transformer, noise_like
 from serve_app.tiny.training.lightning import lightning_loss
 from serve_app.tiny.training.loop import Fit, Score, run_fit
-from serve_app.tiny.training.mmdit import Weights
+from serve_app.tiny.training.mmdit import Weights, inner_matrices
 from serve_app.tiny.training.phrases import view_words
 from serve_app.tiny.training.polish import polish_decoder
-from serve_app.tiny.training.recipe import AdapterRecipe, Recipe
+from serve_app.tiny.training.recipe import AdapterRecipe, FlowRecipe, Recipe
 from serve_app.tiny.training.rewriter import new_rewriter, new_rewriter_tokenizer, train_rewriter
-from serve_app.tiny.training.samples import Samples, encoded
+from serve_app.tiny.training.samples import Batch, Samples, encoded
 from serve_app.tiny.training.score import CameraCases, Case, Judge, as_weights, camera_cases, ordinary, wish_cases
 from serve_app.tiny.training.text import Prompts, new_text_encoder, new_tokenizer
 from serve_app.tiny.training.vae import new_vae, train_vae
 
-STAGES = ("vae", "base", "angles", "lightning", "polish", "rewriter")
+STAGES = ("vae", "base", "refine", "angles", "lightning", "polish", "rewriter")
 
 
 class Workshop:
@@ -47,10 +47,14 @@ class Workshop:
         return done
 
     def base(self, max_seconds: float) -> bool:
-        weights = self.model.weights
-        fit = Fit("base", weights, self.recipe.base.fit, self.folder)
-        loss_of = flow_loss(self.model, self.samples, self.recipe.base, lambda: weights)
-        return run_fit(fit, loss_of, lambda: self._score_base(as_weights(weights)), max_seconds)
+        return self._fit_base("base", self.recipe.base, max_seconds)
+
+    def refine(self, max_seconds: float) -> bool:
+        start = self.result("base")
+        with torch.no_grad():
+            for name, each in self.model.weights.items():
+                each.copy_(start[name])
+        return self._fit_base("refine", self.recipe.refine, max_seconds)
 
     def angles(self, max_seconds: float) -> bool:
         recipe, base = self.recipe.angles, self.base_weights
@@ -70,8 +74,7 @@ class Workshop:
 
     def polish(self, max_seconds: float) -> bool:
         recipe, vae = self.recipe, self.trained_vae
-        tokens = encoded(vae, recipe.data, self.folder)
-        done = polish_decoder(vae, tokens, recipe.polish, recipe.data, self.folder, max_seconds)
+        done = polish_decoder(vae, self.samples, self._draw, recipe.polish, recipe.data, self.folder, max_seconds)
         if done:
             vae.save_pretrained(self.folder / "polished")
         return done
@@ -80,6 +83,16 @@ class Workshop:
         tokenizer = new_rewriter_tokenizer()
         model = new_rewriter(tokenizer, self.recipe.rewriter)
         return train_rewriter(model, tokenizer, self.recipe.rewriter, self.folder, max_seconds)
+
+    def _fit_base(self, stage: str, recipe: FlowRecipe, max_seconds: float) -> bool:
+        weights = self.model.weights
+        fit = Fit(stage, weights, recipe.fit, self.folder, inner_matrices(weights))
+        loss_of = flow_loss(self.model, self.samples, recipe, lambda: weights)
+        return run_fit(fit, loss_of, lambda: self._score_base(as_weights(weights)), max_seconds)
+
+    def _draw(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+        noise = noise_like(batch.targets, rng)
+        return draw(self.model, self.drawing_weights, batch, noise, self.recipe.lightning.num_steps)
 
     # --- what they share ---------------------------------------------------------------------------------------------
 
@@ -107,13 +120,22 @@ class Workshop:
 
     @cached_property
     def base_weights(self) -> Weights:
-        """The second stage's result."""
-        return self.result("base")
+        """The base as it is exported."""
+        return self.result("refine")
 
     @cached_property
     def angles_weights(self) -> Weights:
-        """The base with the third stage's result."""
+        """The base with the angles adapter fused."""
         return fused(self.base_weights, self.result("angles"), self.recipe.angles)
+
+    @cached_property
+    def drawing_weights(self) -> Weights:
+        """The base with both adapters fused."""
+        return self.with_lightning(self.angles_weights)
+
+    def with_lightning(self, weights: Weights) -> Weights:
+        """Some weights with the few-step adapter fused."""
+        return fused(weights, self.result("lightning"), self.recipe.lightning.adapter)
 
     def result(self, stage: str) -> dict[str, Tensor]:
         """The average in a stage's file, rounded as it is exported."""
