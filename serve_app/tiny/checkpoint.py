@@ -4,16 +4,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
-
-import diffusers
-import torch
-import transformers
-
-from serve_app.tiny.adapters import save_angles, save_lightning
-from serve_app.tiny.edit_model import save_edit_model
-from serve_app.tiny.rewriter import save_rewriter
-from serve_app.tiny.tokenizer import build_tokenizer
 
 PARTS = ("edit", "lightning", "angles", "rewriter")
 CACHE_VARIABLE = "CAMERA_EDIT_CACHE"
@@ -27,6 +19,14 @@ def build_checkpoint(folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: name a new folder for the tiny checkpoint.")
+    # They take seconds to import: whoever only looks for weights does without them.
+    import torch
+
+    from serve_app.tiny.adapters import save_angles, save_lightning
+    from serve_app.tiny.edit_model import save_edit_model
+    from serve_app.tiny.rewriter import save_rewriter
+    from serve_app.tiny.tokenizer import build_tokenizer
+
     with torch.random.fork_rng(devices=[]):
         tokenizer = build_tokenizer()
         transformer = save_edit_model(folder / "edit", tokenizer)
@@ -62,8 +62,8 @@ def recipe_hash() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    for library in (torch, diffusers, transformers):
-        digest.update(f"{library.__name__}={library.__version__}".encode())
+    for library in ("torch", "diffusers", "transformers"):
+        digest.update(f"{library}={version(library)}".encode())
     return digest.hexdigest()[:16]
 
 
