@@ -1,7 +1,7 @@
 """One training loop for all stages: AdamW or Muon, a moving average of the weights, and files from which it goes on.
 
 A step draws all its chance from a generator seeded by its own number, so that a resumed run needs no generator's state
-and equals an uninterrupted one, but for the last bits of prompts that were embedded in other company.
+and equals an uninterrupted one bit for bit.
 """
 
 import csv

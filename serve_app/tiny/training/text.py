@@ -59,9 +59,9 @@ class Prompts:
 
         The length is the first of `lengths` that holds all, or what the longest needs.
         """
-        missing = sorted({prompt for prompt in prompts if (prompt, num_pictures) not in self._kept})
-        for start in range(0, len(missing), 256):
-            self._encode(missing[start : start + 256], num_pictures)
+        for prompt in prompts:
+            if (prompt, num_pictures) not in self._kept:
+                self._kept[prompt, num_pictures] = self._encode(prompt, num_pictures)
         embeds = [self._kept[prompt, num_pictures] for prompt in prompts]
         own = torch.tensor([len(each) for each in embeds])
         length = next((length for length in lengths if length >= own.max()), int(own.max()))
@@ -69,15 +69,13 @@ class Prompts:
         return padded, torch.arange(length)[None] < own[:, None]
 
     @torch.no_grad()
-    def _encode(self, prompts: Sequence[str], num_pictures: int) -> None:
+    def _encode(self, prompt: str, num_pictures: int) -> Tensor:
+        """Alone: in company the last bits would depend on the company, and so on when a training was interrupted."""
         front = self._head + "".join(_SLOT.format(number) for number in range(1, num_pictures + 1))
-        ids = [self.tokenizer(front + prompt + self._tail).input_ids for prompt in prompts]
-        longest = max(map(len, ids))
-        padded = torch.tensor([[*each, *[self.tokenizer.pad_token_id] * (longest - len(each))] for each in ids])
+        ids = torch.tensor([self.tokenizer(front + prompt + self._tail).input_ids])
         # The tower's features are zeros: no picture need be seen.
-        embeds = self.encoder.get_input_embeddings()(padded)
-        embeds[padded == self.encoder.config.image_token_id] = 0
+        embeds = self.encoder.get_input_embeddings()(ids)
+        embeds[ids == self.encoder.config.image_token_id] = 0
         # With one token a picture, three-dimensional positions are the plain ones.
-        hidden = self.encoder.model.language_model(inputs_embeds=embeds).last_hidden_state
-        for prompt, own, row in zip(prompts, ids, hidden, strict=True):
-            self._kept[prompt, num_pictures] = row[self._num_dropped : len(own)].clone()
+        hidden: Tensor = self.encoder.model.language_model(inputs_embeds=embeds).last_hidden_state
+        return hidden[0, self._num_dropped :].clone()
