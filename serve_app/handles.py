@@ -112,6 +112,10 @@ class JobsHandle:
         counts: JobCounts = await self._ask("counts")
         return counts
 
+    async def fault(self) -> str | None:
+        reason: str | None = await self._ask("fault")
+        return reason
+
     async def _ask(self, method: str, *args: Any) -> Any:
         patience = time.monotonic() + _SUCCESSOR_S
         while True:

@@ -165,3 +165,6 @@ class JobsPort(Protocol):
 
     async def counts(self) -> JobCounts:
         """How many jobs there are and were."""
+
+    async def fault(self) -> str | None:
+        """Why no job would be accepted now, in one word ("store"), or None."""

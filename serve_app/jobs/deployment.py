@@ -81,6 +81,9 @@ class Jobs:
         async with self._ready() as jobs:
             return await jobs.counts()
 
+    async def fault(self) -> str | None:
+        return await self._jobs.fault()
+
     async def check_health(self) -> None:
         await self._start
         self._metrics.update(await self._jobs.counts(), self._jobs.ends, self._jobs.webhook_ends)

@@ -60,6 +60,7 @@ class JobService(Generic[P]):
         self._most = settings.max_active_jobs + settings.max_queued_jobs
         self._adding: set[str] = set()
         self._num_retried = 0
+        self._store_is_away = False
         self.webhook_ends: Counter[str] = Counter()
 
     async def start(self) -> None:
@@ -154,6 +155,9 @@ class JobService(Generic[P]):
             in_queue=num_waiting,
             in_progress=self._runner.num_open - num_waiting,
         )
+
+    async def fault(self) -> str | None:
+        return "store" if self._store_is_away else None
 
     @property
     def ends(self) -> Mapping[JobState, int]:

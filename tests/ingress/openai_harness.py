@@ -94,6 +94,9 @@ class FakeJobs:
     async def counts(self) -> JobCounts:
         return JobCounts()
 
+    async def fault(self) -> str | None:
+        return None
+
 
 @dataclass
 class Harness:
