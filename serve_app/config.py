@@ -165,6 +165,13 @@ class LimitSettings(Settings):
     max_prompt_chars: int = Field(default=4000, ge=1, description="Of each prompt; default 4000.")
     max_inference_steps: int = Field(default=100, ge=1, description="Of one edit; default 100.")
     max_guidance_scale: float = Field(default=20.0, gt=1, description="guidance_scale and true_cfg_scale; default 20.")
+    request_timeout_s: float = Field(
+        default=600.0,
+        ge=1,
+        le=7 * 86400,
+        description="Of a request without a policy, from its arrival to its pictures (RunPod's jobs: from their "
+        "pick-up); then 504. The largest timeout_s that a request may name; default 600.",
+    )
     min_side_px: int = Field(default=64, ge=16, description="Least width and height to ask for; default 64.")
     max_side_px: int = Field(default=2048, ge=64, description="Largest width and height to ask for; default 2048.")
     num_decode_threads: int = Field(

@@ -7,6 +7,7 @@
     ├── Unauthorized            401 unauthorized
     ├── Overloaded              429 overloaded
     ├── JobNotFound             404 not_found
+    ├── JobUnreadable           500 job_unreadable
     ├── ModelNotFound           404 model_not_found
     ├── RepeatKeyConflict       422 idempotency_key_reused
     ├── EditCancelled           499 cancelled
@@ -24,6 +25,7 @@ Every argument goes through `Exception.__init__`: these errors cross process bou
 unpickled by calling its class with `args`.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -64,6 +66,11 @@ class Unauthorized(ServiceError):
 class JobNotFound(ServiceError):
     status = 404
     code = "not_found"
+
+
+class JobUnreadable(ServiceError):
+    status = 500
+    code = "job_unreadable"
 
 
 class ModelNotFound(ServiceError):
@@ -108,6 +115,20 @@ class ServiceUnavailable(ServiceError):
 class DeadlineExceeded(ServiceError):
     status = 504
     code = "deadline_exceeded"
+
+
+def error_class(code: str | None) -> type[ServiceError] | None:
+    """The class of a code that was stored or sent; None for a code that is none."""
+    return _CLASSES.get(code or "")
+
+
+def _tree(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    yield root
+    for branch in root.__subclasses__():
+        yield from _tree(branch)
+
+
+_CLASSES = {each.code: each for each in _tree(ServiceError)}
 
 
 class StartupError(Exception):

@@ -13,9 +13,9 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec
+from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec, RepeatKey
 from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
-from serve_app.edits.service import Tell
+from serve_app.edits.service import OnProgress
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class EditorHandle:
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle.options(stream=True)
 
-    async def edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", tell: Tell) -> EditResult:
+    async def edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", tell: OnProgress) -> EditResult:
         """The same seed draws the same picture: an edit whose replica died is run once more."""
         try:
             return await self._edit(job, pictures, tell)
@@ -47,7 +47,7 @@ class EditorHandle:
         with _our_errors():
             return await self._edit(job, pictures, tell)
 
-    async def _edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", tell: Tell) -> EditResult:
+    async def _edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", tell: OnProgress) -> EditResult:
         events = cast("DeploymentResponseGenerator[Any]", self._handle.edit.remote(job, pictures))
         try:
             with _our_errors(but=RayActorError):
@@ -73,8 +73,8 @@ class RewriterHandle:
 
 
 class JobsHandle:
-    """The Jobs deployment as a JobsPort. Where its one replica dies, what was asked is asked of the next one: asking
-    twice does no harm, since a job has its id before it is stored."""
+    """The Jobs deployment as a JobsPort. Where its one replica dies, the call is made to the next one. Methods are
+    idempotent: a job has its id before it is stored, and a retry has a name."""
 
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
@@ -88,6 +88,10 @@ class JobsHandle:
         job_id: str = await self._ask("submit", spec, *shared)
         return job_id
 
+    async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
+        spec: JobSpec | None = await self._ask("find", repeat_key)
+        return spec
+
     async def wait(self, job_id: str, wait_s: float) -> Job:
         job: Job = await self._ask("wait", job_id, wait_s)
         return job
@@ -100,8 +104,8 @@ class JobsHandle:
         job: Job = await self._ask("cancel", job_id)
         return job
 
-    async def retry(self, job_id: str) -> Job:
-        job: Job = await self._ask("retry", job_id)
+    async def retry(self, job_id: str, call: str) -> Job:
+        job: Job = await self._ask("retry", job_id, call)
         return job
 
     async def purge(self) -> int:

@@ -26,7 +26,7 @@ from serve_app.edits.request import (
     Sampling,
     TokenCounts,
 )
-from serve_app.edits.service import Tell
+from serve_app.edits.service import OnProgress
 from serve_app.edits.sizes import OutputSize, Size
 
 TIMINGS = EditTimings(
@@ -137,7 +137,7 @@ class FakeEditor:
     gate: asyncio.Semaphore | None = None
     num_cancelled: int = 0
 
-    async def edit(self, job: EditJob, pictures: Pictures, tell: Tell) -> EditResult:
+    async def edit(self, job: EditJob, pictures: Pictures, tell: OnProgress) -> EditResult:
         self.jobs.append(job)
         num_steps = job.sampling.num_inference_steps
         tell(Progress(0, num_steps))

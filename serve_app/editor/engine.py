@@ -171,8 +171,7 @@ class Engine:
         for ticket in [*self._intake.drop(now), *(running.ticket for running in unwanted)]:
             why = "cancelled" if ticket.cancelled else "expired"
             logger.info("edit %s %s after %.3f s", ticket.job.request_id, why, now - ticket.submitted_at)
-            expired = DeadlineExceeded(f"The edit was not done within its {ticket.job.timeout_s} s.")
-            self._outbox.failed(ticket, EditCancelled("The edit was cancelled.") if ticket.cancelled else expired)
+            self._outbox.failed(ticket, _why_dropped(ticket))
 
     def _admit(self) -> None:
         """Take waiting edits in their order while the pack stays within the budget, and encode them together."""
@@ -279,3 +278,10 @@ class Engine:
         self._outbox.failed(edit.ticket, failed.told)
         if isinstance(edit, Running):
             self._running.remove(edit)
+
+
+def _why_dropped(ticket: Ticket) -> EditCancelled | DeadlineExceeded:
+    """Why an unwanted edit was dropped."""
+    if ticket.cancelled or ticket.job.timeout_s is None:
+        return EditCancelled("The edit was cancelled.")
+    return DeadlineExceeded(f"The edit was not done within its {ticket.job.timeout_s:.1f} s.")

@@ -34,10 +34,12 @@ class Policy:
     Attributes:
         execution_timeout_s: from its pick-up on; after it the job is FAILED.
         ttl_s: from its arrival to its pick-up; after it the job is TIMED_OUT.
+        timeout_s: from its arrival to its end; after it the job is FAILED. None: no such limit.
     """
 
     execution_timeout_s: float = 600.0
     ttl_s: float = 86400.0
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ class JobRecord:
     Attributes:
         error: why it FAILED or TIMED_OUT.
         error_code: the code of the ServiceError behind that, if one was.
-        num_retries: how often it was asked for again after an end.
-        webhook_pending: its end is still to be told.
+        num_retries: how often it was queued again after an end.
+        webhook_pending: its webhook has not been notified yet.
+        retry_call: names the call that queued it again last, so that the call can be repeated.
     """
 
     state: JobState
@@ -90,6 +93,7 @@ class JobRecord:
     error_code: str | None = None
     num_retries: int = 0
     webhook_pending: bool = False
+    retry_call: str | None = None
 
     @property
     def open(self) -> bool:
@@ -130,7 +134,8 @@ class JobCounts:
 class JobsPort(Protocol):
     """The Jobs deployment as the ingress sees it.
 
-    All methods that take a job's id raise JobNotFound.
+    All methods that take a job's id raise JobNotFound. All methods raise ServiceUnavailable while the job store cannot
+    be reached; what was accepted before goes on.
     """
 
     async def room(self) -> int:
@@ -144,6 +149,13 @@ class JobsPort(Protocol):
             RepeatKeyConflict: the key came with another request before.
         """
 
+    async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
+        """The kept job that a repeat key belongs to.
+
+        Raises:
+            RepeatKeyConflict: the key came with another request before.
+        """
+
     async def wait(self, job_id: str, wait_s: float) -> Job:
         """The job at its end, or as it stands after `wait_s`."""
 
@@ -153,11 +165,12 @@ class JobsPort(Protocol):
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job; one that has ended stays as it is."""
 
-    async def retry(self, job_id: str) -> Job:
-        """Queue a FAILED or TIMED_OUT job again.
+    async def retry(self, job_id: str, call: str) -> Job:
+        """Queue a FAILED or TIMED_OUT job again. The same `call` (any unique text) once more changes nothing.
 
         Raises:
             InvalidInput: the job is in another state.
+            Overloaded: the queue is full.
         """
 
     async def purge(self) -> int:

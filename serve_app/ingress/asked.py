@@ -40,6 +40,7 @@ class Asked:
 
     Attributes:
         side_fields: the names by which the dialect knows width and height.
+        timeout_s: seconds from its arrival until it is given up; None: no such limit.
     """
 
     picture_sets: tuple[tuple[GivenPicture, ...], ...]
@@ -52,6 +53,7 @@ class Asked:
     low_priority: bool = False
     num_previews: int = 0
     side_fields: tuple[str, str] = ("input.width", "input.height")
+    timeout_s: float | None = None
 
 
 def within(value: N, low: N, high: N, field: str) -> N:

@@ -27,6 +27,14 @@ class Draining:
     begun: bool = False
     num_requests: int = 0
 
+    def require_open(self) -> None:
+        """
+        Raises:
+            ServiceUnavailable: no new work is taken.
+        """
+        if self.begun:
+            raise ServiceUnavailable("The service is shutting down and takes no new work; try again later.")
+
     def begin(self) -> int:
         """Take no new work from now on; how many requests are being answered."""
         self.begun = True

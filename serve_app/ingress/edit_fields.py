@@ -22,6 +22,8 @@ RepeatKeyHeader = Annotated[
     ),
 ]
 
+MIN_TIMEOUT_S = 0.1
+
 
 class EditFields(CameraFields):
     """How to edit. Absent and null mean the same."""
@@ -39,6 +41,21 @@ class EditFields(CameraFields):
     guidance_scale: Number = Field(None, description="Classifier-free guidance, active above 1. Default 1.0.")
     true_cfg_scale: Number = Field(None, description="The same knob by the model's own name; it wins.")
     negative_prompt: Text = Field(None, description="What guidance steers away from. Default one space.")
+    timeout_s: Number = Field(
+        None,
+        description="Seconds from the request's arrival after which it is given up and answered with 504. At most, and "
+        "by default, the server's limits.request_timeout_s (600).",
+    )
+
+    def timeout(self, limits: LimitSettings, prefix: str = "") -> float | None:
+        """Seconds that the request may take, as the client wants it, or None.
+
+        Raises:
+            InvalidInput: it is out of bounds; `prefix` stands before its field's name.
+        """
+        if self.timeout_s is None:
+            return None
+        return within(self.timeout_s, MIN_TIMEOUT_S, limits.request_timeout_s, f"{prefix}timeout_s")
 
     def sampling(self, seed: int, limits: LimitSettings, prefix: str = "") -> Sampling:
         """How to draw with this seed.

@@ -1,4 +1,4 @@
-"""How the pictures of a request come about, and what tells of it on the way."""
+"""Draws the pictures of a request that waits for them, and reports its events."""
 
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from serve_app.edits.deadline import Deadline
 from serve_app.edits.request import EditOutcome, EditRequest, Progress
 from serve_app.edits.service import EditService
 from serve_app.edits.together import all_or_none
@@ -27,25 +28,28 @@ class Drawn:
 
 
 Draw = Callable[[Put], Coroutine[Any, Any, Drawn]]
-"""Draws all pictures of a request and tells how it goes; it raises what it failed with."""
+"""Draws all pictures of a request and reports its events; it raises what it failed with."""
 
 
-async def draw_now(backend: Backend[P], prepared: Prepared, put: Put) -> Drawn:
+async def draw_now(backend: Backend[P], prepared: Prepared, deadline: Deadline, put: Put) -> Drawn:
     """Draw while the client waits; where this is cancelled, all its edits are.
 
     Raises:
+        DeadlineExceeded: not all were done in time.
         ServiceError: of the first edit that failed.
     """
     shared = [backend.share(pictures) for pictures in prepared.pictures]
     outcomes = await all_or_none(
-        _draw_one(backend.service, index, edit, shared[prepared.pictures_of[index]], put)
+        _draw_one(backend.service, index, edit, shared[prepared.pictures_of[index]], deadline, put)
         for index, edit in enumerate(prepared.edits)
     )
     return Drawn(outcomes, time.time())
 
 
-async def _draw_one(service: EditService[P], index: int, edit: EditRequest, pictures: P, put: Put) -> EditOutcome:
-    outcome = await service.run(edit, pictures, partial(_tell, put, index, edit.num_previews, []))
+async def _draw_one(
+    service: EditService[P], index: int, edit: EditRequest, pictures: P, deadline: Deadline, put: Put
+) -> EditOutcome:
+    outcome = await service.run(edit, pictures, partial(_tell, put, index, edit.num_previews, []), deadline)
     put(Finished(index, outcome))
     return outcome
 

@@ -6,15 +6,16 @@ from typing import Generic, TypeVar
 
 from fastapi import Request, Response
 
+from serve_app.edits.deadline import Deadline
+from serve_app.edits.request import EditRequest
 from serve_app.ingress.asked import default
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.openai_answers import OpenAILook, images
-from serve_app.ingress.openai_body import Posted, read_posted
+from serve_app.ingress.openai_body import read_posted
 from serve_app.ingress.openai_drawing import Draw, Drawn, draw_now
 from serve_app.ingress.openai_input import parse_posted
-from serve_app.ingress.openai_jobs import draw_as_job, new_job_id, submit
+from serve_app.ingress.openai_jobs import draw_as_job, find_or_submit
 from serve_app.ingress.openai_stream import EventStream, server_sent
-from serve_app.ingress.prepare import Prepared
 
 P = TypeVar("P")
 
@@ -26,32 +27,31 @@ class OpenAIEdits(Generic[P]):
         self._backend = backend
 
     async def answer(self, request: Request, repeat_key: str | None) -> Response:
-        """The pictures, or a stream that tells of them. Where this is cancelled for the client went away, its edits
-        are, unless they are a job.
+        """The pictures, or a stream of events. Where this is cancelled because the client went away, its edits are,
+        too, unless they are a job.
 
         Raises:
-            ServiceError: the request was refused, or an edit failed before anything was told.
+            ServiceError: the request was refused, or an edit failed before anything was sent.
         """
-        posted = await read_posted(request, self._backend.settings.limits)
-        request_id = request.state.request_id if repeat_key is None else new_job_id()
-        prepared, draw = await self._begin(request_id, repeat_key, posted)
-        look = _look(prepared, posted.edit.quality)
+        settings = self._backend.settings
+        posted = await read_posted(request, settings.limits)
+        asked = parse_posted(posted, settings)
+        draw: Draw
+        if repeat_key is None:
+            deadline = Deadline.after(asked.timeout_s)
+            prepared = await deadline.bound(self._backend.prepare(request.state.request_id, asked))
+            edits, draw = prepared.edits, partial(draw_now, self._backend, prepared, deadline)
+        else:
+            job = await find_or_submit(self._backend, repeat_key, posted, asked)
+            edits, draw = job.edits, partial(draw_as_job, self._backend.jobs, job.id)
+        look = _look(edits[0], posted.edit.quality)
         if posted.edit.stream:
-            return await EventStream.begun(server_sent(draw, look, alone=len(prepared.edits) == 1))
+            return await EventStream.begun(server_sent(draw, look, alone=len(edits) == 1))
         return await asyncio.to_thread(_json, await draw(lambda _: None), look)
 
-    async def _begin(self, request_id: str, repeat_key: str | None, posted: Posted) -> tuple[Prepared, Draw]:
-        asked = parse_posted(posted, self._backend.settings)
-        prepared = await self._backend.prepare(request_id, asked)
-        if repeat_key is None:
-            return prepared, partial(draw_now, self._backend, prepared)
-        job_id = await submit(self._backend, request_id, repeat_key, posted, asked, prepared)
-        return prepared, partial(draw_as_job, self._backend.jobs, job_id)
 
-
-def _look(prepared: Prepared, quality: str | None) -> OpenAILook:
+def _look(edit: EditRequest, quality: str | None) -> OpenAILook:
     """One upload gives all edits of a request one size."""
-    edit = prepared.edits[0]
     size = edit.size.final
     return OpenAILook(
         output_format=edit.output.format, size=f"{size.width}x{size.height}", quality=default(quality, "auto")

@@ -46,6 +46,7 @@ def parse_posted(posted: Posted, settings: AppSettings) -> Asked:
         output=output_format(edit.output_format, quality, "output_format"),
         num_previews=num_previews if edit.stream else 0,
         side_fields=("size", "size"),
+        timeout_s=default(edit.timeout(limits), limits.request_timeout_s),
     )
 
 

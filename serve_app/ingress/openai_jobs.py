@@ -1,26 +1,25 @@
 """Requests with an Idempotency-Key, which are jobs.
 
-A client sends a key in order to ask again when its connection broke. So what it asked for goes on without it, and who
-comes back with the key finds the job as far as it is by then.
+A client sends a key so that it can repeat the request when its connection broke. So the edits go on without it, and
+the repeated request finds the same job.
 """
 
 import asyncio
-import hashlib
 import logging
 import uuid
 from dataclasses import replace
 from typing import TypeVar
 
-from serve_app.edits.images import decode_base64
+from serve_app.edits.deadline import Deadline
 from serve_app.edits.job import Job, JobSpec, JobsPort, JobState, Policy, RepeatKey
-from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, InvalidInput, ServiceError
+from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, ServiceError, error_class
 from serve_app.ingress.asked import Asked
 from serve_app.ingress.backend import Backend
+from serve_app.ingress.fingerprint import fingerprint_of
 from serve_app.ingress.job_line import describe
 from serve_app.ingress.openai_body import Posted
 from serve_app.ingress.openai_drawing import Drawn, Put
 from serve_app.ingress.openai_events import Finished
-from serve_app.ingress.prepare import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ P = TypeVar("P")
 WAIT_S = 60.0
 """For one call to Jobs; how long a job may take is its policy's matter."""
 
-# A repeat may want the answer told in another way.
+# A repeat may want its answer in another form.
 _NOT_ASKED = {"stream", "partial_images"}
 _PICTURES = {"image", "images", "url"}
 
@@ -40,36 +39,46 @@ _ENDS: dict[JobState, type[ServiceError]] = {
 }
 
 
-def new_job_id() -> str:
-    return f"img-{uuid.uuid4()}"
-
-
-async def submit(
-    backend: Backend[P], job_id: str, repeat_key: str, posted: Posted, asked: Asked, prepared: Prepared
-) -> str:
-    """Store and queue a job; its id, or that of the job that the key belongs to.
+async def find_or_submit(backend: Backend[P], repeat_key: str, posted: Posted, asked: Asked) -> JobSpec:
+    """The job that the key belongs to already, or a new one. A known one is found before any picture is decoded, and
+    also while the service drains or its queue is full: for its client there is no other way to the result.
 
     Raises:
         ServiceError: the job was not accepted.
     """
-    fingerprint = await asyncio.to_thread(fingerprint_of, posted, backend.settings.limits.max_picture_bytes)
+    fields = posted.edit.model_dump_json(exclude=_NOT_ASKED | _PICTURES, exclude_none=True)
+    fingerprint = await asyncio.to_thread(
+        fingerprint_of, fields, posted.pictures, backend.settings.limits.max_picture_bytes
+    )
+    key = RepeatKey(repeat_key, fingerprint)
+    known = await backend.jobs.find(key)
+    if known is not None:
+        logger.info("%s", describe(known.id, replace(known, id="")))
+        return known
+    backend.draining.require_open()
+    return await _submit(backend, key, asked)
+
+
+async def _submit(backend: Backend[P], key: RepeatKey, asked: Asked) -> JobSpec:
+    job_id = f"img-{uuid.uuid4()}"
+    prepared = await Deadline.after(asked.timeout_s).bound(backend.prepare(job_id, asked))
     spec = JobSpec(
         id=job_id,
         edits=tuple(replace(edit, num_previews=0) for edit in prepared.edits),  # nobody keeps a job's previews
         pictures_of=prepared.pictures_of,
         seed=asked.sampling.seed,
-        policy=Policy(),
+        policy=Policy(backend.settings.limits.request_timeout_s, timeout_s=asked.timeout_s),
         retention_s=backend.settings.jobs.async_retention_s,
-        repeat_key=RepeatKey(repeat_key, fingerprint),
+        repeat_key=key,
     )
     kept_id = await backend.jobs.submit(spec, prepared.pictures)
     logger.info("%s", describe(kept_id, spec))
-    return kept_id
+    return replace(spec, id=kept_id)
 
 
 async def draw_as_job(jobs: JobsPort, job_id: str, put: Put) -> Drawn:
-    """Wait for a job's end; where this is cancelled, the job goes on. Its news are told but once to all who listen,
-    so each picture is told at the end.
+    """Wait for a job's end; where this is cancelled, the job goes on. The job's event feed is consumed once, so
+    pictures are sent only at the end.
 
     Raises:
         ServiceError: how the job ended, unless it is COMPLETED.
@@ -77,26 +86,18 @@ async def draw_as_job(jobs: JobsPort, job_id: str, put: Put) -> Drawn:
     job = await jobs.wait(job_id, WAIT_S)
     while not job.record.state.final:
         job = await jobs.wait(job_id, WAIT_S)
-    problem = InvalidInput if job.record.error_code == InvalidInput.code else _ENDS.get(job.record.state)
-    if problem is not None:
-        raise problem(job.record.error or f"The job {job_id} is {job.record.state}.")
+    if job.record.state is not JobState.COMPLETED:
+        raise _error_of(job)
     for index, outcome in enumerate(job.outcomes):
         put(Finished(index, outcome))
     return Drawn(job.outcomes, _ended_at(job))
 
 
+def _error_of(job: Job) -> ServiceError:
+    """What the edit failed with, as the request without a key would have failed with it."""
+    kind = error_class(job.record.error_code) or _ENDS[job.record.state]
+    return kind(job.record.error or f"The job {job.id} is {job.record.state}.")
+
+
 def _ended_at(job: Job) -> float:
     return job.record.created_at if job.record.ended_at is None else job.record.ended_at
-
-
-def fingerprint_of(posted: Posted, max_picture_bytes: int) -> str:
-    """The same for requests that ask for the same, however they were encoded; a random seed is not asked for."""
-    fields = posted.edit.model_dump_json(exclude=_NOT_ASKED | _PICTURES, exclude_none=True)
-    digest = hashlib.sha256(fields.encode())
-    for picture in posted.pictures:
-        content = picture.content
-        if isinstance(content, str):
-            is_url = content.lower().startswith(("http://", "https://"))
-            content = content.encode() if is_url else decode_base64(content, picture.field, max_picture_bytes)
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()

@@ -3,7 +3,7 @@
 from typing import Generic, TypeVar
 
 from serve_app.edits.request import EditJob, EditResult, Progress
-from serve_app.edits.service import EditorPort, Tell
+from serve_app.edits.service import EditorPort, OnProgress
 from serve_app.ingress.pace import Pace
 
 P = TypeVar("P", contravariant=True)
@@ -16,7 +16,7 @@ class PacedEditor(Generic[P]):
         self._editor = editor
         self._pace = pace
 
-    async def edit(self, job: EditJob, pictures: P, tell: Tell) -> EditResult:
+    async def edit(self, job: EditJob, pictures: P, tell: OnProgress) -> EditResult:
         """As the editor; its first progress says that the edit was taken up."""
         taken_up = False
 

@@ -9,6 +9,7 @@ from serve_app.edits.fetch import Fetcher
 from serve_app.edits.images import decode_base64, prepare, read_picture
 from serve_app.edits.request import EditRequest, Pictures
 from serve_app.edits.sizes import OutputSize, Size, output_size
+from serve_app.edits.together import all_or_none
 from serve_app.errors import InvalidInput
 from serve_app.ingress.asked import Asked, AskedEdit, GivenPicture
 
@@ -37,7 +38,7 @@ class Preparer:
         Raises:
             InvalidInput: a picture cannot be read or fetched, or the output would be too large.
         """
-        decoded = await asyncio.gather(*(self._decode_set(given) for given in asked.picture_sets))
+        decoded = await all_or_none(self._decode_set(given) for given in asked.picture_sets)
         sources = [source for _, source in decoded]
         edits = []
         for index, edit in enumerate(asked.edits):
@@ -49,7 +50,7 @@ class Preparer:
         return Prepared(tuple(edits), pictures, tuple(edit.pictures for edit in asked.edits))
 
     async def _decode_set(self, given: tuple[GivenPicture, ...]) -> tuple[Pictures, Size]:
-        whole = await asyncio.gather(*(self._fetched(picture) for picture in given))
+        whole = await all_or_none(self._fetched(picture) for picture in given)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, whole)
 
     async def _fetched(self, picture: GivenPicture) -> GivenPicture:

@@ -28,7 +28,7 @@ def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool
     seed = within(default(given.seed, 42), 0, MAX_SEED, "input.seed")
     sampling = given.sampling(seed, limits, "input.")
     cameras = poses(given.views, given.azimuth, given.elevation, given.distance, prefix="input.")
-    pictures = _pictures(given)
+    pictures = given_pictures(given)
     if isinstance(given.prompt, list):
         sets, edits = _batch(given, pictures, given.prompt, cameras, sampling.seed)
     else:
@@ -47,10 +47,16 @@ def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool
             "input.output_format",
         ),
         low_priority=low_priority,
+        timeout_s=given.timeout(limits, "input."),
     )
 
 
-def _pictures(given: RunPodInput) -> tuple[GivenPicture, ...]:
+def given_pictures(given: RunPodInput) -> tuple[GivenPicture, ...]:
+    """All pictures of an `input` with their fields, in order.
+
+    Raises:
+        InvalidInput: there is none.
+    """
     single = [GivenPicture("input.image", given.image)] if given.image is not None else []
     several = [GivenPicture(f"input.images[{i}]", picture) for i, picture in enumerate(given.images or [])]
     if not single and not several:

@@ -1,5 +1,6 @@
 """RunPod's routes. They stand at the root, as RunPod's local server has them, and under any endpoint's id."""
 
+import uuid
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Body, Query, Response
@@ -25,7 +26,7 @@ P = TypeVar("P")
 NewJob = Annotated[RunPodRequest, Body(openapi_examples=JOB_EXAMPLES)]
 WaitMs = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the job's end.")]
 StreamWaitMs = Annotated[int, Query(ge=0, le=300_000, description="Milliseconds to wait for something new.")]
-_ERRORS = {status: {"model": RunPodError} for status in (400, 401, 413, 429, 500, 503)}
+_ERRORS = {status: {"model": RunPodError} for status in (400, 401, 413, 429, 500, 503, 504)}
 _REPEATED = {422: {"model": RunPodError, "description": "The Idempotency-Key came with another body before."}}
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
 
@@ -86,7 +87,7 @@ def _add_steering(router: APIRouter, backend: Backend[P]) -> None:
     @router.post("/retry/{job_id}", responses=_UNKNOWN)  # type: ignore[arg-type]
     async def retry(job_id: str) -> RunPodAccepted:
         """Queue a FAILED or TIMED_OUT job again, under its id."""
-        job = await jobs.retry(job_id)
+        job = await jobs.retry(job_id, uuid.uuid4().hex)
         return RunPodAccepted(id=job.id, status=job.record.state)
 
     @router.post("/purge-queue")

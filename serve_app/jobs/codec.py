@@ -1,7 +1,12 @@
-"""Jobs as bytes, for a store: records as JSON, pictures as safetensors. Reading them back cannot run code."""
+"""Jobs as bytes, for a store: records as JSON, pictures as safetensors. Reading them back cannot run code.
+
+All functions that load raise JobUnreadable where the bytes do not decode: a store holds what earlier or later versions
+wrote, and disks fail.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, takewhile
 from typing import Any
@@ -9,9 +14,11 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 
-from serve_app.edits.job import JobRecord, JobSpec
+from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, Pictures, Pixels, PreparedPicture
+from serve_app.errors import JobUnreadable
 
 _SPECS = TypeAdapter(JobSpec)
 _RECORDS = TypeAdapter(JobRecord)
@@ -23,7 +30,8 @@ def dump_spec(spec: JobSpec) -> bytes:
 
 
 def load_spec(data: bytes) -> JobSpec:
-    return _SPECS.validate_python(json.loads(data))
+    with _reading("specification"):
+        return _SPECS.validate_python(json.loads(data))
 
 
 def dump_record(record: JobRecord) -> bytes:
@@ -31,7 +39,8 @@ def dump_record(record: JobRecord) -> bytes:
 
 
 def load_record(data: bytes) -> JobRecord:
-    return _RECORDS.validate_python(json.loads(data))
+    with _reading("record"):
+        return _RECORDS.validate_python(json.loads(data))
 
 
 def dump_outcome(outcome: EditOutcome) -> tuple[bytes, bytes]:
@@ -41,7 +50,8 @@ def dump_outcome(outcome: EditOutcome) -> tuple[bytes, bytes]:
 
 
 def load_outcome(rest: bytes, picture: bytes) -> EditOutcome:
-    outcome = _OUTCOMES.validate_python(json.loads(rest))
+    with _reading("outcome"):
+        outcome = _OUTCOMES.validate_python(json.loads(rest))
     return replace(outcome, result=replace(outcome.result, data=picture))
 
 
@@ -60,9 +70,27 @@ def dump_pictures(sets: Sequence[Pictures]) -> bytes:
 
 def load_pictures(data: bytes) -> tuple[Pictures, ...]:
     """The sets as they were; the arrays are writable."""
-    arrays = safetensors.numpy.load(data)
+    with _reading("pictures"):
+        arrays = safetensors.numpy.load(data)
     sets = (_pictures(arrays, set_index) for set_index in count())
     return tuple(takewhile(bool, sets))
+
+
+def load_state(text: str) -> JobState:
+    """The state in a store's index of jobs. One that this version does not know reads as IN_QUEUE: whoever takes the
+    job up finds that its record is unreadable."""
+    try:
+        return JobState(text)
+    except ValueError:
+        return JobState.IN_QUEUE
+
+
+@contextmanager
+def _reading(part: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, RecursionError, SafetensorError) as problem:
+        raise JobUnreadable(f"The job's stored {part} cannot be read; send the job again.") from problem
 
 
 def _pictures(arrays: Mapping[str, Pixels], set_index: int) -> Pictures:

@@ -1,26 +1,21 @@
 """Jobs as a Serve deployment: one replica, input and output only."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 from ray import ObjectRef
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import JobSettings
-from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec
+from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec, RepeatKey
 from serve_app.edits.request import Pictures
 from serve_app.edits.service import EditService
-from serve_app.errors import ServiceUnavailable
 from serve_app.handles import EditorHandle, RewriterHandle, share
 from serve_app.jobs.metrics import JobMetrics
 from serve_app.jobs.service import JobService
-from serve_app.jobs.stores import STORE_PROBLEMS, open_store
+from serve_app.jobs.stores import open_store
 from serve_app.logs import join_serve_logs
-
-logger = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -40,49 +35,39 @@ class Jobs:
         # Serve makes replicas on their event loop.
         self._start = asyncio.ensure_future(self._jobs.start())
 
-    @asynccontextmanager
-    async def _ready(self) -> "AsyncIterator[JobService[ObjectRef[Pictures]]]":
+    async def _ready(self) -> "JobService[ObjectRef[Pictures]]":
         await self._start
-        try:
-            yield self._jobs
-        except STORE_PROBLEMS as problem:
-            logger.exception("the store of jobs failed")
-            raise ServiceUnavailable("The store of jobs cannot be reached; try again.") from problem
+        return self._jobs
 
     async def room(self) -> int:
-        async with self._ready() as jobs:
-            return await jobs.room()
+        return await (await self._ready()).room()
 
     async def submit(self, spec: JobSpec, *pictures: Pictures) -> str:
-        async with self._ready() as jobs:
-            return await jobs.submit(spec, pictures)
+        return await (await self._ready()).submit(spec, pictures)
+
+    async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
+        return await (await self._ready()).find(repeat_key)
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
-        async with self._ready() as jobs:
-            return await jobs.wait(job_id, wait_s)
+        return await (await self._ready()).wait(job_id, wait_s)
 
     async def news(self, job_id: str, wait_s: float) -> JobNews:
-        async with self._ready() as jobs:
-            return await jobs.news(job_id, wait_s)
+        return await (await self._ready()).news(job_id, wait_s)
 
     async def cancel(self, job_id: str) -> Job:
-        async with self._ready() as jobs:
-            return await jobs.cancel(job_id)
+        return await (await self._ready()).cancel(job_id)
 
-    async def retry(self, job_id: str) -> Job:
-        async with self._ready() as jobs:
-            return await jobs.retry(job_id)
+    async def retry(self, job_id: str, call: str) -> Job:
+        return await (await self._ready()).retry(job_id, call)
 
     async def purge(self) -> int:
-        async with self._ready() as jobs:
-            return await jobs.purge()
+        return await (await self._ready()).purge()
 
     async def counts(self) -> JobCounts:
-        async with self._ready() as jobs:
-            return await jobs.counts()
+        return await (await self._ready()).counts()
 
     async def fault(self) -> str | None:
-        return await self._jobs.fault()
+        return await (await self._ready()).fault()
 
     async def check_health(self) -> None:
         await self._start

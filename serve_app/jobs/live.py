@@ -1,4 +1,4 @@
-"""A job in the hands of this replica."""
+"""A job that this replica runs."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -9,24 +9,28 @@ from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditOutcome, Progress
 
 @dataclass(eq=False)
 class LiveJob:
-    """What is known of a job beside the store.
+    """What is known of a job beside the store. Times are seconds on the event loop's clock.
 
     Attributes:
         record: as stored, but that IN_PROGRESS is known here first.
+        deadline: when it must have ended (`Policy.timeout_s`); None: no such limit.
+        run_until: when its execution must have ended, from its pick-up on.
         outcomes: finished edits by index, as long as the job runs; afterwards the store has them.
         progress: the steps of the others.
         task: what runs it, once it has its turn.
-        limit: the deadline of its execution, set at its pick-up.
+        limits: the timeouts of the edits that are being drawn.
         expiry: ends it when it was not picked up in time.
-        writing: held while its record is written, so that the last word is the last one written.
+        writing: held while its record is written, so that the last change is the last one written.
     """
 
     spec: JobSpec
     record: JobRecord
+    deadline: float | None = None
+    run_until: float | None = None
     outcomes: dict[int, EditOutcome] = field(default_factory=dict)
     progress: dict[int, Progress] = field(default_factory=dict)
     task: "asyncio.Task[None] | None" = None
-    limit: asyncio.Timeout | None = None
+    limits: set[asyncio.Timeout] = field(default_factory=set)
     expiry: asyncio.TimerHandle | None = None
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,11 +48,17 @@ class LiveJob:
     def waits(self) -> bool:
         return self.record.state is JobState.IN_QUEUE
 
+    @property
+    def draw_until(self) -> float | None:
+        """When its edits must be drawn, as far as that is known now."""
+        ends = [end for end in (self.deadline, self.run_until) if end is not None]
+        return min(ends, default=None)
+
     def changed(self) -> asyncio.Event:
         """Set at the next change. Taken before one looks, no change is missed."""
         return self._changed
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Wake all who wait for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
@@ -56,7 +66,7 @@ class LiveJob:
 
 @dataclass
 class Feed:
-    """What the listeners of a job's stream have been told: pictures by index, and the last steps."""
+    """What the listeners of a job's stream have received: pictures by index, and the last steps."""
 
     pictures: set[int] = field(default_factory=set)
     progress: dict[int, Progress] = field(default_factory=dict)

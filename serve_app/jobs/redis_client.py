@@ -16,12 +16,14 @@ MAX_CONNECTIONS = 32
 SOCKET_TIMEOUT_S = 10.0
 """For one command or answer, the pictures of a large job included."""
 
-NUM_RETRIES = 5
+NUM_RETRIES = 8
+MAX_RETRY_PAUSE_S = 0.5
 
 
 def open_redis(url: str) -> Redis:
-    """A client that connects at its first use, and again for some 3 seconds where the connection breaks."""
-    retry = Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), NUM_RETRIES)
+    """A client that connects at its first use, and again for some 3 seconds where the connection breaks. The pauses are
+    short, so that it finds soon that Redis is back."""
+    retry = Retry(ExponentialWithJitterBackoff(base=0.1, cap=MAX_RETRY_PAUSE_S), NUM_RETRIES)
     try:
         pool = BlockingConnectionPool.from_url(
             url,

@@ -7,7 +7,7 @@ Keys, after the store's prefix:
     pictures:ID     the sets, as safetensors
     outcomes:ID     hash: INDEX → the outcome without its picture, INDEX:picture → the picture
     repeat:KEY      id of the job that the repeat key belongs to
-    lease:OWNER     there as long as the owner lives
+    lease:OWNER     there as long as the owner lives; its duration in milliseconds
     staged:CALL     pictures on their way in
 
 redis-py sends a command again when the connection broke before the answer. So each script knows a call that it has
@@ -76,7 +76,7 @@ local id, call, was_record, was_owner, record, owner, standing, left_ms, afresh 
 local job = key('job', id)
 local held = redis.call('HMGET', job, 'change', 'record', 'owner')
 if held[1] == call then return 1 end
-if held[2] ~= was_record or held[3] ~= was_owner then return 0 end
+if (held[2] or '') ~= was_record or held[3] ~= was_owner then return 0 end
 redis.call('HSET', job, 'change', call, 'record', record, 'owner', owner)
 if afresh == '1' then redis.call('DEL', key('outcomes', id)) end
 settle(id, standing, left_ms)
@@ -89,6 +89,13 @@ ADOPT = (
     _COMMON
     + """
 local owner, call = ARGV[2], ARGV[3]
+
+-- A lease that has more time left than it was given is one from before the server's clock was set back.
+local function is_over(lease)
+  local left_ms, lease_ms = redis.call('PTTL', lease), tonumber(redis.call('GET', lease) or '')
+  return left_ms == -2 or (lease_ms ~= nil and left_ms > lease_ms)
+end
+
 local entries = redis.call('HGETALL', open)
 local adopted = {}
 for i = 1, #entries, 2 do
@@ -97,7 +104,7 @@ for i = 1, #entries, 2 do
   local state, holder = string.match(entries[i + 1], '^(%S+) (.*)$')
   if holder == owner then
     if redis.call('HGET', job, 'adoption') == call then table.insert(adopted, id) end
-  elseif redis.call('EXISTS', key('lease', holder)) == 0 then
+  elseif is_over(key('lease', holder)) then
     redis.call('HSET', open, id, state .. ' ' .. owner)
     redis.call('HSET', job, 'owner', owner, 'adoption', call)
     table.insert(adopted, id)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from serve_app.config import RedisStoreSettings
-from serve_app.edits.job import JobRecord, JobSpec, JobState
+from serve_app.edits.job import JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
 from serve_app.jobs import redis_scripts
 from serve_app.jobs.codec import (
@@ -19,6 +19,7 @@ from serve_app.jobs.codec import (
     load_pictures,
     load_record,
     load_spec,
+    load_state,
 )
 from serve_app.jobs.redis_client import open_redis
 from serve_app.jobs.repeats import fingerprint_of, require_same
@@ -60,8 +61,23 @@ class RedisStore(Store):
         repeat = self._key("repeat", spec.repeat_key.key) if spec.repeat_key is not None else ""
         places = [staged, spec.id, repeat, *self._settled(standing)]
         job_id, fingerprint = await self._add(args=[self._prefix, *places, *_fields(spec, standing)])
-        require_same(fingerprint.decode(), fingerprint_of(spec))
+        require_same(fingerprint.decode(), fingerprint_of(spec.repeat_key))
         return str(job_id.decode())
+
+    async def find(self, job_id: str | None, repeat_key: RepeatKey | None) -> str | None:
+        stored = await self._fingerprint(job_id)
+        if stored is None and repeat_key is not None:
+            found = await self._ask("GET", self._key("repeat", repeat_key.key))
+            job_id = None if found is None else found.decode()
+            stored = await self._fingerprint(job_id)
+        if stored is None:
+            return None
+        require_same(stored, fingerprint_of(repeat_key))
+        return job_id
+
+    async def _fingerprint(self, job_id: str | None) -> str | None:
+        stored = None if job_id is None else await self._ask("HGET", self._key("job", job_id), "fingerprint")
+        return None if stored is None else str(stored.decode())
 
     async def spec(self, job_id: str) -> JobSpec | None:
         data = await self._ask("HGET", self._key("job", job_id), "spec")
@@ -93,9 +109,21 @@ class RedisStore(Store):
     async def reopen(self, job_id: str, owner: str, record: JobRecord) -> bool:
         return await self._rewrite(job_id, lambda standing: standing.reopened(owner, record), afresh=True)
 
+    async def condemn(self, job_id: str, owner: str, record: JobRecord) -> bool:
+        held = await self._ask("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
+        if held[1] is None:
+            await self._ask("HDEL", self._prefix + "open", job_id)  # only its entry in the list is left
+            return False
+        if held[1] != owner.encode() or not await self._ask("HEXISTS", self._prefix + "open", job_id):
+            return False
+        standing = Standing(record, owner, _seconds(held[2]))
+        args = [held[0] or b"", owner, dump_record(record), owner, *self._settled(standing), 0]
+        return bool(await self._change(args=[self._prefix, job_id, _call(), *args]))
+
     async def beat(self, owner: str, lease_s: float) -> Mapping[str, JobState]:
         async with self._redis.pipeline() as pipeline:
-            pipeline.set(self._key("lease", owner), "", px=round(lease_s * 1000))
+            lease_ms = round(lease_s * 1000)
+            pipeline.set(self._key("lease", owner), str(lease_ms), px=lease_ms)
             pipeline.hgetall(self._prefix + "open")
             _, entries = await pipeline.execute()
         return {job_id: state for job_id, (state, holder) in _read_entries(entries).items() if holder == owner}
@@ -152,7 +180,7 @@ def _call() -> str:
 def _fields(spec: JobSpec, standing: Standing) -> list[str | bytes]:
     return [
         *("spec", dump_spec(spec), "record", dump_record(standing.record), "owner", standing.owner),
-        *("retention_s", repr(spec.retention_s), "fingerprint", fingerprint_of(spec)),
+        *("retention_s", repr(spec.retention_s), "fingerprint", fingerprint_of(spec.repeat_key)),
     ]
 
 
@@ -162,4 +190,12 @@ def _entry(state: JobState, owner: str) -> str:
 
 def _read_entries(entries: Mapping[bytes, bytes]) -> dict[str, tuple[JobState, str]]:
     parts = {job_id.decode(): entry.decode().split(" ", 1) for job_id, entry in entries.items()}
-    return {job_id: (JobState(state), owner) for job_id, (state, owner) in parts.items()}
+    return {job_id: (load_state(state), owner) for job_id, (state, owner) in parts.items()}
+
+
+def _seconds(stored: bytes | None) -> float:
+    """The retention of a job whose fields may be damaged."""
+    try:
+        return float(stored or b"0")
+    except ValueError:
+        return 0.0

@@ -1,12 +1,12 @@
 """Requests that come twice with one Idempotency-Key."""
 
-from serve_app.edits.job import JobSpec
+from serve_app.edits.job import RepeatKey
 from serve_app.errors import RepeatKeyConflict
 
 
-def fingerprint_of(spec: JobSpec) -> str:
+def fingerprint_of(repeat_key: RepeatKey | None) -> str:
     """Empty where the job has no repeat key."""
-    return spec.repeat_key.fingerprint if spec.repeat_key is not None else ""
+    return repeat_key.fingerprint if repeat_key is not None else ""
 
 
 def require_same(stored: str, given: str) -> None:

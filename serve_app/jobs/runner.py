@@ -1,4 +1,4 @@
-"""Runs jobs: each in its turn, its edits side by side, every step of its life in the store before it is told."""
+"""Runs jobs: each in its turn, its edits side by side, every step of its life stored before it is reported."""
 
 import asyncio
 import logging
@@ -8,13 +8,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from serve_app.edits.deadline import too_late
 from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress
-from serve_app.edits.service import EditService, Tell
+from serve_app.edits.service import EditService, OnProgress
 from serve_app.edits.together import all_or_none
-from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
+from serve_app.errors import DeadlineExceeded, JobUnreadable, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.jobs.live import LiveJob
 from serve_app.jobs.store import Store
+from serve_app.jobs.store_link import StoreLink
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ MAX_LOSSES = 7
 """Attempts at an edit whose editors keep dying under it. The pauses between them double, half a minute in all: for so
 long a sick replica may refuse before Serve has replaced it."""
 
+EXECUTION_TIMEOUT = "executionTimeout exceeded"
+"""RunPod's own text."""
+
 
 class Runner(Generic[P]):
     """Lives on one event loop.
@@ -35,14 +40,14 @@ class Runner(Generic[P]):
         owner: this replica's name in the store.
         share: makes prepared pictures travel by reference.
         max_active: jobs that are with the editors at once; the others wait here.
-        ended: told of each job after its end is stored.
+        ended: called with each job after its end is stored.
     """
 
     def __init__(
         self,
         owner: str,
         service: EditService[P],
-        store: Store,
+        store: StoreLink,
         share: Callable[[Pictures], P],
         max_active: int,
         clock: Callable[[], float],
@@ -57,28 +62,36 @@ class Runner(Generic[P]):
         self._ended = ended
         self._queue: list[LiveJob] = []
         self._active: set[LiveJob] = set()
+        self._ending: set[LiveJob] = set()
         self._background: set[asyncio.Task[None]] = set()
         self.ends: Counter[JobState] = Counter()
 
     @property
     def num_open(self) -> int:
-        return len(self._queue) + len(self._active)
+        return len(self.jobs)
 
     @property
     def jobs(self) -> list[LiveJob]:
-        """All jobs that wait or run."""
-        return [*self._queue, *self._active]
+        """All jobs that wait or run, or whose end is not stored yet."""
+        return [*self._queue, *self._active, *self._ending]
 
     def enlist(self, spec: JobSpec, record: JobRecord) -> LiveJob:
         """Queue a stored job that this replica owns."""
         job = LiveJob(spec, record)
         self._queue.append(job)
         self._queue.sort(key=lambda waiting: waiting.rank)
-        left_s = record.created_at + spec.policy.ttl_s - self._clock()
         loop = asyncio.get_running_loop()
-        job.expiry = loop.call_later(max(0.0, left_s), lambda: self.spawn(self._expire(job)))
+        pick_up_until = loop.time() + self._left_s(record, spec.policy.ttl_s)
+        if spec.policy.timeout_s is not None:
+            job.deadline = loop.time() + self._left_s(record, spec.policy.timeout_s)
+            pick_up_until = min(pick_up_until, job.deadline)
+        job.expiry = loop.call_at(pick_up_until, lambda: self.spawn(self._expire(job)))
         self._start_next()
         return job
+
+    def _left_s(self, record: JobRecord, limit_s: float) -> float:
+        """What is left of a limit that counts from the job's arrival. A clock that was set back adds nothing to it."""
+        return max(0.0, min(limit_s, record.created_at + limit_s - self._clock()))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the jobs; what it raises is logged."""
@@ -96,7 +109,8 @@ class Runner(Generic[P]):
 
     async def close(self) -> None:
         """Let go of everything; the store keeps it for a successor."""
-        tasks = [*self._background, *(job.task for job in self._active if job.task is not None)]
+        tasks = [*self._background, *(job.task for job in self.jobs if job.task is not None)]
+        self._max_active = 0  # nothing starts any more
         for job in self.jobs:
             self._let_go(job)
         for task in tasks:
@@ -112,10 +126,7 @@ class Runner(Generic[P]):
 
     async def _run(self, job: LiveJob) -> None:
         try:
-            async with asyncio.timeout(None) as job.limit:
-                await self._draw(job)
-        except TimeoutError:
-            await self._end(job, JobState.FAILED, "executionTimeout exceeded")
+            await self._draw(job)
         except ServiceError as problem:
             await self._end(job, JobState.FAILED, str(problem), problem.code)
         except Exception:
@@ -126,8 +137,11 @@ class Runner(Generic[P]):
 
     async def _draw(self, job: LiveJob) -> None:
         """All edits that are not finished yet: some may be, if an earlier owner died."""
-        job.outcomes.update(await self._store.outcomes(job.id))
-        pictures = [self._share(each) for each in await self._store.pictures(job.id)]
+        job.outcomes.update(await self._store.call_until_done(lambda store: store.outcomes(job.id)))
+        stored = await self._store.call_until_done(lambda store: store.pictures(job.id))
+        if not stored:
+            raise JobUnreadable("The job's stored pictures are missing; send the job again.")
+        pictures = [self._share(each) for each in stored]
         await all_or_none(
             self._edit(job, index, edit, pictures[job.spec.pictures_of[index]])
             for index, edit in enumerate(job.spec.edits)
@@ -135,18 +149,36 @@ class Runner(Generic[P]):
         )
 
     async def _edit(self, job: LiveJob, index: int, request: EditRequest, pictures: P) -> None:
-        outcome = await self._insist(request, pictures, partial(self._progress, job, index))
-        if await self._store.add_outcome(job.id, self._owner, index, outcome):
+        outcome = await self._drawn_in_time(job, index, request, pictures)
+        # No limit applies to storing: a picture that is drawn is kept, however long the store is away.
+        if await self._store.call_until_done(lambda store: store.add_outcome(job.id, self._owner, index, outcome)):
             job.outcomes[index] = outcome
             job.progress.pop(index, None)
-            job.tell()
+            job.notify()
 
-    async def _insist(self, request: EditRequest, pictures: P, tell: Tell) -> EditOutcome:
-        """An accepted job waits for room as long as its policy lets it, and outlives the editors that die."""
+    async def _drawn_in_time(self, job: LiveJob, index: int, request: EditRequest, pictures: P) -> EditOutcome:
+        try:
+            async with asyncio.timeout_at(job.draw_until) as limit:
+                job.limits.add(limit)  # rescheduled at the job's pick-up
+                try:
+                    return await self._run_with_retries(request, pictures, partial(self._progress, job, index), limit)
+                finally:
+                    job.limits.discard(limit)
+        except (TimeoutError, DeadlineExceeded) as problem:
+            if isinstance(problem, DeadlineExceeded) or limit.expired():
+                raise _too_late(job) from problem
+            raise
+
+    async def _run_with_retries(
+        self, request: EditRequest, pictures: P, on_progress: OnProgress, limit: asyncio.Timeout
+    ) -> EditOutcome:
+        """An accepted job waits for room as long as its policy lets it, and outlives the editors that die. It is
+        rewritten once, however often it is drawn."""
+        rewrite = await self._service.rewrite(request, pictures, on_progress)
         num_losses = 0
         while True:
             try:
-                return await self._service.run(request, pictures, tell)
+                return await self._service.draw(request, rewrite, pictures, on_progress, left_s(limit))
             except Overloaded:
                 pause_s = ROOM_POLL_S
             except ServiceUnavailable:
@@ -160,39 +192,58 @@ class Runner(Generic[P]):
         job.progress[index] = replace(progress, preview=None)
         if job.waits:
             self._pick_up(job)
-        job.tell()
+        job.notify()
 
     def _pick_up(self, job: LiveJob) -> None:
         job.record = replace(job.record, state=JobState.IN_PROGRESS, started_at=self._clock())
-        if job.limit is not None:
-            job.limit.reschedule(asyncio.get_running_loop().time() + job.spec.policy.execution_timeout_s)
+        job.run_until = asyncio.get_running_loop().time() + job.spec.policy.execution_timeout_s
+        for limit in job.limits:
+            limit.reschedule(job.draw_until)
         self._forget_expiry(job)
         self.spawn(self._write_pick_up(job))
 
     async def _write_pick_up(self, job: LiveJob) -> None:
         async with job.writing:
-            if not job.record.state.final:
-                await self._store.update(job.id, self._owner, job.record)
+            record = job.record
+            if not record.state.final:
+                await self._store.call_until_done(lambda store: store.update(job.id, self._owner, record))
 
     async def _expire(self, job: LiveJob) -> None:
-        if not job.waits:
+        if not job.waits or job in self._ending:
             return
-        self._let_go(job)
         if job.task is not None:
             job.task.cancel()
-        await self._end(job, JobState.TIMED_OUT, "The job was not picked up within its ttl.")
+        if job.deadline is not None and job.deadline <= asyncio.get_running_loop().time():
+            problem = _too_late(job)
+            await self._end(job, JobState.FAILED, str(problem), problem.code)
+        else:
+            await self._end(job, JobState.TIMED_OUT, "The job was not picked up within its ttl.")
 
     async def _end(self, job: LiveJob, state: JobState, error: str | None, error_code: str | None = None) -> None:
-        """Store the end, and only then tell it. Where the job has been ended or taken by another, that holds."""
-        async with job.writing:
-            record = replace(job.record, state=state, error=error, error_code=error_code, ended_at=self._clock())
-            stored = await self._store.update(job.id, self._owner, record)
-            told = record if stored else cancelled(await self._store.record(job.id))
-        self._let_go(job)
-        self._conclude(job, told)
+        """Store the end, and only then report it. Where the job was ended or taken over by another, that holds.
+
+        While the store is away, the job is neither running nor forgotten: it ends when the store is back.
+        """
+        self._ending.add(job)
+        try:
+            self._let_go(job)
+            ended_at = self._clock()
+            async with job.writing:
+                record = replace(job.record, state=state, error=error, error_code=error_code, ended_at=ended_at)
+                known = await self._store.call_until_done(partial(self._store_end, job, record))
+        finally:
+            self._ending.discard(job)
+        self._conclude(job, known)
+
+    async def _store_end(self, job: LiveJob, record: JobRecord, store: Store) -> JobRecord | None:
+        if await store.update(job.id, self._owner, record):
+            return record
+        # Where the answer to an earlier attempt was lost, the store has this very end.
+        stored = await store.record(job.id)
+        return stored if stored == record else cancelled(stored)
 
     def _conclude(self, job: LiveJob, record: JobRecord | None) -> None:
-        """Tell the end once, whoever saw it first. A job that was taken over has its end elsewhere, not here."""
+        """Report the end once, whoever saw it first. A job that was taken over has its end elsewhere, not here."""
         if job.record.state.final:
             return
         if record is not None:
@@ -200,7 +251,7 @@ class Runner(Generic[P]):
             self.ends[record.state] += 1
         job.outcomes.clear()
         job.progress.clear()
-        job.tell()
+        job.notify()
         self._ended(job)
 
     def _let_go(self, job: LiveJob) -> None:
@@ -213,6 +264,18 @@ class Runner(Generic[P]):
     def _forget_expiry(self, job: LiveJob) -> None:
         if job.expiry is not None:
             job.expiry.cancel()
+
+
+def left_s(limit: asyncio.Timeout) -> float | None:
+    """Seconds until a timeout, or None where it has none."""
+    when = limit.when()
+    return None if when is None else max(0.0, when - asyncio.get_running_loop().time())
+
+
+def _too_late(job: LiveJob) -> DeadlineExceeded:
+    if job.spec.policy.timeout_s is not None and job.deadline == job.draw_until:
+        return DeadlineExceeded(too_late(job.spec.policy.timeout_s))
+    return DeadlineExceeded(EXECUTION_TIMEOUT)
 
 
 def cancelled(record: JobRecord | None) -> JobRecord | None:

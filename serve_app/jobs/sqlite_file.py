@@ -1,14 +1,19 @@
 """The file of a SqliteStore: private, safe against power loss, and used by one thread."""
 
 import asyncio
+import logging
 import os
 import sqlite3
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from serve_app.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -38,6 +43,7 @@ SCHEMA = (
     "CREATE INDEX open_jobs ON jobs (owner, id, state) WHERE expires_at IS NULL",
     "CREATE INDEX ended_jobs ON jobs (expires_at) WHERE expires_at IS NOT NULL",
 )
+TABLES = {"jobs", "pictures", "outcomes", "leases"}
 # auto_vacuum first: it can be chosen only as long as the file is empty.
 PRAGMAS = (
     "auto_vacuum = INCREMENTAL",
@@ -55,6 +61,7 @@ class SqliteFile:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._db: sqlite3.Connection | None = None
+        self._opened_identity: tuple[int, int] | None = None
 
     async def read(self, query: str, **values: object) -> list[tuple[Any, ...]]:
         return await self._run(lambda: self._opened().execute(query, values).fetchall())
@@ -75,9 +82,22 @@ class SqliteFile:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _opened(self) -> sqlite3.Connection:
+        if self._db is not None and _identity(self._path) != self._opened_identity:
+            self._recover(self._db)
         if self._db is None:
             self._db = _open(self._path)
+            self._opened_identity = _identity(self._path)
         return self._db
+
+    def _recover(self, db: sqlite3.Connection) -> None:
+        """The file was deleted or replaced while it was open. What is written through the open connection would be lost
+        with it; what was written so far can still be read there, and is put back in the file's place."""
+        if _identity(self._path) is None:
+            logger.error("%s was deleted while in use; restoring it from the open connection", self._path)
+            _restore(db, self._path)
+        else:
+            logger.error("%s was replaced while in use; going on with the new file", self._path)
+        self._close()
 
     def _close(self) -> None:
         if self._db is not None:
@@ -101,6 +121,34 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file lies at the path: device and inode; None where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _restore(db: sqlite3.Connection, path: Path) -> None:
+    """Copy the whole database to the path, unless another process has done so meanwhile."""
+    copy = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    _make_private(copy)
+    try:
+        target = sqlite3.connect(copy)
+        try:
+            db.backup(target)
+        finally:
+            target.close()
+        # A log that the deleted file has left behind would be read into its successor.
+        for ending in ("-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            os.link(copy, path)
+    finally:
+        copy.unlink()
+
+
 def _make_private(path: Path) -> None:
     """SQLite gives the files that it puts beside this one the same mode."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -121,6 +169,12 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     for pragma in PRAGMAS:
         db.execute(f"PRAGMA {pragma}").fetchall()
     _transact(db, _make_schema)
+    found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if missing := TABLES - found:
+        raise ConfigError(
+            f"jobs.store.path: {path} is no store of jobs: it has no table {', '.join(sorted(missing))}. "
+            "Name another file."
+        )
 
 
 def _make_schema(db: sqlite3.Connection) -> None:

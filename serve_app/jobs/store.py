@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from serve_app.edits.job import JobRecord, JobSpec, JobState
+from serve_app.edits.job import JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
 
 
 class Store(Protocol):
-    """Jobs, durably: what a method has done when it returns survives the death of the process.
+    """Jobs, durably: what a method has done when it returns survives the death of the process. Methods that read a job
+    raise JobUnreadable where its bytes do not decode.
 
     Each open job (see `JobRecord.open`) has an owner, a Jobs replica that proves by `beat` that it lives. A replica
     whose lease has run out loses its jobs to the next one that calls `adopt`; what it may write afterwards is refused,
@@ -23,8 +24,15 @@ class Store(Protocol):
             RepeatKeyConflict: that job's fingerprint is another one.
         """
 
+    async def find(self, job_id: str | None, repeat_key: RepeatKey | None) -> str | None:
+        """The id of the kept job that `add` would return for this id and repeat key; None where it would store one.
+
+        Raises:
+            RepeatKeyConflict: that job's fingerprint is another one.
+        """
+
     async def spec(self, job_id: str) -> JobSpec | None:
-        """What was asked for; None where the job is not or no longer kept."""
+        """The job's specification; None where the job is not or no longer kept."""
 
     async def record(self, job_id: str) -> JobRecord | None:
         """How the job stands; None where it is not or no longer kept."""
@@ -51,6 +59,10 @@ class Store(Protocol):
 
     async def reopen(self, job_id: str, owner: str, record: JobRecord) -> bool:
         """Give a job of a retryable state, its outcomes dropped, a new record and owner; False in any other state."""
+
+    async def condemn(self, job_id: str, owner: str, record: JobRecord) -> bool:
+        """End a job of `owner` that cannot be read: replace its record without decoding the old one. False, and nothing
+        stored, unless the job is `owner`'s and listed as open."""
 
     async def beat(self, owner: str, lease_s: float) -> Mapping[str, JobState]:
         """Prove that `owner` lives for `lease_s` more seconds; its open jobs and their states."""

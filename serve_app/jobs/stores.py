@@ -1,16 +1,9 @@
 """The store that a configuration asks for."""
 
-import sqlite3
-
-from redis.exceptions import RedisError
-
 from serve_app.config import RedisStoreSettings, SqliteStoreSettings
 from serve_app.jobs.redis_store import RedisStore
 from serve_app.jobs.sqlite_store import SqliteStore
 from serve_app.jobs.store import Store
-
-STORE_PROBLEMS = (RedisError, sqlite3.Error, OSError)
-"""What a store raises while it is away or full."""
 
 
 def open_store(settings: SqliteStoreSettings | RedisStoreSettings) -> Store:

@@ -1,4 +1,4 @@
-"""Telling a webhook the end of a job."""
+"""Notifying a webhook of a job's end."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ NUM_ATTEMPTS = 3
 _HEADERS = {"content-type": "application/json", "user-agent": "qwen-camera-edit"}
 
 
-async def tell_webhook(job_id: str, url: str, body: bytes, settings: JobSettings) -> bool:
+async def notify_webhook(job_id: str, url: str, body: bytes, settings: JobSettings) -> bool:
     """POST a JSON body; anything but 200 is tried again, three times in all. Whether it was taken.
 
     The URL is held against the settings once more: they may be others than when the job was accepted.

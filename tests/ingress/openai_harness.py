@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from serve_app.config import AppSettings
-from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState
+from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import Pictures
 from serve_app.edits.service import EditService
 from serve_app.errors import JobNotFound, RepeatKeyConflict
@@ -50,13 +50,18 @@ class FakeJobs:
         return 100
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
-        for other in self.specs.values():
-            if spec.repeat_key and other.repeat_key and other.repeat_key.key == spec.repeat_key.key:
-                if other.repeat_key != spec.repeat_key:
-                    raise RepeatKeyConflict("The Idempotency-Key came with another request before.")
-                return other.id
+        if spec.repeat_key is not None and (known := await self.find(spec.repeat_key)) is not None:
+            return known.id
         self.specs[spec.id], self._pictures[spec.id] = spec, pictures
         return spec.id
+
+    async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
+        for spec in self.specs.values():
+            if spec.repeat_key and spec.repeat_key.key == repeat_key.key:
+                if spec.repeat_key != repeat_key:
+                    raise RepeatKeyConflict("The Idempotency-Key came with another request before.")
+                return spec
+        return None
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
         assert wait_s > 0
@@ -85,7 +90,7 @@ class FakeJobs:
         self.cancelled.append(job_id)
         raise JobNotFound(job_id)
 
-    async def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str, call: str) -> Job:
         raise JobNotFound(job_id)
 
     async def purge(self) -> int:

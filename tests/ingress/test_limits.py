@@ -21,6 +21,7 @@ LIMITS: dict[str, tuple[list[Part], Any, Any, int]] = {
     "max_prompt_chars": ([SQUARE, PROMPT], 4, 3, 400),
     "max_inference_steps": ([SQUARE, PROMPT, ("num_inference_steps", "9")], 9, 8, 400),
     "max_guidance_scale": ([SQUARE, PROMPT, ("true_cfg_scale", "3")], 3.0, 2.5, 400),
+    "request_timeout_s": ([SQUARE, PROMPT, ("timeout_s", "5")], 5.0, 4.9, 400),
     "min_side_px": ([SQUARE, PROMPT, ("size", "64x96")], 64, 65, 400),
     "max_side_px": ([SQUARE, PROMPT, ("size", "64x96")], 96, 95, 400),
 }

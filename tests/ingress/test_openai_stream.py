@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from serve_app.config import AppSettings
+from serve_app.edits.deadline import Deadline
 from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
-from serve_app.edits.service import Tell
+from serve_app.edits.service import OnProgress
 from serve_app.errors import EditFailed, ServiceError
 from serve_app.ingress import openai_stream
 from serve_app.ingress.asked import GivenPicture
@@ -99,7 +100,7 @@ async def stream_of(app: Harness, **fields: Any) -> AsyncGenerator[bytes]:
     edit = OpenAIEdit.model_validate({"prompt": "x", "stream": True, **fields})
     asked = parse_posted(Posted(edit, (GivenPicture("image", PNG),)), app.settings)
     prepared = await app.backend.prepare("request", asked)
-    return server_sent(partial(draw_now, app.backend, prepared), LOOK, alone=len(prepared.edits) == 1)
+    return server_sent(partial(draw_now, app.backend, prepared, Deadline()), LOOK, alone=len(prepared.edits) == 1)
 
 
 async def next_event(stream: AsyncGenerator[bytes]) -> Event:
@@ -132,7 +133,7 @@ class Stumbling:
     def __init__(self, problem: Exception | None) -> None:
         self.problem = problem
 
-    async def edit(self, job: EditJob, pictures: Pictures, tell: Tell) -> EditResult:
+    async def edit(self, job: EditJob, pictures: Pictures, tell: OnProgress) -> EditResult:
         for step in (1, 2):
             tell(Progress(step, 4, b"preview"))
         if self.problem is not None:

@@ -7,7 +7,7 @@ import pytest
 from serve_app.config import AppSettings
 from serve_app.edits.job import JobCounts
 from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
-from serve_app.edits.service import Tell
+from serve_app.edits.service import OnProgress
 from serve_app.errors import EditFailed, Overloaded, ServiceUnavailable
 from serve_app.ingress.pace import LOOK_EVERY_S, MAX_S, MIN_S, UNKNOWN_S, WINDOW_S, Pace
 from serve_app.ingress.paced_editor import PacedEditor
@@ -149,7 +149,7 @@ def test_an_edit_waits_runs_and_is_done(scene: Scene) -> None:
 @pytest.mark.parametrize("taken_up", [False, True])
 def test_an_edit_that_fails_is_neither_waiting_nor_done(scene: Scene, taken_up: bool) -> None:
     class Failing(FakeEditor):
-        async def edit(self, job: EditJob, pictures: Pictures, tell: Tell) -> EditResult:
+        async def edit(self, job: EditJob, pictures: Pictures, tell: OnProgress) -> EditResult:
             assert counts(scene.pace) == (1, 0, 0)
             if taken_up:
                 tell(Progress(0, 1))

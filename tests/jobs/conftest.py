@@ -57,7 +57,7 @@ class SqliteStores(Stores):
     path: Path = Path("set by the fixture")
 
     def _make(self, clock: Callable[[], float]) -> Store:
-        return SqliteStore(SqliteStoreSettings(path=str(self.path)), clock)
+        return SqliteStore(SqliteStoreSettings(path=str(self.path)), clock, clock)
 
     async def let_pass(self, seconds: float) -> None:
         self.now += seconds

@@ -101,7 +101,7 @@ def test_a_replica_that_lost_its_lease_cannot_end_the_job_a_second_time(
             await until(lambda: bool(stalled.jobs))
             with monkeypatch.context() as patch:
                 # As if its process had been stopped for longer than its lease.
-                patch.setattr(first._store, "beat", None)
+                patch.setattr(first._store._store, "beat", None)
                 async with replica(FakeEditor()) as second:
                     done = await second.wait("job", 5)
                     assert done.record.state is JobState.COMPLETED
@@ -156,7 +156,7 @@ def test_a_webhook_that_was_not_told_is_told_by_the_successor(replica: Make) -> 
             await asyncio.sleep(0.1)
         async with replica(FakeEditor(), webhook_origins=(origin,)) as second:
             patched = replace(asked, webhook=hook)
-            second._store.spec = lambda job_id: _given(patched)
+            second._store._store.spec = lambda job_id: _given(patched)
             await until(lambda: bool(receiver.calls))
 
     with receiving() as receiver:
@@ -248,6 +248,6 @@ def test_the_record_that_is_told_is_the_one_that_is_stored(replica: Make) -> Non
         async with replica(FakeEditor()) as service:
             await service.submit(spec("job"), [(picture(),)])
             told: JobRecord = (await service.wait("job", 5)).record
-            assert await service._store.record("job") == told
+            assert await service._stored_record("job") == told
 
     asyncio.run(live())

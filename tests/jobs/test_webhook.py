@@ -8,7 +8,7 @@ from ipaddress import ip_network
 import pytest
 
 from serve_app.config import JobSettings
-from serve_app.jobs.webhook import NUM_ATTEMPTS, tell_webhook
+from serve_app.jobs.webhook import NUM_ATTEMPTS, notify_webhook
 from tests.network import PUBLIC, Host, Network, hosting, repeats, says, stalls
 from tests.service.receiver import Receiver, receiving
 
@@ -41,7 +41,7 @@ def told(url: str, *origins: str, private: tuple[str, ...] = (), timeout_s: floa
         webhook_timeout_s=timeout_s,
         webhook_gap_s=0,
     )
-    return asyncio.run(tell_webhook("job", url, BODY, settings))
+    return asyncio.run(notify_webhook("job", url, BODY, settings))
 
 
 @pytest.mark.parametrize(

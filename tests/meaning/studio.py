@@ -12,7 +12,7 @@ from serve_app.editor.engine import Engine
 from serve_app.editor.loading import load_model
 from serve_app.editor.ticket import Ticket
 from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
-from serve_app.edits.service import EditService, Tell
+from serve_app.edits.service import EditService, OnProgress
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.prepare import Preparer
@@ -27,7 +27,7 @@ class EngineEditor:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def edit(self, job: EditJob, pictures: Pictures, tell: Tell) -> EditResult:
+    async def edit(self, job: EditJob, pictures: Pictures, tell: OnProgress) -> EditResult:
         ticket = Ticket(job, pictures)
         self._engine.submit(ticket)
         return await asyncio.wrap_future(ticket.future)

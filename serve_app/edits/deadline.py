@@ -1,0 +1,51 @@
+"""Deadlines of requests, on the event loop's clock."""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from serve_app.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When a request must be done.
+
+    Attributes:
+        timeout_s: the time that it has in all; None: no limit.
+        until: its end on the event loop's clock; None: no limit.
+    """
+
+    timeout_s: float | None = None
+    until: float | None = None
+
+    @classmethod
+    def after(cls, timeout_s: float | None) -> Self:
+        """The deadline of a request that arrives now."""
+        return cls(timeout_s, None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left, at least 0; None without a limit."""
+        return None if self.until is None else max(0.0, self.until - asyncio.get_running_loop().time())
+
+    async def bound(self, work: Awaitable[T]) -> T:
+        """The result of `work`, which is cancelled at the deadline.
+
+        Raises:
+            DeadlineExceeded: it was not done in time.
+        """
+        try:
+            async with asyncio.timeout_at(self.until) as limit:
+                return await work
+        except TimeoutError as problem:
+            if self.timeout_s is not None and limit.expired():
+                raise DeadlineExceeded(too_late(self.timeout_s)) from problem
+            raise
+
+
+def too_late(timeout_s: float) -> str:
+    return f"The request was not done within {timeout_s:g} s (timeout_s)."

@@ -1,0 +1,100 @@
+"""The connection between one Jobs replica and its store: bounded calls, retries, and whether the store answers."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+
+from serve_app.errors import ServiceUnavailable
+from serve_app.jobs.store import Store
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STORE_PROBLEMS = (RedisError, sqlite3.Error, OSError)
+"""What a store raises while it cannot be reached or is full. TimeoutError is an OSError."""
+
+CALL_TIMEOUT_S = 12.0
+"""For one call. Longer than SQLite waits for another process's transaction."""
+
+ADD_TIMEOUT_S = 60.0
+"""For storing a new job, whose pictures may be 100 MB."""
+
+RETRY_S = 0.5
+"""Between two attempts of a call that must succeed; as long, a failed call counts as an outage."""
+
+
+class StoreLink:
+    """Calls a store. Lives on one event loop.
+
+    The store counts as away from the first failed call until `RETRY_S` later, and as long as a call of
+    `call_until_done` keeps failing. Meanwhile `call` fails at once.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self._away_until = float("-inf")
+        self._away_since: float | None = None
+        self._retrying: set[object] = set()
+
+    @property
+    def is_away(self) -> bool:
+        return bool(self._retrying) or self._clock() < self._away_until
+
+    async def call(self, operation: Callable[[Store], Awaitable[T]], timeout_s: float = CALL_TIMEOUT_S) -> T:
+        """One attempt, for a request that waits for it.
+
+        Raises:
+            ServiceUnavailable: the store does not answer, or did not a moment ago.
+        """
+        if self.is_away:
+            raise _unavailable()
+        return await self._attempt(operation, timeout_s)
+
+    async def call_until_done(self, operation: Callable[[Store], Awaitable[T]]) -> T:
+        """Attempts until the store answers, for what must not get lost. Ends with the task that runs it."""
+        attempt = object()
+        try:
+            while True:
+                try:
+                    return await self._attempt(operation, CALL_TIMEOUT_S)
+                except ServiceUnavailable:
+                    self._retrying.add(attempt)
+                await asyncio.sleep(RETRY_S)
+        finally:
+            self._retrying.discard(attempt)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def _attempt(self, operation: Callable[[Store], Awaitable[T]], timeout_s: float) -> T:
+        try:
+            async with asyncio.timeout(timeout_s):
+                result = await operation(self._store)
+        except STORE_PROBLEMS as problem:
+            self._note_failure(problem)
+            raise _unavailable() from problem
+        self._note_success()
+        return result
+
+    def _note_failure(self, problem: Exception) -> None:
+        now = self._clock()
+        self._away_until = now + RETRY_S
+        if self._away_since is None:
+            self._away_since = now
+            logger.error("the job store cannot be reached", exc_info=problem)
+
+    def _note_success(self) -> None:
+        if self._away_since is not None and not self.is_away:
+            logger.warning("the job store answers again after %.1f s", self._clock() - self._away_since)
+            self._away_since = None
+
+
+def _unavailable() -> ServiceUnavailable:
+    return ServiceUnavailable("The job store cannot be reached right now; try again.")
