@@ -1,13 +1,13 @@
 """The file of a SqliteStore: private, safe against power loss, and used by one thread."""
 
 import asyncio
+import fcntl
 import logging
 import os
 import sqlite3
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +62,7 @@ class SqliteFile:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._db: sqlite3.Connection | None = None
         self._opened_identity: tuple[int, int] | None = None
+        self._closed = False
 
     async def read(self, query: str, **values: object) -> list[tuple[Any, ...]]:
         return await self._run(lambda: self._opened().execute(query, values).fetchall())
@@ -75,8 +76,11 @@ class SqliteFile:
         await self._run(lambda: _shrink(self._opened()))
 
     async def close(self) -> None:
-        await self._run(self._close)
-        self._thread.shutdown(wait=False)
+        """Close for good; more than once is fine."""
+        if not self._closed:
+            self._closed = True
+            await self._run(self._close)
+            self._thread.shutdown(wait=False)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -132,21 +136,32 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _restore(db: sqlite3.Connection, path: Path) -> None:
     """Copy the whole database to the path, unless another process has done so meanwhile."""
-    copy = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    _make_private(copy)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        target = sqlite3.connect(copy)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if _identity(path) is None:
+            # A log that the deleted file has left behind would be read into its successor.
+            for ending in ("-wal", "-shm"):
+                path.with_name(path.name + ending).unlink(missing_ok=True)
+            _copy(db, path)
+    finally:
+        os.close(folder)
+
+
+def _copy(db: sqlite3.Connection, path: Path) -> None:
+    """Whole or not at all: a process may end at any time."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    _make_private(part)
+    try:
+        target = sqlite3.connect(part)
         try:
             db.backup(target)
         finally:
             target.close()
-        # A log that the deleted file has left behind would be read into its successor.
-        for ending in ("-wal", "-shm"):
-            path.with_name(path.name + ending).unlink(missing_ok=True)
-        with suppress(FileExistsError):
-            os.link(copy, path)
+        part.rename(path)
     finally:
-        copy.unlink()
+        part.unlink(missing_ok=True)
 
 
 def _make_private(path: Path) -> None:

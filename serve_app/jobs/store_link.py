@@ -75,8 +75,7 @@ class StoreLink:
 
     async def _attempt(self, operation: Callable[[Store], Awaitable[T]], timeout_s: float) -> T:
         try:
-            async with asyncio.timeout(timeout_s):
-                result = await operation(self._store)
+            result = await _apart(operation(self._store), timeout_s)
         except STORE_PROBLEMS as problem:
             self._note_failure(problem)
             raise _unavailable() from problem
@@ -94,6 +93,25 @@ class StoreLink:
         if self._away_since is not None and not self.is_away:
             logger.warning("the job store answers again after %.1f s", self._clock() - self._away_since)
             self._away_since = None
+
+
+async def _apart(work: Awaitable[T], timeout_s: float) -> T:
+    """The result of `work` in a task of its own: redis-py 8.1 may swallow a cancellation and go on, and neither the
+    caller's own cancellation nor the timeout may depend on it.
+
+    Raises:
+        TimeoutError: there is none after `timeout_s`.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            raise TimeoutError
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 def _unavailable() -> ServiceUnavailable:

@@ -212,3 +212,27 @@ async def test_a_redis_that_is_away_is_told_after_a_while(
 def test_a_url_of_another_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"jobs\.store\.url: Redis URL must specify"):
         RedisStore(RedisStoreSettings(kind="redis", url="https://example.org"))
+
+
+@story
+async def test_a_lease_from_before_the_servers_clock_was_set_back_is_over(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await store.beat("me", 10)
+    await add(store)
+    async with Redis.from_url(redis_stores.url) as client:
+        # As the lease looks once the clock was set back by an hour.
+        assert await client.pexpire(f"{redis_stores.prefix}lease:me", 3_610_000)
+        assert await store.adopt("heir") == ["job"]
+        # A lease of a version that did not store its duration holds as long as it is there.
+        await client.set(f"{redis_stores.prefix}lease:heir", "", px=3_610_000)
+    assert await store.adopt("another") == []
+
+
+@story
+async def test_an_entry_whose_job_is_gone_is_dropped_from_the_list(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await add(store)
+    async with Redis.from_url(redis_stores.url) as client:
+        await client.delete(f"{redis_stores.prefix}job:job")
+    assert not await store.condemn("job", "me", record(JobState.FAILED, ended_at=redis_stores.now))
+    assert await store.open_jobs() == {}

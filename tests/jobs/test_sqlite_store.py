@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -14,6 +15,7 @@ import pytest
 from serve_app.config import SqliteStoreSettings
 from serve_app.edits.job import JobState
 from serve_app.errors import ConfigError
+from serve_app.jobs import sqlite_store
 from serve_app.jobs.codec import dump_outcome, dump_pictures, dump_record, dump_spec
 from serve_app.jobs.sqlite_file import VERSION
 from serve_app.jobs.sqlite_store import SqliteStore
@@ -26,6 +28,7 @@ from tests.jobs.samples import KEY, SETS, add, end, noise, outcome, record, same
 DIE_AT_WORK = """
 import asyncio, os, signal, sys
 from serve_app.config import SqliteStoreSettings
+from serve_app.jobs import sqlite_store
 from serve_app.jobs.codec import load_outcome, load_pictures, load_record, load_spec
 from serve_app.jobs.sqlite_store import SqliteStore
 
@@ -180,3 +183,105 @@ def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
 
     asyncio.run(tell())
     assert (tmp_path / "a" / "b" / "jobs.sqlite3").is_file()
+
+
+@story
+async def test_a_file_that_is_deleted_while_in_use_is_restored(sqlite_stores: SqliteStores) -> None:
+    store = sqlite_stores.open()
+    await add(store, "before", key=KEY)
+    await store.add_outcome("before", "me", 0, outcome())
+    for file in sqlite_stores.path.parent.iterdir():
+        file.unlink()
+    await add(store, "after")
+    await sqlite_stores.close()
+    sqlite_stores.opened.clear()
+    successor = sqlite_stores.open()
+    assert await successor.spec("before") == spec("before", key=KEY)
+    assert same_pictures(await successor.pictures("before"), SETS)
+    assert await successor.outcomes("before") == {0: outcome()}
+    assert await successor.open_jobs() == {"before": JobState.IN_QUEUE, "after": JobState.IN_QUEUE}
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in sqlite_stores.path.parent.iterdir()}
+    assert modes == {0o600}
+    assert {file.name.partition(".sqlite3")[2] for file in sqlite_stores.path.parent.iterdir()} <= {"", "-wal", "-shm"}
+
+
+@story
+async def test_several_processes_that_find_the_file_deleted_go_on_with_one(sqlite_stores: SqliteStores) -> None:
+    several = [sqlite_stores.open() for _ in range(4)]
+    for number, store in enumerate(several):
+        await add(store, f"job {number}", sets=SETS[1:])
+    shutil.rmtree(sqlite_stores.path.parent)
+    await asyncio.gather(*(store.beat(f"owner {number}", 60) for number, store in enumerate(several)))
+    await add(several[0], "new", sets=SETS[1:])
+    for store in several:
+        assert len(await store.open_jobs()) == 5
+
+
+@story
+async def test_a_file_that_is_replaced_is_used_from_then_on(sqlite_stores: SqliteStores) -> None:
+    store = sqlite_stores.open()
+    await add(store, "old")
+    elsewhere = SqliteStores(path=sqlite_stores.path.with_name("other.sqlite3"))
+    await add(elsewhere.open(), "new")
+    await elsewhere.close()
+    for ending in ("-wal", "-shm"):
+        sqlite_stores.path.with_name(sqlite_stores.path.name + ending).unlink()
+    elsewhere.path.rename(sqlite_stores.path)
+    assert await store.open_jobs() == {"new": JobState.IN_QUEUE}
+    assert await store.update("new", "me", record(JobState.IN_PROGRESS))
+
+
+@story
+async def test_a_file_of_this_version_without_its_tables_is_refused(sqlite_stores: SqliteStores) -> None:
+    sqlite_stores.path.parent.mkdir()
+    db = sqlite3.connect(sqlite_stores.path)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+    db.close()
+    with pytest.raises(ConfigError, match=r"is no store of jobs: it has no table jobs, leases, outcomes, pictures"):
+        await sqlite_stores.open().record("job")
+
+
+@story
+async def test_a_clock_that_is_set_back_does_not_keep_a_dead_owner_alive(sqlite_stores: SqliteStores) -> None:
+    now, boot = [1_700_000_000.0], [5_000.0]
+
+    def opened() -> SqliteStore:
+        settings = SqliteStoreSettings(path=str(sqlite_stores.path))
+        sqlite_stores.opened.append(SqliteStore(settings, lambda: now[0], lambda: boot[0]))
+        return sqlite_stores.opened[-1]  # type: ignore[return-value]
+
+    store = opened()
+    await store.beat("me", 10)
+    await add(store)
+    now[0] -= 3600
+    assert await opened().adopt("heir") == []  # it lives
+    boot[0] += 11
+    assert await opened().adopt("heir") == ["job"]
+    # Nor does a clock that is set forward kill a living one.
+    await store.beat("heir", 10)
+    now[0] += 7200
+    assert await opened().adopt("another") == []
+
+
+@story
+async def test_a_lease_of_an_earlier_boot_is_over(sqlite_stores: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = sqlite_stores.open()
+    await store.beat("me", 10)
+    await add(store)
+    monkeypatch.setattr(sqlite_store, "boot_id", lambda: "another boot")
+    sqlite_stores.now -= 1000  # the boot's clock begins anew
+    heir = sqlite_stores.open()
+    assert await heir.adopt("heir") == ["job"]
+    assert await heir.update("job", "heir", record(JobState.IN_PROGRESS))
+
+
+@story
+async def test_a_file_that_an_earlier_version_wrote_is_taken_over(sqlite_stores: SqliteStores) -> None:
+    store = sqlite_stores.open()
+    await add(store)
+    db = sqlite3.connect(sqlite_stores.path)
+    db.execute("UPDATE jobs SET owner = 'an-owner'")
+    db.execute("INSERT INTO leases VALUES ('an-owner', 1800000000.0)")  # by the wall clock
+    db.commit()
+    db.close()
+    assert await store.adopt("heir") == ["job"]

@@ -1,0 +1,92 @@
+"""Jobs replicas for tests: a JobService over a store that can be cut off."""
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from serve_app.config import JobSettings
+from serve_app.edits.job import Job, JobSpec, JobState, Policy
+from serve_app.edits.request import EditRequest, OutputFormat, Pictures, Sampling
+from serve_app.edits.service import EditService, RewriterPort
+from serve_app.edits.sizes import OutputSize, Size
+from serve_app.jobs.service import JobService
+from serve_app.jobs.store import Store
+from tests.fakes import FakeEditor
+
+SIZE = Size(64, 64)
+
+Replica = JobService[Pictures]
+
+
+class CutOffStore:
+    """A Store whose every method raises `problem` as long as `away` is set; `calls` has the names of all calls."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.away = False
+        self.problem: Exception = sqlite3.OperationalError("disk I/O error")
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self._store, name)
+
+        async def call(*args: Any, **options: Any) -> Any:
+            self.calls.append(name)
+            if self.away and name != "close":
+                raise self.problem
+            return await method(*args, **options)
+
+        return call
+
+    @property
+    def as_store(self) -> Store:
+        return cast(Store, self)
+
+
+def spec(name: str, *prompts: str, rewrite: bool = False, policy: Policy | None = None, **more: Any) -> JobSpec:
+    """A job of one edit for each prompt, its name being the only one by default."""
+    edits = tuple(
+        EditRequest(name, prompt, None, rewrite, Sampling(), OutputSize(SIZE, SIZE), OutputFormat())
+        for prompt in prompts or (name,)
+    )
+    more = {"retention_s": 60.0, **more}
+    return JobSpec(name, edits, (0,) * len(edits), 42, policy or Policy(), **more)
+
+
+def body(spec: JobSpec, job: Job) -> bytes:
+    return json.dumps({"id": spec.id, "status": job.record.state}).encode()
+
+
+@asynccontextmanager
+async def replica_on(
+    store: Store,
+    editor: FakeEditor,
+    rewriter: RewriterPort[Pictures] | None = None,
+    clock: Callable[[], float] = time.time,
+    **settings: Any,
+) -> AsyncIterator[Replica]:
+    """A replica over an open store, with short leases and pauses; closed at the end."""
+    given = JobSettings(**{"lease_s": 1.0, "webhook_gap_s": 0.0, **settings})
+    service = JobService(given, EditService(editor, rewriter), store, lambda each: each, body, clock)
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+async def state(service: Replica, job_id: str, wait_s: float = 20) -> JobState:
+    return (await service.wait(job_id, wait_s)).record.state
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 20) -> None:
+    async with asyncio.timeout(timeout_s):
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(0.02)

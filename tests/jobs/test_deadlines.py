@@ -1,0 +1,102 @@
+"""How long jobs may wait and run, and what ends them."""
+
+import asyncio
+import time
+
+import pytest
+
+from serve_app.edits.job import JobState, Policy
+from serve_app.edits.request import EditJob, EditResult, Pictures
+from serve_app.edits.service import OnProgress
+from serve_app.errors import DeadlineExceeded
+from tests.fakes import FakeEditor, picture
+from tests.jobs.conftest import Stores, story
+from tests.jobs.replicas import Replica, replica_on, spec, until
+
+
+async def end_of(service: Replica, job_id: str) -> tuple[JobState, str | None, str | None]:
+    record = (await service.wait(job_id, 20)).record
+    return record.state, record.error, record.error_code
+
+
+@story
+async def test_a_job_past_its_timeout_leaves_the_editor_and_fails(sqlite_stores: Stores) -> None:
+    editor = FakeEditor(gate=asyncio.Semaphore(0))
+    async with replica_on(sqlite_stores.open(), editor) as service:
+        await service.submit(spec("job", "a", "b", policy=Policy(timeout_s=0.5)), [(picture(),)])
+        message = "The request was not done within 0.5 s (timeout_s)."
+        assert await end_of(service, "job") == (JobState.FAILED, message, "deadline_exceeded")
+        assert editor.num_cancelled == 2
+        # The engine knows of the same deadline, should nobody be left to cancel the edit.
+        assert all(each.timeout_s is not None and 0 < each.timeout_s <= 0.5 for each in editor.jobs)
+
+
+@story
+async def test_a_job_that_waits_past_its_timeout_fails_and_one_past_its_ttl_is_timed_out(
+    sqlite_stores: Stores,
+) -> None:
+    editor = FakeEditor(gate=asyncio.Semaphore(0))
+    async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1) as service:
+        await service.submit(spec("first"), [(picture(),)])
+        await until(lambda: len(editor.jobs) == 1)
+        await service.submit(spec("impatient", policy=Policy(timeout_s=0.2)), [(picture(),)])
+        await service.submit(spec("late", policy=Policy(ttl_s=0.2, timeout_s=5)), [(picture(),)])
+        assert (await end_of(service, "impatient"))[::2] == (JobState.FAILED, "deadline_exceeded")
+        assert (await end_of(service, "late"))[0] is JobState.TIMED_OUT
+        assert len(editor.jobs) == 1
+
+
+@story
+async def test_the_execution_timeout_counts_from_the_pick_up_and_keeps_its_text(sqlite_stores: Stores) -> None:
+    editor = FakeEditor(gate=asyncio.Semaphore(0))
+    async with replica_on(sqlite_stores.open(), editor) as service:
+        await service.submit(spec("job", policy=Policy(execution_timeout_s=0.2, timeout_s=60)), [(picture(),)])
+        assert await end_of(service, "job") == (JobState.FAILED, "executionTimeout exceeded", "deadline_exceeded")
+        assert editor.num_cancelled == 1
+
+
+@story
+async def test_the_engines_own_end_of_time_is_reported_the_same(sqlite_stores: Stores) -> None:
+    editor = FakeEditor(problem=DeadlineExceeded("The edit was not done within its 0.1 s."))
+    async with replica_on(sqlite_stores.open(), editor) as service:
+        await service.submit(spec("job", policy=Policy(timeout_s=7)), [(picture(),)])
+        assert (await end_of(service, "job"))[1] == "The request was not done within 7 s (timeout_s)."
+
+
+class Broken(FakeEditor):
+    """Raises a TimeoutError of its own."""
+
+    async def edit(self, job: EditJob, pictures: Pictures, on_progress: OnProgress) -> EditResult:
+        raise TimeoutError("a socket, perhaps")
+
+
+@story
+async def test_another_timeout_is_not_reported_as_the_jobs(sqlite_stores: Stores) -> None:
+    async with replica_on(sqlite_stores.open(), Broken()) as service:
+        await service.submit(spec("job"), [(picture(),)])
+        assert await end_of(service, "job") == (
+            JobState.FAILED,
+            "Internal error; the server's log has the reason.",
+            None,
+        )
+
+
+@story
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_is_set_changes_no_deadline_of_a_job_that_is_taken_over(
+    sqlite_stores: Stores, hours: int
+) -> None:
+    now = time.time()
+    async with replica_on(sqlite_stores.open(), FakeEditor(gate=asyncio.Semaphore(0)), clock=lambda: now) as first:
+        await first.submit(spec("job", policy=Policy(ttl_s=0.5)), [(picture(),)])
+        await sqlite_stores.let_pass(2)
+    editor = FakeEditor(gate=asyncio.Semaphore(0))
+    later = now + 3600 * hours
+    async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1, clock=lambda: later) as second:
+        job = await second.wait("job", 0.1)
+        if hours > 0:
+            assert job.record.state is JobState.TIMED_OUT
+        else:
+            left_s = second._live["job"].expiry
+            assert left_s is not None
+            assert left_s.when() <= asyncio.get_running_loop().time() + 0.5

@@ -1,0 +1,263 @@
+"""The store is away for a while: no job is lost, ends twice, or keeps its slot, and new work is refused meanwhile."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from serve_app.edits.job import JobCounts, JobState, Policy
+from serve_app.errors import EditFailed, ServiceUnavailable
+from serve_app.jobs import service as module
+from serve_app.jobs import store_link
+from serve_app.jobs.store import Store
+from tests.fakes import FakeEditor, picture
+from tests.jobs.conftest import Stores, story
+from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state, until
+from tests.service.receiver import Receiver, receiving
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_link, "RETRY_S", 0.05)
+    monkeypatch.setattr(module, "START_S", 0.2)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+def held() -> FakeEditor:
+    return FakeEditor(gate=asyncio.Semaphore(0))
+
+
+def release(editor: FakeEditor, number: int = 1) -> None:
+    assert editor.gate is not None
+    for _ in range(number):
+        editor.gate.release()
+
+
+async def idle(service: Replica) -> bool:
+    counts = await service.counts()
+    return counts.in_queue + counts.in_progress == 0
+
+
+@story
+async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), held()
+    async with replica_on(store.as_store, editor, max_active_jobs=1) as service:
+        for name in ("first", "behind it"):
+            await service.submit(spec(name), [(picture(),)])
+        await until(lambda: len(editor.jobs) == 1)
+        store.away = True
+        release(editor, 2)
+        num_calls = len(store.calls)
+        await until(lambda: store.calls[num_calls:].count("add_outcome") >= 3)
+        # Known without the store, and not reported before it is stored.
+        assert await state(service, "first", 0) is JobState.IN_PROGRESS
+        assert await service.counts() == JobCounts(in_queue=1, in_progress=1)
+        store.away = False
+        assert await state(service, "first") is JobState.COMPLETED
+        assert await state(service, "behind it") is JobState.COMPLETED
+        assert await service.counts() == JobCounts(completed=2)
+    assert len(editor.jobs) == 2  # the picture that was drawn was kept
+
+
+@story
+async def test_the_outage_may_begin_between_the_picture_and_the_end(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), FakeEditor()
+    async with replica_on(store.as_store, editor) as service:
+        add_outcome = store.as_store.add_outcome
+
+        async def and_away(*args: object) -> bool:
+            done: bool = await add_outcome(*args)  # type: ignore[arg-type]
+            store.away = True
+            return done
+
+        vars(store)["add_outcome"] = and_away
+        await service.submit(spec("job"), [(picture(),)])
+        await until(lambda: store.calls.count("update") >= 4)
+        assert not await idle(service)
+        store.away = False
+        assert await state(service, "job") is JobState.COMPLETED
+        await until(lambda: idle(service))
+
+
+@story
+async def test_a_job_that_fails_during_an_outage_is_failed_once(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), held()
+    editor.problem = EditFailed("broken")
+    async with replica_on(store.as_store, editor) as service:
+        await service.submit(spec("job"), [(picture(),)])
+        await until(lambda: len(editor.jobs) == 1)
+        store.away = True
+        release(editor)
+        await until(lambda: store.calls[-1] == "update")
+        store.away = False
+        job = await service.wait("job", 20)
+        assert (job.record.state, job.record.error_code) == (JobState.FAILED, "edit_failed")
+        assert await service.counts() == JobCounts(failed=1)
+
+
+@story
+async def test_a_job_that_expires_during_an_outage_is_timed_out_after_it(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), held()
+    async with replica_on(store.as_store, editor, max_active_jobs=1) as service:
+        await service.submit(spec("first"), [(picture(),)])
+        await until(lambda: len(editor.jobs) == 1)
+        await service.submit(spec("late", policy=Policy(ttl_s=0.3)), [(picture(),)])
+        store.away = True
+        await until(lambda: store.calls.count("update") >= 3)
+        store.away = False
+        assert await state(service, "late") is JobState.TIMED_OUT
+        release(editor)
+        assert await state(service, "first") is JobState.COMPLETED
+        assert await service.counts() == JobCounts(completed=1, failed=1)
+
+
+@story
+async def test_time_without_the_store_is_no_execution_time(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), held()
+    async with replica_on(store.as_store, editor) as service:
+        await service.submit(spec("job", policy=Policy(execution_timeout_s=0.5, timeout_s=0.6)), [(picture(),)])
+        await until(lambda: len(editor.jobs) == 1)
+        store.away = True
+        release(editor)
+        await asyncio.sleep(0.8)
+        store.away = False
+        assert await state(service, "job") is JobState.COMPLETED
+
+
+@story
+async def test_new_work_is_refused_during_an_outage_and_taken_after_it(stores: Stores) -> None:
+    store = CutOffStore(stores.open())
+    async with replica_on(store.as_store, FakeEditor()) as service:
+        assert await service.fault() is None
+        store.away = True
+        with pytest.raises(ServiceUnavailable, match="job store cannot be reached"):
+            await service.submit(spec("refused"), [(picture(),)])
+        assert await service.fault() == "store"
+        num_calls = len(store.calls)
+        with pytest.raises(ServiceUnavailable):
+            await service.room()
+        assert "add" not in store.calls[num_calls:]  # refused before anything is prepared or sent
+        await until(lambda: store.calls[num_calls:].count("beat") >= 2)
+        assert await service.fault() == "store"
+        store.away = False
+        await until(lambda: _is_well(service))
+        await service.submit(spec("taken"), [(picture(),)])
+        assert await state(service, "taken") is JobState.COMPLETED
+
+
+async def _is_well(service: Replica) -> bool:
+    return await service.fault() is None
+
+
+@story
+async def test_who_waits_for_a_job_goes_on_waiting_through_an_outage(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), held()
+    async with replica_on(store.as_store, editor) as service:
+        await service.submit(spec("job"), [(picture(),)])
+        waiting = asyncio.create_task(service.wait("job", 20))
+        await until(lambda: len(editor.jobs) == 1)
+        store.away = True
+        release(editor)
+        await asyncio.sleep(0.2)
+        store.away = False
+        job = await waiting
+        assert job.record.state is JobState.COMPLETED
+        store.away = True
+        with pytest.raises(ServiceUnavailable):
+            await service.wait("job", 0)
+
+
+@story
+async def test_a_replica_starts_without_its_store_and_takes_over_when_that_is_back(stores: Stores) -> None:
+    first = held()
+    async with replica_on(stores.open(), first) as service:
+        await service.submit(spec("left behind"), [(picture(),)])
+        await until(lambda: len(first.jobs) == 1)
+    await stores.let_pass(1.5)  # the first one's lease
+    store, editor = CutOffStore(stores.open()), FakeEditor()
+    store.away = True
+    async with replica_on(store.as_store, editor) as service:
+        assert await service.fault() == "store"
+        store.away = False
+        await until(lambda: len(editor.jobs) == 1)
+        assert await state(service, "left behind") is JobState.COMPLETED
+
+
+@story
+async def test_a_webhook_whose_end_could_not_be_stored_is_notified_once_and_its_job_expires(
+    stores: Stores, receiver: Receiver
+) -> None:
+    store = CutOffStore(stores.open())
+    async with replica_on(
+        store.as_store, FakeEditor(), clock=lambda: stores.now, webhook_origins=(receiver.origin,)
+    ) as service:
+        vars(store)["calls"] = Calls(store)
+        await service.submit(spec("job", webhook=f"{receiver.origin}/hook/200", retention_s=1.0), [(picture(),)])
+        await until(lambda: bool(receiver.calls))
+        await until(lambda: store.calls.count("update") + store.calls.count("record") >= 4)
+        store.away = False
+        await until(lambda: _has_no_open_job(store.as_store))
+        assert [path for path, _ in receiver.calls] == ["/hook/200"]
+        await stores.let_pass(1.5)
+        assert await store.as_store.record("job") is None
+
+
+class Calls(list[str]):
+    """Cuts the store off when it is about to hear that a webhook was notified: at the first read after the body's."""
+
+    def __init__(self, store: CutOffStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def append(self, name: str) -> None:
+        if name == "record" and "outcomes" in self and "spec" in self and "cut" not in self:
+            super().append("cut")
+            self._store.away = True
+        super().append(name)
+
+
+async def _has_no_open_job(store: Store) -> bool:
+    return await store.open_jobs() == {}
+
+
+def test_a_store_that_hangs_is_given_up_and_counts_as_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging:
+        async def room(self) -> None:
+            await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        link = store_link.StoreLink(Hanging())  # type: ignore[arg-type]
+        with pytest.raises(ServiceUnavailable):
+            await link.call(lambda store: store.room(), timeout_s=0.01)  # type: ignore[attr-defined]
+        assert link.is_away
+        await asyncio.sleep(0.1)
+        assert not link.is_away  # until the next failure
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_ignores_its_cancellation_holds_nobody_up() -> None:
+    async def stubborn(store: Store) -> None:
+        while not over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await over.wait()
+
+    async def scenario() -> None:
+        link = store_link.StoreLink(CutOffStore(None).as_store)  # type: ignore[arg-type]
+        caller = asyncio.create_task(link.call_until_done(stubborn))
+        await asyncio.sleep(0.01)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        with pytest.raises(ServiceUnavailable):
+            await link.call(stubborn, timeout_s=0.01)
+        over.set()
+
+    over = asyncio.Event()
+    asyncio.run(scenario())

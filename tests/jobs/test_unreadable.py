@@ -1,0 +1,116 @@
+"""A stored job that cannot be decoded fails alone: all others go on."""
+
+import sqlite3
+from collections.abc import Awaitable, Callable
+
+import pytest
+from redis.asyncio import Redis
+
+from serve_app.edits.job import JobCounts, JobState
+from serve_app.errors import JobUnreadable
+from serve_app.jobs.store import Store
+from tests.fakes import FakeEditor, picture
+from tests.jobs.conftest import RedisStores, SqliteStores, Stores, story
+from tests.jobs.replicas import CutOffStore, replica_on, spec, state, until
+from tests.jobs.samples import SETS, record
+from tests.jobs.samples import spec as full_spec
+
+DAMAGE = {
+    "spec": b'{"id": 1',
+    "record": b'{"state": "SLEEPING", "created_at": 1.0}',
+    "state": b"SLEEPING",
+    "pictures": b"no safetensors",
+}
+
+
+async def damage(stores: Stores, job_id: str, part: str) -> None:
+    """Overwrite a part of a stored job, as a bad disk or another version might."""
+    if isinstance(stores, SqliteStores):
+        db = sqlite3.connect(stores.path)
+        table, column, key = ("pictures", "data", "job_id") if part == "pictures" else ("jobs", part, "id")
+        value = DAMAGE[part].decode() if part == "state" else DAMAGE[part]
+        assert db.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (value, job_id)).rowcount == 1
+        db.commit()
+        db.close()
+    elif isinstance(stores, RedisStores):
+        async with Redis.from_url(stores.url) as client:
+            if part == "pictures":
+                await client.set(f"{stores.prefix}pictures:{job_id}", DAMAGE[part])
+            elif part == "state":
+                await client.hset(f"{stores.prefix}open", job_id, "SLEEPING dead")  # type: ignore[misc]
+                await client.hset(f"{stores.prefix}job:{job_id}", "record", DAMAGE["record"])  # type: ignore[misc]
+            else:
+                await client.hset(f"{stores.prefix}job:{job_id}", part, DAMAGE[part])  # type: ignore[misc]
+
+
+@story
+@pytest.mark.parametrize("part", DAMAGE)
+async def test_it_fails_and_the_other_jobs_of_its_dead_owner_are_done(stores: Stores, part: str) -> None:
+    store = stores.open()
+    for name in ("a", "b", "c"):
+        await store.add(spec(name), [(picture(),)], record(), "dead")
+    await damage(stores, "b", part)
+    editor = FakeEditor()
+    async with replica_on(store, editor, clock=lambda: stores.now) as service:
+        assert await state(service, "a") is JobState.COMPLETED
+        assert await state(service, "c") is JobState.COMPLETED
+        if part != "state" or isinstance(stores, RedisStores):  # SQLite's column of states is but an index
+            await until(lambda: _has_failed(store, "b"))
+            assert await service.counts() == JobCounts(completed=2, failed=1)
+        assert await store.open_jobs() == {}
+        # What follows is not stopped either.
+        await service.submit(spec("d"), [(picture(),)])
+        assert await state(service, "d") is JobState.COMPLETED
+        assert await service.fault() is None
+
+
+async def _has_failed(store: Store, job_id: str) -> bool:
+    found = await store.record(job_id)
+    return found is not None and found.state is JobState.FAILED
+
+
+@story
+@pytest.mark.parametrize("part", ["spec", "record"])
+async def test_a_job_that_becomes_unreadable_while_another_replica_looks_at_it(stores: Stores, part: str) -> None:
+    store = CutOffStore(stores.open())
+    async with replica_on(store.as_store, FakeEditor(), clock=lambda: stores.now) as service:
+        await store.as_store.beat("other", 0.5)
+        await store.as_store.add(spec("theirs"), [(picture(),)], record(), "other")
+        await damage(stores, "theirs", part)
+        await stores.let_pass(0.6)  # the other replica's lease
+        await until(lambda: store.calls.count("condemn") == 1)
+        num_calls = len(store.calls)
+        await until(lambda: store.calls[num_calls:].count("beat") >= 2)
+        assert store.calls.count("condemn") == 1
+        assert (await service.counts()).failed == 1
+
+
+READS: dict[str, Callable[[Store], Awaitable[object]]] = {
+    "spec": lambda store: store.spec("job"),
+    "record": lambda store: store.record("job"),
+    "pictures": lambda store: store.pictures("job"),
+}
+
+
+@story
+@pytest.mark.parametrize("part", READS)
+async def test_what_cannot_be_decoded_is_one_error_of_ours(stores: Stores, part: str) -> None:
+    store = stores.open()
+    await store.add(full_spec(), SETS, record(), "me")
+    await damage(stores, "job", part)
+    with pytest.raises(JobUnreadable, match="cannot be read; send the job again"):
+        await READS[part](store)
+
+
+@story
+async def test_only_an_open_job_of_the_owner_is_condemned(stores: Stores) -> None:
+    store = stores.open()
+    await store.add(spec("job"), [(picture(),)], record(), "me")
+    failed = record(JobState.FAILED, ended_at=stores.now)
+    assert not await store.condemn("job", "stranger", failed)
+    assert not await store.condemn("unknown", "me", failed)
+    assert await store.condemn("job", "me", failed)
+    assert await store.record("job") == failed
+    assert await store.open_jobs() == {}
+    assert not await store.condemn("job", "me", record(JobState.CANCELLED, ended_at=stores.now))
+    assert await store.record("job") == failed
