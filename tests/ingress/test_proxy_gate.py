@@ -24,7 +24,7 @@ class Counted:
 
     ended_with: list[tuple[str, int]] = field(default_factory=list)
 
-    def ended(self, dialect: str, route: str, status: int, seconds: float) -> None:
+    def ended(self, dialect: str, route: str, key: str, status: int, seconds: float) -> None:
         self.ended_with.append((dialect, status))
 
 
