@@ -1,5 +1,6 @@
 """API keys: where they are read from, how they are named, and which routes need one."""
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.config import AppSettings
 from serve_app.errors import ConfigError, StartupError
@@ -20,6 +22,7 @@ from serve_app.ingress.keys import (
     KEY_NAME,
     KEYS_VARIABLE,
     OPERATOR_KEYS,
+    ApiKeys,
     Key,
     KeyFile,
     Keys,
@@ -27,7 +30,7 @@ from serve_app.ingress.keys import (
     is_loopback,
     require_keys,
 )
-from tests.ingress.openai_harness import DATA_URL, harness
+from tests.ingress.openai_harness import DATA_URL, harness, keys_of
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +163,26 @@ def test_a_jobs_log_line_has_the_name_of_its_key(
     assert response.status_code == 200, response.text
     (line,) = [record.message for record in caplog.records if " taken: " in record.message]
     assert line.endswith(f" num_steps=4{logged}")
-    assert KEY_NAME.get() == ""
+
+
+def test_a_keys_name_is_known_during_its_request_only() -> None:
+    seen: list[tuple[str, str]] = []
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((KEY_NAME.get(), scope["state"]["key_name"]))
+
+    async def nothing() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def nowhere(message: Message) -> None: ...
+
+    async def ask() -> str:
+        scope = {"type": "http", "path": "/run", "headers": [(b"authorization", b"Bearer k-1")]}
+        await ApiKeys(note, keys_of("acme:k-1"))(scope, nothing, nowhere)
+        return KEY_NAME.get()
+
+    assert asyncio.run(ask()) == ""
+    assert seen == [("acme", "acme")]
 
 
 def test_a_changed_file_is_read_again_within_a_second(file: Path) -> None:

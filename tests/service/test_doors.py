@@ -46,7 +46,7 @@ def test_neither_web_pages_nor_a_proxys_clients_reach_operator_endpoints(
 
 def test_a_drain_can_be_undone(service: Service) -> None:
     def drain(*options: str) -> None:
-        command = [Path(sys.executable).parent / "camera-edit", "drain", service.url, *options]
+        command = [str(Path(sys.executable).parent / "camera-edit"), "drain", service.url, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
 
