@@ -92,6 +92,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 def _add_drain(drain: argparse.ArgumentParser) -> None:
     drain.add_argument("url", metavar="URL", help="where the service listens, such as http://127.0.0.1:8000")
     drain.add_argument("--timeout", type=float, metavar="S", default=1800, help="seconds to wait (default: 1800)")
+    drain.add_argument("--undo", action="store_true", help="end a drain: let the service take new work again")
     drain.set_defaults(command=_drain)
 
 
@@ -104,8 +105,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _drain(arguments: argparse.Namespace) -> None:
-    from serve_app.drain import drain
+    from serve_app.drain import drain, undrain
 
+    if arguments.undo:
+        undrain(arguments.url)
+        print("the drain is undone: new work is taken")
+        return
     drain(arguments.url, arguments.timeout, print)
     print("drained: nothing is in flight and no new work is taken")
 

@@ -256,6 +256,11 @@ class AppSettings(Settings):
         description="A file with an API key per line, on each node that runs an Ingress; read again when it changes. "
         "CAMERA_EDIT_API_KEYS_FILE goes before it; keys in CAMERA_EDIT_API_KEYS are taken as well.",
     )
+    operator_keys_file: str | None = Field(
+        default=None,
+        description="A file with an operator key per line, on each node that runs an Ingress; read again when it "
+        "changes. CAMERA_EDIT_OPERATOR_KEYS_FILE overrides it; keys in CAMERA_EDIT_OPERATOR_KEYS are valid as well.",
+    )
     allow_anonymous: bool = Field(
         default=False, description="Without any key, serve more than this machine: whoever reaches the port may edit."
     )

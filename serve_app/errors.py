@@ -5,6 +5,7 @@
     │   ├── UnknownField        400 unknown_field
     │   └── MissingField        422 missing_field
     ├── Unauthorized            401 unauthorized
+    ├── Forbidden               403 forbidden
     ├── Overloaded              429 overloaded
     ├── JobNotFound             404 not_found
     ├── JobUnreadable           500 job_unreadable
@@ -61,6 +62,11 @@ class UnknownField(InvalidInput):
 class Unauthorized(ServiceError):
     status = 401
     code = "unauthorized"
+
+
+class Forbidden(ServiceError):
+    status = 403
+    code = "forbidden"
 
 
 class JobNotFound(ServiceError):

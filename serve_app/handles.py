@@ -12,7 +12,9 @@ from ray import ObjectRef, serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.schema import ServeStatus
 
+from serve_app.cached_call import CachedCall
 from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec, RepeatKey
 from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
 from serve_app.edits.service import OnProgress
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 _SUCCESSOR_S = 60.0
 _SUCCESSOR_POLL_S = 0.5
 _HEALTH_S = 2.0
+_STATUS_S = 1.0
 _ALL_S = 10.0
 
 
@@ -134,9 +137,7 @@ class JobsHandle:
 
 async def worker_counts(application: str, deployment: str, busy: int) -> dict[str, int]:
     """Replicas of a deployment by RunPod's states; `busy` jobs occupy as many of the ready ones."""
-    status = await asyncio.to_thread(serve.status)
-    # Ray's annotation says ReplicaState; what comes are the states' names.
-    replicas: Mapping[Any, int] = status.applications[application].deployments[deployment].replica_states
+    replicas = await _replicas(application, deployment)
     ready = replicas.get("RUNNING", 0)
     running = min(ready, busy)
     return {
@@ -149,8 +150,25 @@ async def worker_counts(application: str, deployment: str, busy: int) -> dict[st
     }
 
 
+async def _replicas(application: str, deployment: str) -> Mapping[Any, int]:
+    """Replicas by the names of Serve's states, though Ray's annotation says ReplicaState. While Serve rolls out an
+    application, its status lacks it or its deployments for a moment: then there are none."""
+    status = await _serve_status()
+    app = status.applications.get(application)
+    found = None if app is None else app.deployments.get(deployment)
+    return {} if found is None else found.replica_states
+
+
+async def _status_in_thread() -> ServeStatus:
+    return await asyncio.to_thread(serve.status)
+
+
+# One call takes 30 to 60 ms of CPU time.
+_serve_status = CachedCall(_status_in_thread, _STATUS_S)
+
+
 async def fault(application: str, deployment: str, handle: "DeploymentHandle[Any]") -> str | None:
-    """Why no replica of a deployment would work, or None: it is enough that one is up and says that it is well."""
+    """Why no replica of a deployment would work, or None: one healthy replica is enough."""
     counts = await worker_counts(application, deployment, 0)
     if counts["ready"] == 0:
         return f"no {deployment} is up; {counts['initializing']} starting"
@@ -165,7 +183,7 @@ async def fault(application: str, deployment: str, handle: "DeploymentHandle[Any
 
 
 async def ask_all(application: str, deployment: str, method: str) -> list[Any]:
-    """What the replicas of a deployment that are up answer to a method.
+    """What the running replicas of a deployment return from a method.
 
     Raises:
         ServiceUnavailable: one of them did not answer.

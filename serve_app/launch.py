@@ -54,7 +54,7 @@ def run(file: Path, grace_s: float, say: Say) -> int:
             pass
         if process.poll() is not None:
             return process.returncode
-        return _drained(url_of(checked.serve), checked.settings[0].api_keys_file, grace_s, say)
+        return _drained(url_of(checked.serve), checked.settings[0].operator_keys_file, grace_s, say)
     except _Again:
         return 1
     finally:

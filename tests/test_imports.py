@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 # What each part may import of ours. A part not named here may import anything of ours.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "cached_call": set(),
     "origins": set(),
     "config": {"origins"},
     "request_id": set(),
@@ -24,9 +25,12 @@ ALLOWED: dict[str, set[str]] = {
     "imports": set(),
     "editor": {"editor", "edits", "weights", "config", "errors", "imports", "logs", "metrics"},
     "rewriter": {"rewriter", "edits", "weights", "config", "errors", "imports", "logs", "metrics"},
-    "handles": {"edits", "errors"},
+    "handles": {"edits", "errors", "cached_call"},
     "jobs": {"jobs", "edits", "handles", "config", "errors", "logs", "metrics"},
-    "ingress": {"ingress", "edits", "origins", "handles", "config", "errors", "logs", "metrics", "request_id"},
+    "ingress": {
+        *("ingress", "edits", "origins", "handles", "config", "errors", "logs", "metrics", "request_id"),
+        "cached_call",
+    },
 }
 # Outside libraries that a part must not know; deployments and handles are the doors to Ray.
 FORBIDDEN: dict[str, set[str]] = {

@@ -7,8 +7,12 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' own, too
 }
-# They would lead to a cluster that others use, and ask for keys; the demo keeps to a service of its own.
-_OTHERS = ("RAY_ADDRESS", "RAY_NAMESPACE", "CAMERA_EDIT_API_KEYS", "CAMERA_EDIT_API_KEYS_FILE")
+# They point to clusters of others or require keys; the demo uses a service of its own.
+_OTHERS = (
+    *("RAY_ADDRESS", "RAY_NAMESPACE"),
+    *("CAMERA_EDIT_API_KEYS", "CAMERA_EDIT_API_KEYS_FILE"),
+    *("CAMERA_EDIT_OPERATOR_KEYS", "CAMERA_EDIT_OPERATOR_KEYS_FILE"),
+)
 
 
 def prepare_environment() -> None:

@@ -14,6 +14,7 @@ from serve_app.ingress.keys import ApiKeys
 from serve_app.ingress.middleware import RequestId
 from serve_app.ingress.openai_routes import openai_router
 from serve_app.ingress.openapi import document
+from serve_app.ingress.operator_gate import OperatorGate
 from serve_app.ingress.proxy_gate import TellLimit
 from serve_app.ingress.refusals import add_refusals
 from serve_app.ingress.runpod_routes import runpod_router
@@ -36,6 +37,12 @@ def build_app(backend: Backend[P]) -> FastAPI:
     app.add_middleware(DrainGate, draining=backend.draining)
     app.add_middleware(NoSteering)
     app.add_middleware(ApiKeys, keys=backend.api_keys)
+    app.add_middleware(
+        OperatorGate,
+        operator_keys=backend.operator_keys,
+        api_keys=backend.api_keys,
+        behind_haproxy=backend.behind_haproxy,
+    )
     app.add_middleware(RequestId, proxy_answers=backend.behind_serve)  # the outermost: the last one added
     add_refusals(app, backend.retry_after_s)
     runpod, openai = runpod_router(backend), openai_router(backend)

@@ -18,7 +18,7 @@ from serve_app.handles import EditorHandle, JobsHandle, RewriterHandle, ask_all,
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.drain import Draining
-from serve_app.ingress.keys import Keys, configured_keys, require_keys
+from serve_app.ingress.keys import OPERATOR_KEYS, Keys, configured_keys, require_keys
 from serve_app.ingress.metrics import Measured, RequestMetrics
 from serve_app.ingress.pace import Pace
 from serve_app.ingress.paced_editor import PacedEditor
@@ -41,7 +41,7 @@ class Ingress:
         give_up: Callable[[], None],
     ) -> None:
         join_serve_logs()
-        keys = _checked_keys(settings, give_up)
+        api_keys, operator_keys = _checked_keys(settings, give_up)
         me = serve.get_replica_context()
         jobs_port = JobsHandle(jobs)
         pace = Pace(jobs_port)
@@ -54,17 +54,24 @@ class Ingress:
             share=share,
             workers=partial(worker_counts, me.app_name, "Editor"),
             prepare=Preparer(settings),
-            api_keys=keys,
+            api_keys=api_keys,
+            operator_keys=operator_keys,
             behind_serve=True,
+            behind_haproxy=RAY_SERVE_ENABLE_HA_PROXY,
             draining=self._draining,
-            drain=partial(_drain, me.app_name, me.deployment),
+            drain=partial(_sum_of_all, me.app_name, me.deployment, "begin_drain"),
+            undrain=partial(_sum_of_all, me.app_name, me.deployment, "end_drain"),
             editor_fault=partial(fault, me.app_name, "Editor", editor),
             retry_after_s=pace.retry_after_s,
         )
 
     async def begin_drain(self) -> int:
-        """Take no new work; how many requests this replica is answering."""
+        """Reject new work; returns how many requests this replica is answering."""
         return self._draining.begin()
+
+    async def end_drain(self) -> int:
+        """Accept new work again; returns how many requests this replica is answering."""
+        return self._draining.end()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = build_app(self._backend)
@@ -72,12 +79,12 @@ class Ingress:
         return app
 
 
-async def _drain(application: str, deployment: str) -> int:
-    return sum(await ask_all(application, deployment, "begin_drain"))
+async def _sum_of_all(application: str, deployment: str, method: str) -> int:
+    return sum(await ask_all(application, deployment, method))
 
 
-def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> Keys | None:
-    """The keys of this node, if the proxies may listen where they do with them.
+def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> tuple[Keys | None, Keys | None]:
+    """This node's API keys, if the proxies may listen where they do with them, and its operator keys.
 
     Args:
         give_up: called before an error, since Serve would start the replica again and again.
@@ -88,7 +95,7 @@ def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> Keys | 
     try:
         keys = configured_keys(settings.api_keys_file)
         require_keys(keys, _bound_host(), settings.allow_anonymous)
-        return keys
+        return keys, configured_keys(settings.operator_keys_file, OPERATOR_KEYS)
     except StartupError as problem:
         logger.error(problem)
         give_up()

@@ -1,27 +1,31 @@
-"""Draining: what was taken is finished, nothing new is taken."""
+"""Draining: work that was accepted is finished, new work is rejected."""
 
 import re
 from dataclasses import dataclass
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import ServiceUnavailable
 from serve_app.ingress.refusals import refusal
+from serve_app.ingress.route import route_path
 
-DRAIN_PATH = "/drain"
+DRAIN_PATH, UNDRAIN_PATH = "/drain", "/undrain"
 
-_WORK = re.compile(r"(/v2/[^/]+)?/(run|runsync|retry/[^/]+)|(/v2/[^/]+/openai)?/v1/images/edits")
-# The operator's own questions, which must not wait for themselves.
-_ASIDE = ("/health", DRAIN_PATH)
+# Both are matched as Starlette matches its routes, whose `$` also admits a newline at the end.
+_WORK = re.compile(r"^((/v2/[^/]+)?/(run|runsync|retry/[^/]+)|(/v2/[^/]+/openai)?/v1/images/edits)$")
+_RETRY = re.compile(r"^(/v2/[^/]+)?/retry/[^/]+$")
+# Not counted: a drain must not wait for its own requests.
+_UNCOUNTED = ("/health", DRAIN_PATH, UNDRAIN_PATH)
 
 
 @dataclass
 class Draining:
-    """How a replica of the ingress stands.
+    """The state of one ingress replica.
 
     Attributes:
-        begun: no new work is taken.
-        num_requests: those that are being answered, but for health's and the drain's.
+        begun: new work is rejected.
+        num_requests: requests that are being answered, except those for health and the drain.
     """
 
     begun: bool = False
@@ -36,29 +40,34 @@ class Draining:
             raise ServiceUnavailable("The service is shutting down and takes no new work; try again later.")
 
     def begin(self) -> int:
-        """Take no new work from now on; how many requests are being answered."""
+        """Reject new work from now on; returns the number of requests that are being answered."""
         self.begun = True
+        return self.num_requests
+
+    def end(self) -> int:
+        """Accept new work again; returns the number of requests that are being answered."""
+        self.begun = False
         return self.num_requests
 
 
 def is_work(method: str, path: str) -> bool:
-    """Whether a request asks for edits; the others only look at them or end them."""
-    return method == "POST" and _WORK.fullmatch(path) is not None
+    """Whether a request asks for edits; the others only read their state or end them."""
+    return method == "POST" and _WORK.match(path) is not None
 
 
 class DrainGate:
-    """ASGI middleware: counts requests, and refuses work once the draining has begun. Jobs can still be asked for:
-    their clients come back for their pictures."""
+    """ASGI middleware: counts requests, and rejects new work while draining. Other requests pass, so that clients can
+    fetch their results; so does work with an Idempotency-Key, which its route accepts if it repeats earlier work."""
 
     def __init__(self, app: ASGIApp, draining: Draining) -> None:
         self._app = app
         self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(_ASIDE):
+        if scope["type"] != "http" or route_path(scope).startswith(_UNCOUNTED):
             await self._app(scope, receive, send)
             return
-        if self._draining.begun and is_work(scope["method"], scope["path"]):
+        if self._draining.begun and _is_new_work(scope):
             problem = ServiceUnavailable("The service is shutting down and takes no new work; try again later.")
             await refusal(scope["path"], problem)(scope, receive, send)
             return
@@ -67,3 +76,10 @@ class DrainGate:
             await self._app(scope, receive, send)
         finally:
             self._draining.num_requests -= 1
+
+
+def _is_new_work(scope: Scope) -> bool:
+    """Retries ignore the key, so with one they are new work all the same."""
+    path = route_path(scope)
+    may_repeat = "idempotency-key" in Headers(scope=scope) and _RETRY.match(path) is None
+    return is_work(scope["method"], path) and not may_repeat

@@ -1,30 +1,47 @@
-"""Requests as Prometheus metrics, through Ray's exporter on each node."""
+"""Requests as Prometheus metrics, exported by Ray on each node."""
 
 import time
+from typing import Literal
 
 from ray.util.metrics import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
 from serve_app.ingress.refusals import speaks_openai
-from serve_app.ingress.route import route_template
+from serve_app.ingress.route import route_path, route_template
 from serve_app.metrics import SECONDS
 
 CLIENT_GONE = 499
 """nginx's status of a request whose client left before there was an answer."""
 
+_SERVICE_PATHS = frozenset(
+    {
+        *("/health/live", "/health/ready", DRAIN_PATH, UNDRAIN_PATH),
+        *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
+    }
+)
+"""Paths that belong to neither dialect. RunPod's own `/health` is not one of them."""
+
 
 class RequestMetrics:
     def __init__(self) -> None:
         self._requests = Counter(
-            "camera_edit_requests", "HTTP requests by dialect, route and status.", ("dialect", "route", "status")
+            "camera_edit_requests",
+            "HTTP requests by dialect, route, API key's name and status.",
+            ("dialect", "route", "key", "status"),
         )
         self._seconds = Histogram(
-            "camera_edit_request_seconds", "From a request's arrival to its last byte.", SECONDS, ("dialect", "route")
+            "camera_edit_request_seconds",
+            "From a request's arrival to its last byte.",
+            SECONDS,
+            ("dialect", "route", "key"),
         )
 
-    def ended(self, dialect: str, route: str, status: int, seconds: float) -> None:
-        self._requests.inc(1, {"dialect": dialect, "route": route, "status": str(status)})
-        self._seconds.observe(seconds, {"dialect": dialect, "route": route})
+    def ended(self, dialect: str, route: str, key: str, status: int, seconds: float) -> None:
+        """Count one request. `key` is the name of its API key; empty: it has none."""
+        labels = {"dialect": dialect, "route": route, "key": key}
+        self._requests.inc(1, {**labels, "status": str(status)})
+        self._seconds.observe(seconds, labels)
 
 
 class Measured:
@@ -52,5 +69,14 @@ class Measured:
             status = 500  # Starlette answers these outside of all middleware.
             raise
         finally:
-            dialect = "openai" if speaks_openai(scope["path"]) else "runpod"
-            self._metrics.ended(dialect, route_template(scope), status, time.monotonic() - began)
+            key = scope.get("state", {}).get("key_name", "")
+            self._metrics.ended(
+                dialect_of(route_path(scope)), route_template(scope), key, status, time.monotonic() - began
+            )
+
+
+def dialect_of(path: str) -> Literal["openai", "runpod", "service"]:
+    """The dialect of a route path; what belongs to none of them is `service`."""
+    if path in _SERVICE_PATHS:
+        return "service"
+    return "openai" if speaks_openai(path) else "runpod"

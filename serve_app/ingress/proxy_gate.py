@@ -53,9 +53,20 @@ class _Queue:
 
     def has_no_room(self, now: float) -> bool:
         """Each request that came in whole and has no answer takes a place, or is refused anyway."""
+        self._forget(now)
+        return self.limit is not None and self.num_unanswered + len(self.queued_at) >= self.limit
+
+    def queued(self, now: float) -> None:
+        """Record that a job was queued. Work with an Idempotency-Key is recorded without a question for room, so this
+        bounds the records, too: more than there are places say no more."""
+        self._forget(now)
+        self.queued_at.append(now)
+        if self.limit is not None and len(self.queued_at) > self.limit:
+            self.queued_at.popleft()
+
+    def _forget(self, now: float) -> None:
         while self.queued_at and self.queued_at[0] <= now - FULL_S:
             self.queued_at.popleft()
-        return self.limit is not None and self.num_unanswered + len(self.queued_at) >= self.limit
 
     def is_full(self, now: float) -> bool:
         """Whether it was full a moment ago. When the moment is over, one request tries, and the others are told the
@@ -128,7 +139,7 @@ class FullGate:
             queue.limit = int(headers[LIMIT_HEADER])
         queue.tell(now, message["status"], headers.get("retry-after", "1"), tries)
         if message["status"] == 200 and not path.endswith("/runsync"):
-            queue.queued_at.append(now)
+            queue.queued(now)
 
     async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

@@ -28,6 +28,7 @@ WaitMs = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to
 StreamWaitMs = Annotated[int, Query(ge=0, le=300_000, description="Milliseconds to wait for something new.")]
 _ERRORS = {status: {"model": RunPodError} for status in (400, 401, 413, 429, 500, 503, 504)}
 _REPEATED = {422: {"model": RunPodError, "description": "The Idempotency-Key came with another body before."}}
+_OPERATORS = {403: {"model": RunPodError, "description": "The request does not come from an operator."}}
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
 
 
@@ -90,7 +91,7 @@ def _add_steering(router: APIRouter, backend: Backend[P]) -> None:
         job = await jobs.retry(job_id, uuid.uuid4().hex)
         return RunPodAccepted(id=job.id, status=job.record.state)
 
-    @router.post("/purge-queue")
+    @router.post("/purge-queue", responses=_OPERATORS)  # type: ignore[arg-type]
     async def purge_queue() -> RunPodPurged:
         """Cancel all jobs that wait."""
         return RunPodPurged(removed=await jobs.purge())

@@ -212,11 +212,15 @@ def test_worker_has_its_gpu_port_shared_memory_and_weights(worker: Yaml) -> None
     assert mounts["/weights"] == {"persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
 
 
-def test_worker_finds_the_keys_where_its_environment_says(worker: Yaml) -> None:
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [("CAMERA_EDIT_API_KEYS_FILE", "api-keys"), ("CAMERA_EDIT_OPERATOR_KEYS_FILE", "operator-keys")],
+)
+def test_worker_finds_the_keys_where_its_environment_says(worker: Yaml, variable: str, name: str) -> None:
     (container,) = worker["spec"]["containers"]
-    file = next(each["value"] for each in container["env"] if each["name"] == "CAMERA_EDIT_API_KEYS_FILE")
-    mount = next(each for each in container["volumeMounts"] if each["name"] == "api-keys")
-    secret = next(each["secret"] for each in worker["spec"]["volumes"] if each["name"] == "api-keys")
+    file = next(each["value"] for each in container["env"] if each["name"] == variable)
+    mount = next(each for each in container["volumeMounts"] if each["name"] == name)
+    secret = next(each["secret"] for each in worker["spec"]["volumes"] if each["name"] == name)
     assert file == f"{mount['mountPath']}/keys"
     assert mount["readOnly"] is True
     # Without the key in the Secret there is no file, and the service does not start: the head says how to make it.

@@ -17,6 +17,7 @@ from serve_app.edits.service import EditService
 from serve_app.errors import JobNotFound, RepeatKeyConflict
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
+from serve_app.ingress.keys import Key, Keys
 from serve_app.ingress.prepare import Preparer
 from tests.fakes import FakeEditor, FakeRewriter
 from tests.pictures import photograph, to_base64, to_png
@@ -41,6 +42,7 @@ class FakeJobs:
     service: EditService[Pictures]
     ends: JobState = JobState.COMPLETED
     num_waits: int | None = 1
+    num_purges: int = 0
     specs: dict[str, JobSpec] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     _pictures: dict[str, Sequence[Pictures]] = field(default_factory=dict)
@@ -94,6 +96,7 @@ class FakeJobs:
         raise JobNotFound(job_id)
 
     async def purge(self) -> int:
+        self.num_purges += 1
         return 0
 
     async def counts(self) -> JobCounts:
@@ -135,7 +138,10 @@ class Harness:
         return self.form(("image", PNG), *texts.items())
 
 
-def harness(settings: AppSettings, api_keys: tuple[str, ...] = ()) -> Harness:
+def harness(
+    settings: AppSettings, api_keys: tuple[str, ...] = (), operator_keys: tuple[str, ...] | None = None
+) -> Harness:
+    """`api_keys` as in the environment; none: none is needed. `operator_keys` likewise."""
     shared: list[Pictures] = []
 
     def share(pictures: Pictures) -> Pictures:
@@ -148,11 +154,30 @@ def harness(settings: AppSettings, api_keys: tuple[str, ...] = ()) -> Harness:
     editor, rewriter = FakeEditor(), FakeRewriter()
     service = EditService(editor, rewriter)
     jobs = FakeJobs(service)
-    keys = (lambda: [key.encode() for key in api_keys]) if api_keys else None
-    backend = Backend(settings, jobs, service, share, workers, Preparer(settings), keys)
+    backend = Backend(
+        settings,
+        jobs,
+        service,
+        share,
+        workers,
+        Preparer(settings),
+        keys_of(*api_keys) if api_keys else None,
+        keys_of(*operator_keys) if operator_keys is not None else None,
+    )
     app = build_app(backend)
     client = TestClient(app, raise_server_exceptions=False)
     return Harness(settings, backend, app, client, editor, rewriter, jobs, shared)
+
+
+def keys_of(*texts: str) -> Keys:
+    """Keys as they are written in a file."""
+    keys = [Key.parsed(text.encode()) for text in texts]
+    return lambda: keys
+
+
+def local(app: FastAPI) -> TestClient:
+    """A client on the service's own machine."""
+    return TestClient(app, client=("127.0.0.1", 1), base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
 def told(response: Response, status: int) -> dict[str, Any]:

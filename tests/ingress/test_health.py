@@ -1,4 +1,4 @@
-"""Health and the drain, without Ray."""
+"""Health, the drain and its end, without Ray."""
 
 import asyncio
 import dataclasses
@@ -11,7 +11,7 @@ from serve_app.config import AppSettings
 from serve_app.errors import ServiceUnavailable
 from serve_app.ingress.app import build_app
 from serve_app.ingress.drain import Draining, is_work
-from tests.ingress.openai_harness import DATA_URL, EDITS, Call, Harness, harness, told, until
+from tests.ingress.openai_harness import DATA_URL, EDITS, Call, Harness, harness, local, told, until
 
 
 @pytest.fixture
@@ -32,12 +32,21 @@ def test_it_is_not_ready_without_an_editor_and_says_why(app: Harness) -> None:
     client = TestClient(build_app(dataclasses.replace(app.backend, editor_fault=fault)))
     response = client.get("/health/ready")
     assert response.status_code == 503
-    assert response.json() == {"status": "not ready", "reason": "no Editor is up; 1 starting"}
+    assert response.json() == {"status": "not ready", "reason": "editor"}
     assert client.get("/health/live").status_code == 200
 
 
+def test_readiness_needs_no_key_and_says_no_more_than_a_word(tiny_settings: AppSettings) -> None:
+    app = harness(tiny_settings, api_keys=("secret",))
+    assert app.client.get("/health/ready").json() == {"status": "ready"}
+    app.backend.draining.begin()
+    response = app.client.get("/health/ready")
+    assert (response.status_code, response.json()) == (503, {"status": "not ready", "reason": "draining"})
+
+
 def test_a_drained_service_takes_no_work_in_either_dialect_and_answers_the_rest(app: Harness) -> None:
-    assert app.client.post("/drain").json() == {"requests": 0, "jobs": 0}
+    operator = local(app.app)
+    assert operator.post("/drain").json() == {"requests": 0, "jobs": 0}
     assert app.client.get("/health/ready").json() == {"status": "not ready", "reason": "draining"}
     refused = app.json(prompt="x", url=DATA_URL)
     assert "takes no new work" in told(refused, 503)["message"]
@@ -48,9 +57,53 @@ def test_a_drained_service_takes_no_work_in_either_dialect_and_answers_the_rest(
         assert response.json().keys() == {"error"}
         assert int(response.headers["retry-after"]) > 0
     assert app.client.get("/v1/models").status_code == 200
-    assert app.client.post("/purge-queue").status_code == 200
+    assert operator.post("/purge-queue").status_code == 200
     assert app.client.get("/health/live").status_code == 200
     assert app.editor.jobs == []
+
+
+def test_an_undrained_service_takes_work_again(app: Harness) -> None:
+    operator = local(app.app)
+    operator.post("/drain")
+    assert app.json(prompt="x", url=DATA_URL).status_code == 503
+    assert operator.post("/undrain").json() == {"requests": 0, "jobs": 0}
+    assert app.json(prompt="x", url=DATA_URL).status_code == 200
+    assert app.client.get("/health/ready").json() == {"status": "ready"}
+
+
+def test_a_drain_ends_in_all_replicas(app: Harness) -> None:
+    async def undrain() -> int:
+        return 4
+
+    backend = dataclasses.replace(app.backend, undrain=undrain)
+    assert local(build_app(backend)).post("/undrain").json() == {"requests": 4, "jobs": 0}
+
+
+@pytest.mark.parametrize("path", ["/run", "/v2/any/runsync", "/v1/images/edits", "/v2/any/openai/v1/images/edits"])
+def test_a_drained_service_lets_repeatable_work_through_to_its_route(app: Harness, path: str) -> None:
+    app.backend.draining.begin()
+    assert app.client.post(path, json={}).status_code == 503
+    assert app.client.post(path, json={}, headers={"Idempotency-Key": "k"}).status_code in (400, 422)
+
+
+@pytest.mark.parametrize("path", ["/retry/some-id", "/v2/any/retry/some-id"])
+def test_a_retry_is_new_work_whatever_it_carries(app: Harness, path: str) -> None:
+    app.backend.draining.begin()
+    assert app.client.post(path, headers={"Idempotency-Key": "k"}).status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/run%0A", "/retry/some-id%0A", "/v1/images/edits%0A"])
+def test_a_newline_at_the_end_of_the_path_does_not_pass_the_drain(app: Harness, path: str) -> None:
+    assert app.client.post(path, json={}).status_code in (400, 404, 422)
+    app.backend.draining.begin()
+    assert app.client.post(path, json={}).status_code == 503
+
+
+def test_a_service_with_a_route_prefix_is_drained_like_any_other(app: Harness) -> None:
+    client = TestClient(app.app, root_path="/edit")
+    app.backend.draining.begin()
+    assert client.post("/edit/run", json={}).status_code == 503
+    assert client.get("/edit/health/ready").status_code == 503
 
 
 def test_what_runs_is_counted_and_finished(app: Harness) -> None:
@@ -92,7 +145,7 @@ def test_a_drain_tells_of_all_replicas_or_fails(app: Harness) -> None:
         return answer
 
     backend = dataclasses.replace(app.backend, drain=drain, draining=Draining())
-    client = TestClient(build_app(backend))
+    client = local(build_app(backend))
     assert client.post("/drain").json() == {"requests": 3, "jobs": 0}
     assert client.post("/drain").status_code == 503
 
@@ -100,7 +153,7 @@ def test_a_drain_tells_of_all_replicas_or_fails(app: Harness) -> None:
 def test_every_route_that_asks_for_edits_is_work(app: Harness) -> None:
     posted = {str(each.path) for each in iter_route_contexts(app.app.routes) if "POST" in (each.methods or ())}
     work = {path for path in posted if is_work("POST", path)}
-    ends = ("/status/{job_id}", "/cancel/{job_id}", "/purge-queue", "/drain")
+    ends = ("/status/{job_id}", "/cancel/{job_id}", "/purge-queue", "/drain", "/undrain")
     assert {path for path in posted if not path.endswith(ends)} == work
     assert {"/run", "/v2/{endpoint_id}/runsync", EDITS, "/v2/{endpoint_id}/retry/{job_id}"} <= work
     assert not is_work("GET", EDITS)

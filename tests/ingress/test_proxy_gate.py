@@ -24,7 +24,7 @@ class Counted:
 
     ended_with: list[tuple[str, int]] = field(default_factory=list)
 
-    def ended(self, dialect: str, route: str, status: int, seconds: float) -> None:
+    def ended(self, dialect: str, route: str, key: str, status: int, seconds: float) -> None:
         self.ended_with.append((dialect, status))
 
 
@@ -37,6 +37,7 @@ class Behind:
     statuses: list[int] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
+    app: Starlette = field(init=False)
 
     def __post_init__(self) -> None:
         async def answer(request: Request) -> JSONResponse:
@@ -47,12 +48,12 @@ class Behind:
 
         app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
         self.may_answer.set()
-        self._app = app
+        self.app = app
         self.client = TestClient(self.gate(limit=1000))
 
     def gate(self, limit: int) -> FullGate:
         """Before an application whose queue has so many places."""
-        return FullGate(TellLimit(self._app, limit), clock=lambda: self.now)
+        return FullGate(TellLimit(self.app, limit), clock=lambda: self.now)
 
     def clients(self, limit: int) -> httpx2.AsyncClient:
         """Of another gate, for requests at the same time."""
@@ -203,3 +204,22 @@ def test_what_is_no_new_work_passes(behind: Behind) -> None:
     assert behind.client.get("/v2/mine/status/1").status_code == 200
     assert behind.client.post("/v2/mine/cancel/1").status_code == 200
     assert behind.client.post(RUN, headers={"Idempotency-Key": "k"}).status_code == 200
+
+
+def test_a_key_that_is_sent_again_and_again_takes_no_more_memory_than_the_queue_has_places(behind: Behind) -> None:
+    behind.statuses = [200] * 20
+    gate = behind.gate(limit=3)
+    client = TestClient(gate)
+    for _ in range(20):
+        assert client.post(RUN, headers={"Idempotency-Key": "k"}).status_code == 200
+    assert [len(queue.queued_at) for queue in gate._queues.values()] == [3, 0]
+
+
+def test_without_a_limit_only_the_last_moment_is_kept(behind: Behind) -> None:
+    behind.statuses = [200] * 20
+    gate = FullGate(behind.app, clock=lambda: behind.now)
+    client = TestClient(gate)
+    for _ in range(20):
+        client.post(RUN, headers={"Idempotency-Key": "k"})
+        behind.now += FULL_S / 4
+    assert len(gate._queues[False].queued_at) == 4

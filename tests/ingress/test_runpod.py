@@ -28,6 +28,7 @@ from serve_app.ingress.runpod_answers import webhook_body
 from serve_app.jobs.service import JobService
 from serve_app.jobs.stores import open_store
 from tests.fakes import TIMINGS, TOKENS, FakeEditor, FakeRewriter
+from tests.ingress.openai_harness import local
 from tests.pictures import photograph, to_base64
 
 PICTURE = to_base64(photograph("astronaut", 64, 64))
@@ -110,7 +111,7 @@ def app(tiny_settings: AppSettings, tmp_path: Path) -> Iterator[Harness]:
     service = EditService(editor, rewriter)
     runner = JobService(jobs, service, open_store(jobs.store), share, webhook_body)
     backend = Backend(settings, runner, service, share, workers, Preparer(settings))
-    with TestClient(build_app(backend), raise_server_exceptions=False) as client:
+    with local(build_app(backend)) as client:
         assert client.portal is not None
         client.portal.call(runner.start)
         yield Harness(client, editor, rewriter, shared)

@@ -29,7 +29,7 @@ SIZES = {"output_area_px": 4096, "vae_area_px": 4096, "condition_area_px": 4096}
 def guarded(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
     """A service that asks for a key, with small limits."""
     folder = tmp_path_factory.mktemp("guarded")
-    environment = {"CAMERA_EDIT_API_KEYS": f"another, {KEY}"}
+    environment = {"CAMERA_EDIT_API_KEYS": f"another, {KEY}", "CAMERA_EDIT_OPERATOR_KEYS": "operator-key"}
     jobs = jobs_of(folder, receiver)
     with running(folder, free_port(), jobs, environment, limits=LIMITS, sizes=SIZES, rewriter=None) as service:
         yield service

@@ -17,7 +17,8 @@ from tests.service.conftest import Service, jobs_of, running
 from tests.service.ray_session import exported, session_folder
 from tests.service.receiver import Receiver
 
-KEY = "planted-key-of-the-operator"
+KEY = "planted-key-of-a-customer"
+OPERATOR_KEY = "planted-key-of-the-operator"
 PICTURE = to_base64(photograph("astronaut", 96, 64))
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 1}
 GOOD = {
@@ -33,7 +34,7 @@ GOOD = {
 def guarded(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
     """A service with a key that was asked for much, well and badly."""
     folder = tmp_path_factory.mktemp("guarded")
-    environment = {"CAMERA_EDIT_API_KEYS": KEY}
+    environment = {"CAMERA_EDIT_API_KEYS": KEY, "CAMERA_EDIT_OPERATOR_KEYS": OPERATOR_KEY}
     fetch = {"origins": [receiver.origin]}
     with running(folder, free_port(), jobs_of(folder, receiver), environment, fetch=fetch) as service:
         good_jobs(service, receiver)
@@ -118,6 +119,10 @@ def openai_edits(service: Service, receiver: Receiver) -> None:
 def odd_requests(service: Service) -> None:
     ask(service, "POST", "/run", 401, {"authorization": "Bearer planted-wrong-key"}, json={"input": GOOD})
     ask(service, "GET", "/status/planted-job", 404)
+    for path in ("/purge-queue", "/undrain"):
+        ask(service, "POST", path, 200, {"authorization": f"Bearer {OPERATOR_KEY}"})
+        ask(service, "POST", path, 403)
+        ask(service, "POST", path, 401, {"authorization": "Bearer planted-wrong-key"})
     ask(service, "POST", "/cancel/planted-job?why=planted-query", 404)
     ask(service, "POST", "/retry/planted-job", 404)
     ask(service, "GET", "/planted-folder/planted-page", 404)
