@@ -14,7 +14,7 @@ from serve_app.config import AppSettings
 from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import Pictures
 from serve_app.edits.service import EditService
-from serve_app.errors import JobNotFound, RepeatKeyConflict
+from serve_app.errors import JobNotFound, RepeatKeyConflict, ServiceError
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.keys import Key, Keys
@@ -36,11 +36,13 @@ class FakeJobs:
 
     Attributes:
         ends: the state that every job ends in.
+        problem: what the jobs that FAILED failed with.
         num_waits: how often a job is told to be unfinished first; None: for ever.
     """
 
     service: EditService[Pictures]
     ends: JobState = JobState.COMPLETED
+    problem: ServiceError | None = None
     num_waits: int | None = 1
     num_purges: int = 0
     specs: dict[str, JobSpec] = field(default_factory=dict)
@@ -77,7 +79,9 @@ class FakeJobs:
         return self._done[job_id]
 
     async def _run(self, spec: JobSpec) -> Job:
-        record = JobRecord(self.ends, 1000.0, 1001.0, 1002.5, None if self.ends is JobState.COMPLETED else "broken")
+        error = None if self.ends is JobState.COMPLETED else "broken" if self.problem is None else str(self.problem)
+        code = None if self.problem is None else self.problem.code
+        record = JobRecord(self.ends, 1000.0, 1001.0, 1002.5, error, code)
         if self.ends is not JobState.COMPLETED:
             return Job(spec.id, record, spec.seed)
         sets = self._pictures[spec.id]

@@ -8,6 +8,16 @@ import pytest
 
 from serve_app.config import AppSettings
 from serve_app.edits.job import JobState
+from serve_app.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    JobUnreadable,
+    OutOfMemory,
+    Overloaded,
+    ServiceError,
+    ServiceUnavailable,
+)
+from serve_app.ingress.prepare import Preparer
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, events, harness, told, until
 
 KEY = {"Idempotency-Key": "key-1"}
@@ -94,6 +104,49 @@ def test_a_job_that_did_not_complete_is_an_error(
     app.jobs.ends = state
     problem = told(keyed(app, stream=stream), status)
     assert (problem["code"], problem["message"]) == (code, "broken")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ServiceUnavailable("gone"),
+        OutOfMemory("too large"),
+        DeadlineExceeded("late"),
+        InvalidInput("bad"),
+        JobUnreadable("damaged"),
+        Overloaded("full"),
+    ],
+    ids=lambda problem: problem.code,
+)
+def test_a_jobs_error_is_that_of_the_same_edit_without_a_key(app: Harness, problem: ServiceError, stream: bool) -> None:
+    app.editor.problem = problem
+    without = told(app.edit("json", stream=stream), problem.status)
+    app.jobs.ends, app.jobs.problem = JobState.FAILED, problem
+    with_key = keyed(app, stream=stream)
+    assert told(with_key, problem.status) == without
+    assert ("retry-after" in with_key.headers) == (problem.status in (429, 503))
+
+
+def test_a_repeat_is_answered_while_the_service_drains_and_nothing_else(app: Harness) -> None:
+    first = keyed(app)
+    app.backend.draining.begin()
+    assert keyed(app).json() == first.json()
+    assert len(app.shared) == 0
+    new = {"json": {"prompt": "x", "image": DATA_URL}, "headers": {"Idempotency-Key": "new"}}
+    assert "takes no new work" in told(app.client.post(EDITS, **new), 503)["message"]
+    assert told(keyed(app, prompt="y"), 422)["code"] == "idempotency_key_reused"
+    assert len(app.jobs.specs) == 1
+
+
+def test_a_repeat_is_found_before_its_pictures_are_decoded(app: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = keyed(app, size="64x32")
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(Preparer, "_decode", refuse)
+    assert keyed(app, size="64x32").json() == first.json()
 
 
 def test_a_job_is_streamed_at_its_end(app: Harness) -> None:

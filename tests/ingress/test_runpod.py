@@ -21,8 +21,10 @@ from serve_app.edits.request import EditOutcome, EditResult, OutputFormat, Pictu
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceUnavailable
+from serve_app.ingress import runpod_jobs
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
+from serve_app.ingress.fingerprint import fingerprint_of
 from serve_app.ingress.prepare import Preparer
 from serve_app.ingress.runpod_answers import webhook_body
 from serve_app.jobs.service import JobService
@@ -619,6 +621,59 @@ def test_the_same_key_is_the_same_job(app: Harness) -> None:
     other = app.client.post("/runsync", json=body(seed=1), headers=headers)
     assert other.status_code == 422
     assert "Idempotency-Key" in other.json()["error"]
+
+
+def wrapped(text: str, width: int) -> str:
+    return "\n".join(text[start : start + width] for start in range(0, len(text), width))
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [wrapped(PICTURE, 76), wrapped(PICTURE, 64) + "\n", f"data:image/png;base64,{PICTURE}"],
+    ids=["76 columns", "64 columns", "data URL"],
+)
+def test_the_same_picture_in_another_spelling_is_the_same_job(app: Harness, picture: str) -> None:
+    headers = {"Idempotency-Key": "k-1"}
+    first = app.client.post("/run", json=body(), headers=headers).json()["id"]
+    assert app.client.post("/run", json=body(image=picture), headers=headers).json()["id"] == first
+    as_list = {"input": {"images": [picture], "prompt": "x"}}
+    assert app.client.post("/run", json=as_list, headers=headers).json()["id"] == first
+    assert app.client.post("/run", json=body(image=WIDE), headers=headers).status_code == 422
+
+
+def test_a_repeat_is_answered_in_a_full_queue_and_while_the_service_drains(app: Harness) -> None:
+    app.hold()
+    headers = {"Idempotency-Key": "k-1"}
+    first = app.client.post("/run", json=body(), headers=headers).json()["id"]
+    others = [app.start() for _ in range(2)]
+    assert app.client.post("/run", json=body()).status_code == 429
+    assert app.client.post("/run", json=body(), headers=headers).json()["id"] == first
+    assert app.client.post("/run", json=body(), headers={"Idempotency-Key": "k-2"}).status_code == 429
+    assert app.client.post("/drain").status_code == 200
+    assert app.client.post("/run", json=body(), headers=headers).json()["id"] == first
+    refused = app.client.post("/run", json=body(), headers={"Idempotency-Key": "k-2"})
+    assert (refused.status_code, "takes no new work" in refused.json()["error"]) == (503, True)
+    assert int(refused.headers["retry-after"]) > 0
+    app.release(3)
+    for job_id in (first, *others):
+        app.status(job_id, "COMPLETED")
+
+
+def test_pictures_are_hashed_off_the_event_loop(app: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def noted(*args: Any) -> str:
+        threads.append(threading.current_thread())
+        return fingerprint_of(*args)
+
+    monkeypatch.setattr(runpod_jobs, "fingerprint_of", noted)
+    app.client.post("/run", json=body(), headers={"Idempotency-Key": "k-1"})
+    assert app.client.portal is not None
+    assert [thread is app.client.portal.call(_current_thread) for thread in threads] == [False]
+
+
+async def _current_thread() -> threading.Thread:
+    return threading.current_thread()
 
 
 def test_views_share_one_upload(app: Harness) -> None:

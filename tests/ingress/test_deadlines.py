@@ -1,0 +1,164 @@
+"""Deadlines over HTTP, in both dialects: 504, and the edit leaves the editor."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from serve_app.config import AppSettings, JobSettings, SqliteStoreSettings
+from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
+from serve_app.edits.service import EditService, OnProgress
+from serve_app.ingress.app import build_app
+from serve_app.ingress.backend import Backend
+from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.runpod_answers import webhook_body
+from serve_app.jobs.service import JobService
+from serve_app.jobs.stores import open_store
+from tests.fakes import FakeEditor
+from tests.ingress.openai_harness import EDITS, PNG, events, told
+from tests.pictures import photograph, to_base64
+
+PICTURE = to_base64(photograph("astronaut", 64, 64))
+
+
+class Endless(FakeEditor):
+    """Is never done; sends a preview first where one is wanted."""
+
+    async def edit(self, job: EditJob, pictures: Pictures, on_progress: OnProgress) -> EditResult:
+        if job.num_previews:
+            on_progress(Progress(1, 4, b"preview"))
+        self.gate = asyncio.Semaphore(0)
+        return await super().edit(job, pictures, on_progress)
+
+
+@contextmanager
+def serving(
+    settings: AppSettings, folder: Path, request_timeout_s: float = 600.0
+) -> Iterator[tuple[TestClient, Endless]]:
+    jobs = JobSettings(store=SqliteStoreSettings(path=str(folder / "jobs.sqlite3")))
+    limits = settings.limits.model_copy(update={"request_timeout_s": request_timeout_s})
+    settings = settings.model_copy(update={"jobs": jobs, "limits": limits})
+    editor = Endless()
+    service = EditService(editor, None)
+    runner = JobService(jobs, service, open_store(jobs.store), lambda each: each, webhook_body)
+
+    async def workers(num_busy: int) -> dict[str, int]:
+        return {}
+
+    backend = Backend(settings, runner, service, lambda each: each, workers, Preparer(settings))
+    with TestClient(build_app(backend), raise_server_exceptions=False) as client:
+        assert client.portal is not None
+        client.portal.call(runner.start)
+        yield client, editor
+        client.portal.call(runner.close)
+
+
+def check_that_it_left(editor: Endless, timeout_s: float) -> None:
+    assert editor.num_cancelled == len(editor.jobs) == 1
+    # The engine knows the deadline, too, and drops the edit at its next step whatever becomes of its client.
+    (left_s,) = [job.timeout_s for job in editor.jobs]
+    assert left_s is not None
+    assert 0 < left_s <= timeout_s
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}], ids=["connection", "job"])
+@pytest.mark.parametrize("own", [True, False], ids=["client's", "server's"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_openai_edit_past_its_deadline(
+    tiny_settings: AppSettings, tmp_path: Path, headers: dict[str, str], own: bool, stream: bool
+) -> None:
+    fields = {"prompt": "x", "stream": json_flag(stream), **({"timeout_s": "0.3"} if own else {})}
+    with serving(tiny_settings, tmp_path, 600.0 if own else 0.3) as (client, editor):
+        response = client.post(EDITS, data=fields, files={"image": PNG}, headers=headers)
+        problem = told(response, 504)
+        assert problem["code"] == "deadline_exceeded"
+        assert "within 0.3 s (timeout_s)" in problem["message"]
+        check_that_it_left(editor, 0.3)
+
+
+def json_flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def test_a_stream_past_its_deadline_ends_with_an_error(tiny_settings: AppSettings, tmp_path: Path) -> None:
+    fields = {"prompt": "x", "stream": "true", "partial_images": "1", "timeout_s": "0.3"}
+    with serving(tiny_settings, tmp_path) as (client, editor):
+        response = client.post(EDITS, data=fields, files={"image": PNG})
+        assert response.status_code == 200
+        preview, last = events(response.text)
+        assert preview.name == "image_edit.partial_image"
+        assert last.data["error"]["code"] == "deadline_exceeded"
+        check_that_it_left(editor, 0.3)
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"input": {"image": PICTURE, "prompt": "x", **fields}}
+
+
+def test_a_runpod_job_past_the_clients_timeout(tiny_settings: AppSettings, tmp_path: Path) -> None:
+    with serving(tiny_settings, tmp_path) as (client, editor):
+        response = client.post("/runsync", json=body(timeout_s=0.3))
+        assert (response.status_code, response.json()) == (
+            504,
+            {"error": "The request was not done within 0.3 s (timeout_s)."},
+        )
+        check_that_it_left(editor, 0.3)
+
+
+def test_a_runpod_job_past_the_servers_timeout(tiny_settings: AppSettings, tmp_path: Path) -> None:
+    with serving(tiny_settings, tmp_path, 0.3) as (client, editor):
+        assert client.post("/runsync", json=body()).status_code == 504
+        assert editor.num_cancelled == 1
+        assert client.post("/runsync", json=body(timeout_s=0.4)).status_code == 400
+
+
+def test_a_queued_job_past_its_timeout_is_failed_for_those_who_poll(tiny_settings: AppSettings, tmp_path: Path) -> None:
+    with serving(tiny_settings, tmp_path) as (client, editor):
+        job_id = client.post("/run", json=body(timeout_s=0.3)).json()["id"]
+        envelope = client.get(f"/status-sync/{job_id}?wait=20000").json()
+        assert envelope["status"] == "FAILED"
+        assert "(timeout_s)" in envelope["error"]
+        check_that_it_left(editor, 0.3)
+
+
+def test_a_policys_execution_timeout_is_a_failed_job_as_ever(tiny_settings: AppSettings, tmp_path: Path) -> None:
+    # It may be longer than the limit for requests without one.
+    with serving(tiny_settings, tmp_path, 0.1) as (client, _):
+        response = client.post("/runsync", json={**body(), "policy": {"executionTimeout": 300}})
+        assert response.status_code == 200
+        envelope = response.json()
+        assert (envelope["status"], envelope["error"]) == ("FAILED", "executionTimeout exceeded")
+        assert envelope["executionTime"] >= 250
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, 601, 1e400, "soon", True])
+def test_a_timeout_out_of_bounds_names_the_field(tiny_settings: AppSettings, tmp_path: Path, timeout_s: Any) -> None:
+    with serving(tiny_settings, tmp_path) as (client, editor):
+        if timeout_s != 1e400:
+            response = client.post("/runsync", json=body(timeout_s=timeout_s))
+            assert response.status_code == 400
+            assert "input.timeout_s" in response.json()["error"]
+        fields = {"prompt": "x", "timeout_s": str(timeout_s)}
+        assert told(client.post(EDITS, data=fields, files={"image": PNG}), 400)["param"] == "timeout_s"
+        assert editor.jobs == []
+
+
+def test_the_time_that_pictures_take_counts(
+    tiny_settings: AppSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Preparer._decode
+
+    def slowly(self: Preparer, given: Any) -> Any:
+        time.sleep(0.2)
+        return decode(self, given)
+
+    monkeypatch.setattr(Preparer, "_decode", slowly)
+    fields = {"prompt": "x", "timeout_s": "0.5"}
+    with serving(tiny_settings, tmp_path) as (client, editor):
+        told(client.post(EDITS, data=fields, files={"image": PNG}), 504)
+        check_that_it_left(editor, 0.3)

@@ -1,0 +1,41 @@
+"""Preparing the pictures of a request."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from serve_app.config import AppSettings
+from serve_app.edits.request import OutputFormat, Sampling
+from serve_app.errors import InvalidInput
+from serve_app.ingress.asked import Asked, AskedEdit, GivenPicture
+from serve_app.ingress.prepare import Preparer
+
+SLOW, BROKEN = GivenPicture("slow", "https://slow/picture"), GivenPicture("broken", "https://broken/picture")
+ONE_SET = Asked(((SLOW, BROKEN),), (AskedEdit("x", None, 1, 0),), False, Sampling(), None, None, OutputFormat())
+TWO_SETS = replace(
+    ONE_SET, picture_sets=((SLOW,), (BROKEN,)), edits=(AskedEdit("x", None, 1, 0), AskedEdit("y", None, 1, 1))
+)
+
+
+@pytest.mark.parametrize("asked", [ONE_SET, TWO_SETS], ids=["references", "batch"])
+def test_a_picture_that_cannot_be_fetched_ends_the_fetches_beside_it(tiny_settings: AppSettings, asked: Asked) -> None:
+    begun, ended = [], []
+
+    async def fetch(url: str, field: str) -> bytes:
+        begun.append(field)
+        try:
+            if field == "slow":
+                await asyncio.Event().wait()
+            raise InvalidInput(f"{field} could not be fetched", field)
+        finally:
+            ended.append(field)
+
+    async def scenario() -> None:
+        preparer = Preparer(tiny_settings)
+        vars(preparer)["_fetcher"] = fetch
+        with pytest.raises(InvalidInput, match="broken could not be fetched"):
+            await preparer("request", asked)
+        assert sorted(begun) == sorted(ended) == ["broken", "slow"]
+
+    asyncio.run(scenario())
