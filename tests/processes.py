@@ -1,11 +1,14 @@
 """Servers that tests start on free ports and stop by themselves."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 
 def free_port() -> int:
@@ -15,22 +18,59 @@ def free_port() -> int:
         return port
 
 
+@dataclass
+class RedisServer:
+    """A Redis of its own on a port; it can be stopped and started again.
+
+    Attributes:
+        folder: where it keeps its data durably; None: in memory alone.
+    """
+
+    folder: Path | None = None
+    port: int = field(default_factory=free_port)
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        binary = shutil.which("redis-server")
+        assert binary is not None, "redis-server is not installed: apt-get install redis-server"
+        durable = ["--appendonly", "no"]
+        if self.folder is not None:
+            durable = ["--appendonly", "yes", "--appendfsync", "always", "--dir", str(self.folder)]
+        self._process = subprocess.Popen(
+            [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *durable],
+            stdout=subprocess.DEVNULL,
+        )
+        _wait_until_listening(self.port)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+    def pause(self) -> None:
+        """Let it hang: connections stay and nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
 @contextmanager
 def redis_server() -> Iterator[str]:
     """A Redis of its own that keeps everything in memory; its URL."""
-    binary = shutil.which("redis-server")
-    assert binary is not None, "redis-server is not installed: apt-get install redis-server"
-    port = free_port()
-    process = subprocess.Popen(
-        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-    )
+    server = RedisServer()
+    server.start()
     try:
-        _wait_until_listening(port)
-        yield f"redis://127.0.0.1:{port}/0"
+        yield server.url
     finally:
-        process.terminate()
-        process.wait(10)
+        server.stop()
 
 
 def _wait_until_listening(port: int) -> None:

@@ -13,7 +13,7 @@ PASSWORD_VARIABLE = "CAMERA_EDIT_REDIS_PASSWORD"
 MAX_CONNECTIONS = 32
 """Commands that are on their way at once; others wait for their turn."""
 
-SOCKET_TIMEOUT_S = 10.0
+SOCKET_TIMEOUT_S = 5.0
 """For one command or answer, the pictures of a large job included."""
 
 NUM_RETRIES = 8

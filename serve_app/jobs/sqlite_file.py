@@ -20,7 +20,7 @@ T = TypeVar("T")
 VERSION = 1
 """Of the schema, as the file's user_version tells it."""
 
-BUSY_TIMEOUT_S = 10.0
+BUSY_TIMEOUT_S = 5.0
 """How long another process may keep the file to itself, as it does for each of its transactions."""
 
 MAX_FREED_PAGES = 2048

@@ -19,7 +19,7 @@ T = TypeVar("T")
 STORE_PROBLEMS = (RedisError, sqlite3.Error, OSError)
 """What a store raises while it cannot be reached or is full. TimeoutError is an OSError."""
 
-CALL_TIMEOUT_S = 12.0
+CALL_TIMEOUT_S = 6.0
 """For one call. Longer than SQLite waits for another process's transaction."""
 
 ADD_TIMEOUT_S = 60.0
@@ -42,20 +42,26 @@ class StoreLink:
         self._away_until = float("-inf")
         self._away_since: float | None = None
         self._retrying: set[object] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
 
     @property
     def is_away(self) -> bool:
         return bool(self._retrying) or self._clock() < self._away_until
 
     async def call(self, operation: Callable[[Store], Awaitable[T]], timeout_s: float = CALL_TIMEOUT_S) -> T:
-        """One attempt, for a request that waits for it.
+        """One attempt, for a request that waits for it. Ends when any other call finds that the store hangs.
 
         Raises:
             ServiceUnavailable: the store does not answer, or did not a moment ago.
         """
         if self.is_away:
             raise _unavailable()
-        return await self._attempt(operation, timeout_s)
+        hangs = asyncio.get_running_loop().create_future()
+        self._waiting.add(hangs)
+        try:
+            return await self._attempt(operation, timeout_s, hangs)
+        finally:
+            self._waiting.discard(hangs)
 
     async def call_until_done(self, operation: Callable[[Store], Awaitable[T]]) -> T:
         """Attempts until the store answers, for what must not get lost. Ends with the task that runs it."""
@@ -73,9 +79,14 @@ class StoreLink:
     async def close(self) -> None:
         await self._store.close()
 
-    async def _attempt(self, operation: Callable[[Store], Awaitable[T]], timeout_s: float) -> T:
+    async def _attempt(
+        self,
+        operation: Callable[[Store], Awaitable[T]],
+        timeout_s: float,
+        given_up: "asyncio.Future[None] | None" = None,
+    ) -> T:
         try:
-            result = await _apart(operation(self._store), timeout_s)
+            result = await _apart(operation(self._store), timeout_s, given_up)
         except STORE_PROBLEMS as problem:
             self._note_failure(problem)
             raise _unavailable() from problem
@@ -85,6 +96,10 @@ class StoreLink:
     def _note_failure(self, problem: Exception) -> None:
         now = self._clock()
         self._away_until = now + RETRY_S
+        if isinstance(problem, TimeoutError):
+            for hangs in self._waiting:
+                if not hangs.done():
+                    hangs.set_result(None)
         if self._away_since is None:
             self._away_since = now
             logger.error("the job store cannot be reached", exc_info=problem)
@@ -95,17 +110,18 @@ class StoreLink:
             self._away_since = None
 
 
-async def _apart(work: Awaitable[T], timeout_s: float) -> T:
+async def _apart(work: Awaitable[T], timeout_s: float, given_up: "asyncio.Future[None] | None") -> T:
     """The result of `work` in a task of its own: redis-py 8.1 may swallow a cancellation and go on, and neither the
     caller's own cancellation nor the timeout may depend on it.
 
     Raises:
-        TimeoutError: there is none after `timeout_s`.
+        TimeoutError: there is none after `timeout_s`, or when `given_up` ends.
     """
     task = asyncio.ensure_future(work)
+    either = {task} if given_up is None else {task, given_up}
     try:
-        done, _ = await asyncio.wait({task}, timeout=timeout_s)
-        if not done:
+        await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise TimeoutError
         return task.result()
     finally:

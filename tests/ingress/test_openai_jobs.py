@@ -133,8 +133,8 @@ def test_a_repeat_is_answered_while_the_service_drains_and_nothing_else(app: Har
     app.backend.draining.begin()
     assert keyed(app).json() == first.json()
     assert len(app.shared) == 0
-    new = {"json": {"prompt": "x", "image": DATA_URL}, "headers": {"Idempotency-Key": "new"}}
-    assert "takes no new work" in told(app.client.post(EDITS, **new), 503)["message"]
+    new = app.client.post(EDITS, json={"prompt": "x", "image": DATA_URL}, headers={"Idempotency-Key": "new"})
+    assert "takes no new work" in told(new, 503)["message"]
     assert told(keyed(app, prompt="y"), 422)["code"] == "idempotency_key_reused"
     assert len(app.jobs.specs) == 1
 

@@ -226,16 +226,20 @@ async def _has_no_open_job(store: Store) -> bool:
     return await store.open_jobs() == {}
 
 
-def test_a_store_that_hangs_is_given_up_and_counts_as_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hanging:
-        async def room(self) -> None:
-            await asyncio.Event().wait()
+def test_a_store_that_hangs_is_given_up_and_counts_as_away() -> None:
+    async def hang(store: Store) -> None:
+        await asyncio.Event().wait()
 
     async def scenario() -> None:
-        link = store_link.StoreLink(Hanging())  # type: ignore[arg-type]
+        link = store_link.StoreLink(CutOffStore(None).as_store)  # type: ignore[arg-type]
+        patient = asyncio.create_task(link.call(hang, timeout_s=60))
+        await asyncio.sleep(0)
         with pytest.raises(ServiceUnavailable):
-            await link.call(lambda store: store.room(), timeout_s=0.01)  # type: ignore[attr-defined]
+            await link.call(hang, timeout_s=0.01)
         assert link.is_away
+        # Nobody goes on waiting for a store that is known to hang.
+        with pytest.raises(ServiceUnavailable):
+            await asyncio.wait_for(patient, 5)
         await asyncio.sleep(0.1)
         assert not link.is_away  # until the next failure
 

@@ -37,10 +37,10 @@ async def damage(stores: Stores, job_id: str, part: str) -> None:
             if part == "pictures":
                 await client.set(f"{stores.prefix}pictures:{job_id}", DAMAGE[part])
             elif part == "state":
-                await client.hset(f"{stores.prefix}open", job_id, "SLEEPING dead")  # type: ignore[misc]
-                await client.hset(f"{stores.prefix}job:{job_id}", "record", DAMAGE["record"])  # type: ignore[misc]
+                await client.hset(f"{stores.prefix}open", job_id, "SLEEPING dead")
+                await client.hset(f"{stores.prefix}job:{job_id}", "record", DAMAGE["record"])
             else:
-                await client.hset(f"{stores.prefix}job:{job_id}", part, DAMAGE[part])  # type: ignore[misc]
+                await client.hset(f"{stores.prefix}job:{job_id}", part, DAMAGE[part])
 
 
 @story

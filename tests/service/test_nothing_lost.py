@@ -1,14 +1,17 @@
 """Processes are killed in mid-job: every accepted job ends COMPLETED, once, with the picture of an undisturbed run."""
 
 import json
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serve_app.jobs.store_link import CALL_TIMEOUT_S
 from tests.pictures import alike, photograph, to_base64
-from tests.processes import free_port, redis_server
+from tests.processes import RedisServer, free_port
 from tests.service.conftest import (
     Service,
     jobs_of,
@@ -18,6 +21,7 @@ from tests.service.conftest import (
     wait_until_ready,
 )
 from tests.service.kill import kill_all, kill_replica
+from tests.service.outage import judge, live
 from tests.service.receiver import Receiver
 from tests.service.test_jobs import ended, start, until_in_progress
 
@@ -80,21 +84,44 @@ def test_the_whole_service_is_killed(tmp_path: Path, receiver: Receiver) -> None
         stop(process)
 
 
-@pytest.fixture
-def redis_url() -> Iterator[str]:
-    with redis_server() as url:
-        yield url
+@dataclass
+class OnRedis:
+    """A service whose jobs lie in a Redis of its own, and both processes."""
+
+    service: Service
+    redis: RedisServer
+    process: "subprocess.Popen[bytes]"
 
 
-def test_the_jobs_replica_is_killed(tmp_path: Path, receiver: Receiver, redis_url: str) -> None:
+@pytest.fixture(scope="module")
+def on_redis(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[OnRedis]:
+    folder = tmp_path_factory.mktemp("redis")
+    redis = RedisServer(folder)
     port = free_port()
-    jobs = {**jobs_of(tmp_path, receiver), "store": {"kind": "redis", "url": redis_url}}
-    service = Service(f"http://127.0.0.1:{port}", tmp_path / "serve.log")
-    process = serve_run(tiny_file(tmp_path / "tiny.yaml", port, jobs=jobs, rewriter=None), service.log_file)
+    jobs = {**jobs_of(folder, receiver), "store": {"kind": "redis", "url": redis.url}}
+    service = Service(f"http://127.0.0.1:{port}", folder / "serve.log")
+    redis.start()
+    process = serve_run(tiny_file(folder / "tiny.yaml", port, jobs=jobs, rewriter=None), service.log_file)
     try:
         wait_until_ready(service, process)
-        ids = submit_all(service, receiver, "/jobs-killed/200")
-        assert kill_replica(process, "Jobs")
-        check_all(service, receiver, "/jobs-killed/200", ids)
+        yield OnRedis(service, redis, process)
     finally:
         stop(process)
+        redis.stop()
+
+
+def test_the_jobs_replica_is_killed(on_redis: OnRedis, receiver: Receiver) -> None:
+    ids = submit_all(on_redis.service, receiver, "/jobs-killed/200")
+    assert kill_replica(on_redis.process, "Jobs")
+    check_all(on_redis.service, receiver, "/jobs-killed/200", ids)
+
+
+@pytest.mark.parametrize("how", ["stopped", "hanging"])
+def test_the_job_store_is_away_for_a_while(on_redis: OnRedis, receiver: Receiver, how: str) -> None:
+    redis = on_redis.redis
+    cut, mend = (redis.stop, redis.start) if how == "stopped" else (redis.pause, redis.go_on)
+    # What hangs counts as away only when a call has not been answered for so long.
+    outage_s = 5.0 if how == "stopped" else CALL_TIMEOUT_S + 3.0
+    verdict = judge(on_redis.service, receiver, live(on_redis.service, receiver, f"/{how}/200", cut, mend, outage_s, 8))
+    print(f"a job was accepted {verdict.accepted_after_s:.2f} s after the return of a store that was {how}")
+    assert verdict.problems == []

@@ -1,0 +1,254 @@
+"""The job store is away for a while: `python -m tests.service.outage [--redis-s 30] [--sqlite-s 5] [--clients 16]`
+
+Clients run jobs with webhooks while Redis is stopped, and then, on a service of its own, while the disk with the SQLite
+file is full (as root, who may mount a small disk). Exit status 1 unless every accepted job ended COMPLETED, with one
+webhook and the picture of an undisturbed run; no slot leaked; new work was refused with 503 and Retry-After meanwhile
+and accepted within two seconds of the store's return; and /health/ready gave the reason.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+from rich.console import Console
+
+from tests.pictures import alike
+from tests.processes import RedisServer, free_port
+from tests.service.chaos import end_of
+from tests.service.conftest import Service, running
+from tests.service.load import EDIT, by_clients, post
+from tests.service.receiver import Receiver, receiving
+
+BEFORE_S = AFTER_S = 3.0
+END_S = 120.0
+ACCEPTED_WITHIN_S = 2.0
+POLL_S = 0.1
+SUBMIT_EVERY_S = 0.25
+DISK_MIB = 48
+HOOK = "/outage/200"
+
+
+@dataclass
+class Story:
+    """What happened, with times on the monotonic clock.
+
+    Attributes:
+        hook: the path of the webhooks.
+        answers: to submissions: when they were sent and answered, the status, and whether they named a Retry-After.
+        accepted: the seed of each accepted job by its id.
+        ready: what /health/ready answered: when, status and reason.
+        away: when the store went away and came back.
+    """
+
+    hook: str
+    answers: list[tuple[float, float, int, bool]] = field(default_factory=list)
+    accepted: dict[str, int] = field(default_factory=dict)
+    ready: list[tuple[float, int, str | None]] = field(default_factory=list)
+    away: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a story's promises.
+
+    Attributes:
+        accepted_after_s: from the store's return until a job was accepted.
+    """
+
+    ends: Counter[str]
+    told: Counter[tuple[str, str]]
+    wrong_pictures: int
+    left: tuple[int, int]
+    refusals: Counter[str]
+    reasons: Counter[str]
+    accepted_after_s: float
+
+    @property
+    def problems(self) -> list[str]:
+        found = {
+            "an accepted job did not complete": set(self.ends) != {"COMPLETED"},
+            "a webhook was not notified exactly once": sum(self.told.values()) != self.ends.total(),
+            "a picture differs from an undisturbed one": self.wrong_pictures > 0,
+            "a slot leaked": self.left != (0, 0),
+            "a refusal was no 503 with Retry-After": not set(self.refusals) <= {"503 with Retry-After"},
+            "new work was not refused": not self.refusals,
+            "/health/ready did not give the reason": set(self.reasons) != {"store"},
+        }
+        return [problem for problem, is_so in found.items() if is_so]
+
+
+def live(
+    service: Service,
+    receiver: Receiver,
+    hook: str,
+    cut: Callable[[], None],
+    mend: Callable[[], None],
+    outage_s: float,
+    clients: int,
+) -> Story:
+    """Let clients run jobs before, during and after an outage."""
+    story, lock, over = Story(hook), threading.Lock(), threading.Event()
+
+    def work(number: int, waits: bool = True) -> None:
+        sent = time.monotonic()
+        body = {"input": {**EDIT, "seed": number}, "webhook": f"{receiver.origin}{hook}"}
+        answered, told = post(service, "/run", body, timeout_s=60)
+        with lock:
+            story.answers.append((sent, time.monotonic(), answered.http_status, answered.retry_after is not None))
+            if answered.http_status == 200:
+                story.accepted[told["id"]] = number
+        if answered.http_status == 200 and waits:
+            requests.get(f"{service.url}/status-sync/{told['id']}?wait=10000", timeout=60)
+        else:
+            time.sleep(SUBMIT_EVERY_S)
+
+    def submit(number: int) -> None:
+        # Without waiting for the ends, so that there is always somebody who submits.
+        work(10**6 + number, waits=False)
+
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            sent = time.monotonic()
+            response = requests.get(f"{service.url}/health/ready", timeout=30)
+            story.ready.append((sent, response.status_code, response.json().get("reason")))
+
+    load = threading.Thread(target=by_clients, args=(clients - 1, lambda _: not over.is_set(), work))
+    threads = [
+        load,
+        threading.Thread(target=by_clients, args=(1, lambda _: not over.is_set(), submit)),
+        threading.Thread(target=watch),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(BEFORE_S)
+        cut()
+        began = time.monotonic()
+        time.sleep(outage_s)
+        mend()
+        story.away = began, time.monotonic()
+        time.sleep(AFTER_S)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    return story
+
+
+def judge(service: Service, receiver: Receiver, story: Story) -> Verdict:
+    """Wait for the ends of all accepted jobs, and compare."""
+    deadline = time.monotonic() + END_S
+    ends = {job_id: end_of(service, job_id, deadline) for job_id in story.accepted}
+    began, back = story.away
+    told = Counter((body["id"], body["status"]) for body in receiver.bodies(story.hook, len(ends), timeout_s=60))
+    refused = [(sent, status, named) for sent, _, status, named in story.answers if status != 200]
+    accepted = [answered for sent, answered, status, _ in story.answers if status == 200 and answered > back]
+    jobs = requests.get(f"{service.url}/health", timeout=30).json()["jobs"]
+    return Verdict(
+        ends=Counter(str(end.get("status", "lost")) for end in ends.values()),
+        told=told,
+        wrong_pictures=wrong_pictures(service, story, ends),
+        left=(jobs["inQueue"], jobs["inProgress"]),
+        refusals=Counter(f"{status} {'with' if named else 'without'} Retry-After" for _, status, named in refused),
+        reasons=Counter(str(reason) for at, status, reason in story.ready if status == 503 and began < at < back),
+        accepted_after_s=min(accepted, default=float("inf")) - back,
+    )
+
+
+def wrong_pictures(service: Service, story: Story, ends: dict[str, dict[str, Any]]) -> int:
+    """Of the jobs that were there when the store went away, those with another picture than when run again."""
+    disturbed = list(story.accepted.items())[-32:]
+    runs = {number: service.run(**{**EDIT, "seed": number})["output"]["images"][0] for _, number in disturbed}
+    return sum(
+        not alike(ends[job_id]["output"]["images"][0], runs[number])
+        for job_id, number in disturbed
+        if ends[job_id].get("status") == "COMPLETED"
+    )
+
+
+def report(name: str, verdict: Verdict) -> int:
+    console = Console(width=120, highlight=False)
+    console.print(f"{name}: {verdict.ends.total()} jobs accepted, ends {dict(verdict.ends)}")
+    console.print(f"  webhook calls: {sum(verdict.told.values())}; other pictures: {verdict.wrong_pictures}")
+    console.print(f"  refusals: {dict(verdict.refusals)}; reasons of /health/ready: {dict(verdict.reasons)}")
+    console.print(f"  left in queue and in progress: {verdict.left}")
+    console.print(f"  a job was accepted {verdict.accepted_after_s:.2f} s after the store's return")
+    problems = verdict.problems
+    if verdict.accepted_after_s > ACCEPTED_WITHIN_S:
+        problems.append("new work was accepted too late")
+    for problem in problems:
+        console.print(f"  [red]{problem}")
+    return 1 if problems else 0
+
+
+def with_redis(folder: Path, receiver: Receiver, outage_s: float, clients: int) -> int:
+    server = RedisServer(folder)
+    server.start()
+    try:
+        jobs = {**jobs_settings(receiver), "store": {"kind": "redis", "url": server.url}}
+        with running(folder, free_port(), jobs, rewriter=None) as service:
+            story = live(service, receiver, HOOK, server.stop, server.start, outage_s, clients)
+            return report(f"Redis stopped for {outage_s:g} s", judge(service, receiver, story))
+    finally:
+        server.stop()
+
+
+def with_sqlite(folder: Path, receiver: Receiver, outage_s: float, clients: int) -> int:
+    with small_disk(folder / "disk") as disk:
+        filler = disk / "filler"
+        jobs = {**jobs_settings(receiver), "store": {"kind": "sqlite", "path": str(disk / "jobs.sqlite3")}}
+        with running(folder, free_port(), jobs, rewriter=None) as service:
+            story = live(service, receiver, HOOK, lambda: fill(filler), filler.unlink, outage_s, clients)
+            return report(f"SQLite's disk full for {outage_s:g} s", judge(service, receiver, story))
+
+
+def jobs_settings(receiver: Receiver) -> dict[str, Any]:
+    return {"webhook_origins": [receiver.origin], "webhook_gap_s": 0.5, "lease_s": 10}
+
+
+def fill(filler: Path) -> None:
+    """Take the rest of a disk."""
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            return
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of its own in memory; only root may mount one."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--redis-s", type=float, default=30.0)
+    parser.add_argument("--sqlite-s", type=float, default=5.0)
+    parser.add_argument("--clients", type=int, default=16)
+    options = parser.parse_args()
+    status = 0
+    for part, outage_s in ((with_redis, options.redis_s), (with_sqlite, options.sqlite_s)):
+        with tempfile.TemporaryDirectory() as folder, receiving() as receiver:
+            status |= part(Path(folder), receiver, outage_s, options.clients)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
