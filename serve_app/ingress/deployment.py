@@ -50,7 +50,7 @@ class Ingress:
         self._backend = Backend(
             settings=settings,
             jobs=jobs_port,
-            service=EditService(paced, RewriterHandle(rewriter) if rewriter is not None else None),
+            service=EditService(paced, _rewriter_port(settings, rewriter)),
             share=share,
             workers=partial(worker_counts, me.app_name, "Editor"),
             prepare=Preparer(settings),
@@ -70,6 +70,12 @@ class Ingress:
         app = build_app(self._backend)
         app.add_middleware(Measured, metrics=RequestMetrics())
         return app
+
+
+def _rewriter_port(settings: AppSettings, handle: "DeploymentHandle[Any] | None") -> RewriterHandle | None:
+    if handle is None or settings.rewriter is None:
+        return None
+    return RewriterHandle(handle, settings.rewriter.wait_s)
 
 
 async def _drain(application: str, deployment: str) -> int:
