@@ -34,7 +34,8 @@ def build(args: AppSettings) -> Application:
     require_gpus(args)
     editor = _deployment(Editor).bind(args.editor)
     rewriter = _deployment(Rewriter).bind(args.rewriter) if args.rewriter is not None else None
-    jobs = _deployment(Jobs).bind(args.jobs, editor, rewriter, webhook_body)
+    rewriter_wait_s = args.rewriter.wait_s if args.rewriter is not None else 0.0
+    jobs = _deployment(Jobs).bind(args.jobs, editor, rewriter, webhook_body, rewriter_wait_s)
     return _deployment(Ingress).bind(args, editor, rewriter, jobs, end_serve_run)
 
 

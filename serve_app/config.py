@@ -145,6 +145,11 @@ class RewriterSettings(Settings):
     max_picture_px: int = Field(default=1024 * 1024, ge=32 * 32)
     min_picture_px: int = Field(default=32 * 32, ge=32 * 32)
 
+    @property
+    def wait_s(self) -> float:
+        """How long a caller waits for an answer: the rewriter's own timeout, and 10 s for the way there and back."""
+        return self.timeout_s + 10
+
 
 class LimitSettings(Settings):
     """What a request may ask for. Beyond a limit the answer is a 400 that names the field and the limit, or, for the

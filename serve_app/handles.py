@@ -9,8 +9,26 @@ from typing import Any, cast
 
 import ray
 from ray import ObjectRef, serve
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import (
+    ActorAlreadyExistsError,
+    AuthenticationError,
+    CrossLanguageError,
+    ObjectLostError,
+    ObjectRefStreamEndOfStreamError,
+    OufOfBandObjectRefSerializationException,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    StreamingGeneratorReplayInconsistentError,
+    UnserializableException,
+    UserCodeException,
+)
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    gRPCStatusError,
+)
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.schema import ServeStatus
 
@@ -28,6 +46,27 @@ _SUCCESSOR_POLL_S = 0.5
 _HEALTH_S = 2.0
 _STATUS_S = 1.0
 _ALL_S = 10.0
+
+# Errors after which a later attempt may succeed, in the order in which they are looked up.
+_UNAVAILABLE: dict[type[Exception], str] = {
+    RayActorError: "The replica that worked on this died; try again.",
+    DeploymentUnavailableError: "A part of the service did not start; try again later.",
+    ObjectLostError: "The request's pictures were lost with the process that held them; try again.",
+    RayError: "The service could not finish this; try again.",
+    RayServeException: "The service could not finish this; try again.",
+}
+# Errors in code or configuration: a later attempt fails, too.
+_LASTING = (
+    ActorAlreadyExistsError,
+    AuthenticationError,
+    CrossLanguageError,
+    ObjectRefStreamEndOfStreamError,
+    OufOfBandObjectRefSerializationException,
+    StreamingGeneratorReplayInconsistentError,
+    UnserializableException,
+    UserCodeException,
+    gRPCStatusError,
+)
 
 
 def share(pictures: Pictures) -> "ObjectRef[Pictures]":
@@ -64,14 +103,43 @@ class EditorHandle:
 
 
 class RewriterHandle:
-    """The Rewriter deployment as a RewriterPort."""
+    """The Rewriter deployment as a RewriterPort.
 
-    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+    Args:
+        timeout_s: how long to wait for an answer, which is longer than the rewriter's own timeout.
+    """
+
+    def __init__(self, handle: "DeploymentHandle[Any]", timeout_s: float) -> None:
         self._handle = handle
+        self._timeout_s = timeout_s
 
     async def rewrite(self, job: RewriteJob, pictures: "ObjectRef[Pictures]") -> Rewrite:
-        with _our_errors():
-            rewrite: Rewrite = await self._handle.rewrite.remote(job, pictures)
+        """Every failure is a ServiceError, so that the edit goes on with the user's prompt.
+
+        Raises:
+            ServiceUnavailable: there was no answer within the timeout, or the rewriter failed.
+        """
+        try:
+            with _our_errors():
+                return await self._rewrite(job, pictures)
+        except ServiceError:
+            raise
+        except Exception as problem:
+            logger.exception("rewriting failed for %s", job.request_id)
+            raise ServiceUnavailable("The rewriter failed; the server's log has the reason.") from problem
+
+    async def _rewrite(self, job: RewriteJob, pictures: "ObjectRef[Pictures]") -> Rewrite:
+        response = self._handle.rewrite.remote(job, pictures)
+        limit = asyncio.timeout(self._timeout_s)
+        try:
+            async with limit:
+                rewrite: Rewrite = await response
+        except TimeoutError as problem:
+            if not limit.expired():
+                raise
+            raise ServiceUnavailable(f"The rewriter did not answer within {self._timeout_s:g} s.") from problem
+        finally:
+            response.cancel()  # of no effect after its end
         return rewrite
 
 
@@ -198,17 +266,42 @@ async def ask_all(application: str, deployment: str, method: str) -> list[Any]:
 
 @contextmanager
 def _our_errors(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Ray's errors turned into ours."""
+    """Translate Ray's errors to ours, all but `but`. An unexpected exception of a replica stays a RayTaskError."""
     try:
         yield
     except but:
         raise
-    except RayTaskError as problem:
+    except asyncio.CancelledError:
+        # A DeploymentResponse raises this, too, where the replica's task was cancelled and not the caller's.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ServiceUnavailable(_UNAVAILABLE[RayError]) from None
+    except (RayError, RayServeException) as problem:
+        ours = _translated(_cause(problem))
+        if ours is None:
+            raise
         # A RayTaskError's own text carries a traceback; its cause is the clean error that was raised.
-        if isinstance(problem.cause, ServiceError):
-            raise problem.cause from None
-        raise
-    except BackPressureError as problem:
-        raise Overloaded("Too many requests are waiting; try again later.") from problem
-    except RayActorError as problem:
-        raise ServiceUnavailable("The replica that worked on this died; try again.") from problem
+        raise ours from (None if isinstance(problem, RayTaskError) else problem)
+
+
+def _cause(problem: BaseException) -> BaseException:
+    """What a replica raised, or raised behind it; else the error itself."""
+    while isinstance(problem, RayTaskError):
+        problem = problem.cause
+    return problem
+
+
+def _translated(problem: BaseException) -> ServiceError | None:
+    """The error for the caller, or None for one that is unexpected."""
+    if isinstance(problem, ServiceError):
+        return problem
+    if isinstance(problem, BackPressureError):
+        return Overloaded("Too many requests are waiting; try again later.")
+    if isinstance(problem, _LASTING):
+        return None
+    message = next((text for kind, text in _UNAVAILABLE.items() if isinstance(problem, kind)), None)
+    if message is None:
+        return None
+    logger.warning("a call to a deployment failed with %s: %s", type(problem).__name__, problem)
+    return ServiceUnavailable(message)

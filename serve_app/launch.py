@@ -17,6 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.check import check_file
 from serve_app.drain import Say, drain
 from serve_app.errors import ConfigError, ServiceError
+from serve_app.recorded_cluster import ADDRESS_VARIABLE, stale_record
 
 STOP_S = 60.0
 """For `serve run` to end after its SIGTERM."""
@@ -48,7 +49,8 @@ def run(file: Path, grace_s: float, say: Say) -> int:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, ask)
     # A session of its own, or Ctrl-C would reach it directly.
-    process = subprocess.Popen([Path(sys.executable).parent / "serve", "run", file], start_new_session=True)
+    command: list[str | Path] = [Path(sys.executable).parent / "serve", "run", file]
+    process = subprocess.Popen(command, env=_environment(say), start_new_session=True)
     try:
         while process.poll() is None and not asked.wait(0.2):
             pass
@@ -59,6 +61,15 @@ def run(file: Path, grace_s: float, say: Say) -> int:
         return 1
     finally:
         _stop(process)
+
+
+def _environment(say: Say) -> dict[str, str]:
+    """For `serve run`: this process's own, but where Ray would look for a cluster that is gone."""
+    path = stale_record()
+    if path is None:
+        return dict(os.environ)
+    say(f"{path} names a cluster that does not answer: starting a new one with {ADDRESS_VARIABLE}=local")
+    return {**os.environ, ADDRESS_VARIABLE: "local"}
 
 
 def url_of(config: ServeDeploySchema) -> str:

@@ -200,7 +200,7 @@ def stalls(answer: bytes = b"") -> Script:
 
     def script(connection: socket.socket, closing: Event) -> None:
         connection.sendall(answer)
-        closing.wait(10)
+        closing.wait()
 
     return script
 

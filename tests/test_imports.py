@@ -23,8 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"training", "tiny", "rewriter", "edits"},
     "weights": {"tiny", "config", "errors"},
     "imports": set(),
-    "editor": {"editor", "edits", "weights", "config", "errors", "imports", "logs", "metrics"},
-    "rewriter": {"rewriter", "edits", "weights", "config", "errors", "imports", "logs", "metrics"},
+    "gpu_memory": {"errors"},
+    "editor": {"editor", "edits", "weights", "config", "errors", "gpu_memory", "imports", "logs", "metrics"},
+    "rewriter": {"rewriter", "edits", "weights", "config", "errors", "gpu_memory", "imports", "logs", "metrics"},
     "handles": {"edits", "errors", "cached_call"},
     "jobs": {"jobs", "edits", "handles", "config", "errors", "logs", "metrics"},
     "ingress": {
@@ -35,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
 # Outside libraries that a part must not know; deployments and handles are the doors to Ray.
 FORBIDDEN: dict[str, set[str]] = {
     "edits": {"ray", "fastapi", "starlette", "torch", "diffusers", "transformers"},
+    "gpu_memory": {"ray", "fastapi", "starlette", "diffusers", "transformers"},
     "tiny": {"ray", "fastapi"},
     "training": {"ray", "fastapi"},
     "editor": {"ray", "fastapi", "starlette"},

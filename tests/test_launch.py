@@ -2,17 +2,21 @@
 
 import os
 import signal
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from ray._common.utils import get_ray_address_file
 
 from serve_app import launch
 from serve_app.check import check_file
 from serve_app.errors import ConfigError
 from serve_app.launch import run, url_of
 from tests.conftest import RANDOM_FILE
+from tests.processes import free_port
 
 
 @pytest.mark.parametrize(
@@ -62,3 +66,61 @@ def test_the_drain_at_the_end_gets_the_files_operator_keys(tmp_path: Path, monke
         for number, handler in before.items():
             signal.signal(number, handler)
     assert drained == [("http://127.0.0.1:8000", 7, "/operator-keys")]
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Ray records its latest cluster, in a temporary folder of the test's own."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    path = Path(get_ray_address_file(None))
+    path.parent.mkdir()
+    return path
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A program in the place of `serve` that writes the RAY_ADDRESS that it gets to this file."""
+    program, seen = tmp_path / "bin" / "serve", tmp_path / "seen"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nprintf %s "${{RAY_ADDRESS-unset}}" > {seen}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield seen
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("dead", [None, "", "no address", "127.0.0.1:", "127.0.0.1:99999999", "no.such.host.test:1"])
+def test_a_record_of_a_cluster_that_is_gone_is_not_followed(dead: str | None, record: Path, child: Path) -> None:
+    record.write_text(f"127.0.0.1:{free_port()}" if dead is None else dead)
+    lines: list[str] = []
+    assert run(RANDOM_FILE, 1, lines.append) == 0
+    assert child.read_text() == "local"
+    assert lines == [f"{record} names a cluster that does not answer: starting a new one with RAY_ADDRESS=local"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_cluster_that_answers_is_joined(host: str, record: Path, child: Path) -> None:
+    lines: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        record.write_text(f"{host}:{listening.getsockname()[1]}\n")
+        assert run(RANDOM_FILE, 1, lines.append) == 0
+    assert (child.read_text(), lines) == ("unset", [])
+
+
+def test_without_a_record_nothing_is_set(record: Path, child: Path) -> None:
+    lines: list[str] = []
+    assert run(RANDOM_FILE, 1, lines.append) == 0
+    assert (child.read_text(), lines) == ("unset", [])
+
+
+def test_an_address_in_the_environment_goes_before_the_record(
+    record: Path, child: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.write_text(f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    lines: list[str] = []
+    assert run(RANDOM_FILE, 1, lines.append) == 0
+    assert (child.read_text(), lines) == ("10.0.0.7:6379", [])

@@ -23,9 +23,8 @@ from serve_app.editor.schedule import tabled_timesteps
 from serve_app.editor.still_vae import StillVae
 from serve_app.editor.tokens import TOKEN_PX
 from serve_app.edits.sizes import Size, fit_area
+from serve_app.gpu_memory import CONTEXT_BYTES
 from serve_app.rewriter.instructions import INSTRUCTIONS
-
-CONTEXT_BYTES = 1_500_000_000  # CUDA's context, its libraries' workspaces, and what the allocator cannot use again.
 
 # A weight's bytes. int4: half a byte, and for each group of 128 a scale and a zero point of two bytes each.
 _QUANTIZED_BYTES = {"fp8": 1.0, "int4": 0.5 + 4 / 128}

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import ray
 from ray import serve
 
 from serve_app.config import EditorSettings
@@ -31,8 +32,10 @@ class Editor:
             from serve_app.editor.loading import load_giving_way
 
         join_serve_logs()
+        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        gpu_share = assigned.get("GPU", 1.0)
         self._engine = Engine(
-            lambda: load_giving_way(settings),
+            lambda: load_giving_way(settings, gpu_share),
             max_pack_tokens=settings.max_pack_tokens,
             max_waiting=settings.max_waiting_edits,
             wedged_after_s=settings.wedged_after_s,

@@ -22,16 +22,24 @@ from serve_app.editor.vae import Vae
 from serve_app.edits.request import EditJob, OutputFormat, PreparedPicture, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import CheckpointError, ConfigError
+from serve_app.gpu_memory import prepare_gpu
 from serve_app.weights import MODEL_FILES, locate
 
 logger = logging.getLogger(__name__)
 
 
-def load_giving_way(settings: EditorSettings) -> EditModel:
+def load_giving_way(settings: EditorSettings, gpu_share: float) -> EditModel:
     """Load the model on the thread that alone will run it. Where that is on the cores that requests are answered on,
-    they go first: this thread, and those that it starts, get the lowest priority."""
+    they go first: this thread, and those that it starts, get the lowest priority. On a GPU, keep within the share of
+    its memory.
+
+    Raises:
+        StartupError: as `load_model` and `prepare_gpu`.
+    """
     if settings.device == "cpu":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    elif torch.cuda.is_available():  # else `load_model` says what is wrong
+        prepare_gpu(gpu_share)
     return load_model(settings)
 
 

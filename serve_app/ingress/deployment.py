@@ -50,7 +50,7 @@ class Ingress:
         self._backend = Backend(
             settings=settings,
             jobs=jobs_port,
-            service=EditService(paced, RewriterHandle(rewriter) if rewriter is not None else None),
+            service=EditService(paced, _rewriter_port(settings, rewriter)),
             share=share,
             workers=partial(worker_counts, me.app_name, "Editor"),
             prepare=Preparer(settings),
@@ -81,6 +81,12 @@ class Ingress:
 
 async def _sum_of_all(application: str, deployment: str, method: str) -> int:
     return sum(await ask_all(application, deployment, method))
+
+
+def _rewriter_port(settings: AppSettings, handle: "DeploymentHandle[Any] | None") -> RewriterHandle | None:
+    if handle is None or settings.rewriter is None:
+        return None
+    return RewriterHandle(handle, settings.rewriter.wait_s)
 
 
 def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> tuple[Keys | None, Keys | None]:

@@ -27,9 +27,11 @@ class Jobs:
         editor: "DeploymentHandle[Any]",
         rewriter: "DeploymentHandle[Any] | None",
         webhook_body: Callable[[JobSpec, Job], bytes],
+        rewriter_wait_s: float,
     ) -> None:
         join_serve_logs()
-        service = EditService(EditorHandle(editor), RewriterHandle(rewriter) if rewriter is not None else None)
+        rewriter_port = RewriterHandle(rewriter, rewriter_wait_s) if rewriter is not None else None
+        service = EditService(EditorHandle(editor), rewriter_port)
         self._jobs = JobService(settings, service, open_store(settings.store), share, webhook_body)
         self._metrics = JobMetrics()
         # Serve makes replicas on their event loop.

@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 
@@ -118,7 +118,7 @@ async def _apart(work: Awaitable[T], timeout_s: float, given_up: "asyncio.Future
         TimeoutError: there is none after `timeout_s`, or when `given_up` ends.
     """
     task = asyncio.ensure_future(work)
-    either = {task} if given_up is None else {task, given_up}
+    either: set[asyncio.Future[Any]] = {task} if given_up is None else {task, given_up}
     try:
         await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

@@ -5,6 +5,8 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import ray
+
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
 from serve_app.imports import without_collection
@@ -27,7 +29,9 @@ class Rewriter:
         self._metrics = RewriteMetrics()
         # Loaded and run on the same thread, which health checks and other requests do not wait for.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewriter")
-        self._model = self._thread.submit(RewriterModel, settings).result()
+        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        gpu_share = assigned.get("GPU", 1.0)
+        self._model = self._thread.submit(RewriterModel, settings, gpu_share).result()
 
     async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
         """A better instruction, or the reason why there is none. Waiting for the model counts as time, too."""

@@ -1,12 +1,18 @@
-"""What the rewriter is told, and how its answer is read."""
+"""The rewriter's prompt, and the parser of its answer."""
 
 import json
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 from serve_app.edits.camera import TRIGGER
 from serve_app.edits.request import Rewrite
 
 MAX_ANSWER_CHARS = 2000
+
+_DECODER = json.JSONDecoder(strict=False)  # not strict: models put bare newlines into strings
+_OBJECT_START = re.compile(r"\{(?=\s*[\"}])")
+_MAX_STARTS = 64
 
 INSTRUCTIONS = """You prepare instructions for a picture editing model. You see the user's picture or pictures, \
 numbered Picture 1, Picture 2 and so on, and the user's wish. Write one instruction for the editing model.
@@ -37,18 +43,28 @@ def user_message(prompt: str) -> str:
 
 
 def parse_answer(answer: str) -> Rewrite:
-    """The new instruction, or the reason why the answer cannot be used."""
-    found = re.search(r"\{.*\}", answer, flags=re.DOTALL)
-    if found is None:
+    """The instruction of the first JSON object in the answer that has one, or the reason why there is none.
+
+    Never raises. At most `_MAX_STARTS` places of the answer are tried, each of which is read once.
+    """
+    if not 0 <= answer.find("{") < answer.rfind("}"):
         return Rewrite(None, "the rewriter's answer held no JSON object")
-    try:
-        fields = json.loads(found.group(), strict=False)  # not strict: models put bare newlines into strings
-    except ValueError:
+    objects = list(_objects(answer))
+    if not objects:
         return Rewrite(None, "the rewriter's answer was not valid JSON")
-    instruction = fields.get("instruction")
+    instruction = next((fields["instruction"] for fields in objects if "instruction" in fields), None)
     if not isinstance(instruction, str) or not instruction.strip():
         return Rewrite(None, "the rewriter's answer held no instruction")
     return _bounded(" ".join(instruction.split()))
+
+
+def _objects(answer: str) -> Iterator[dict[str, object]]:
+    """The valid JSON objects in a text, in the order of their first character."""
+    for start in islice(_OBJECT_START.finditer(answer), _MAX_STARTS):
+        try:
+            yield _DECODER.raw_decode(answer, start.start())[0]
+        except (ValueError, RecursionError):  # RecursionError: nested too deeply
+            continue
 
 
 def _bounded(instruction: str) -> Rewrite:
@@ -56,4 +72,6 @@ def _bounded(instruction: str) -> Rewrite:
         return Rewrite(None, f"the rewriter's instruction was longer than {MAX_ANSWER_CHARS} characters")
     if "<|" in instruction or TRIGGER in instruction.lower():
         return Rewrite(None, "the rewriter's instruction held control tokens")
+    if any("\ud800" <= character <= "\udfff" for character in instruction):  # An escape in JSON; UTF-8 has none.
+        return Rewrite(None, "the rewriter's instruction held half of a surrogate pair")
     return Rewrite(instruction)

@@ -9,6 +9,7 @@ from transformers import AutoProcessor, BatchFeature, Qwen3VLForConditionalGener
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
 from serve_app.errors import CheckpointError
+from serve_app.gpu_memory import prepare_gpu
 from serve_app.rewriter.instructions import INSTRUCTIONS, parse_answer, user_message
 from serve_app.weights import MODEL_FILES, locate
 
@@ -16,13 +17,19 @@ from serve_app.weights import MODEL_FILES, locate
 class RewriterModel:
     """Model and processor on their device. Not thread-safe: one thread owns it.
 
+    Args:
+        gpu_share: the part of a GPU whose memory the model may take.
+
     Raises:
         CheckpointError: weights are missing or of another kind, or the device is not there.
+        ConfigError: as `prepare_gpu`.
     """
 
-    def __init__(self, settings: RewriterSettings) -> None:
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise CheckpointError("rewriter.device is cuda, but torch sees no CUDA device on this node.")
+    def __init__(self, settings: RewriterSettings, gpu_share: float = 1.0) -> None:
+        if settings.device == "cuda":
+            if not torch.cuda.is_available():
+                raise CheckpointError("rewriter.device is cuda, but torch sees no CUDA device on this node.")
+            prepare_gpu(gpu_share)
         folder = locate(settings.source, MODEL_FILES)
         try:
             self._processor = AutoProcessor.from_pretrained(folder)

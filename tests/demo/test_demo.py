@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
@@ -23,6 +24,7 @@ from serve_app.tiny.wishes import styled
 from serve_app.tiny.world import Thing, psnr, render
 from tests.conftest import ROOT
 from tests.pictures import pixels_of
+from tests.processes import free_port
 
 FIRST, SECOND = SCENES
 # What each picture that comes back should show.
@@ -58,14 +60,20 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     home, out = folder / "home", folder / "out"
     home.mkdir()
     command = [sys.executable, "-m", "serve_app.cli", "demo", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=_environment(home), capture_output=True, text=True, timeout=280)
+    with TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as temporary:  # Ray's socket paths must be short
+        record = Path(temporary) / "ray" / "ray_current_cluster"
+        record.parent.mkdir()
+        record.write_text(f"127.0.0.1:{free_port()}")
+        environment = _environment(home, temporary)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     return DemoRun(home, out, done.stdout, done.stderr, done.returncode)
 
 
-def _environment(home: Path) -> dict[str, str]:
-    """Ours but for the home folder, a cluster that does not exist, and a terminal too narrow for what is printed."""
+def _environment(home: Path, temporary: str) -> dict[str, str]:
+    """Ours but for the home folder, two clusters that do not exist, one of them in Ray's own record, and a terminal too
+    narrow for what is printed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CAMERA_EDIT_"))}
-    return {**kept, "HOME": str(home), "RAY_ADDRESS": "192.0.2.1:6379", "COLUMNS": "40"}
+    return {**kept, "HOME": str(home), "RAY_ADDRESS": "192.0.2.1:6379", "RAY_TMPDIR": temporary, "COLUMNS": "40"}
 
 
 def test_ends_well_and_keeps_the_libraries_off_the_terminal(demo: DemoRun) -> None:

@@ -2,7 +2,6 @@
 after."""
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,6 +28,9 @@ from tests.editor.engine_harness import (
     submit,
 )
 from tests.fakes import FakeModel, job
+
+NEVER_S = 100_000.0
+"""Longer than any test may take."""
 
 
 def no_memory(text: str) -> Exception:
@@ -299,9 +301,8 @@ def test_a_stuck_engine_is_found_and_its_edits_are_told(gated: FakeModel, clock:
         with pytest.raises(ServiceUnavailable):
             engine.check_health()
         assert ends(old, new, waits) == [ServiceUnavailable, EditFailed, ServiceUnavailable]
-        began = time.monotonic()
-        engine.close(timeout_s=30)
-        assert time.monotonic() - began < 5
+        engine.close(timeout_s=NEVER_S)
+        assert engine._thread.is_alive()  # It was given up before, so that nothing was waited for.
         with pytest.raises(ServiceUnavailable):
             submit(engine, job("next"))
         # It wakes after all: nobody is told a second end, and it does not work on.
@@ -336,9 +337,8 @@ def test_closing_leaves_a_stuck_thread_behind(gated: FakeModel) -> None:
     with running(gated) as engine:
         ticket = submit(engine, job("stuck"))
         at_step(gated, 1)
-        began = time.monotonic()
         engine.close(timeout_s=0.1)
-        assert time.monotonic() - began < 5
+        assert engine._thread.is_alive()
         assert ends(ticket) == [ServiceUnavailable]
         # Woken, it finds everything closed, and ends without a word.
         open_gate(gated)
@@ -349,10 +349,9 @@ def test_health_does_not_wait_for_the_model(gated: FakeModel) -> None:
     with running(gated) as engine:
         submit(engine, job("a"))
         at_step(gated, 1)
-        began = time.monotonic()
         for _ in range(1000):
             engine.check_health()
-        assert time.monotonic() - began < 1
+        assert (engine.stats.running, engine.stats.num_steps) == (1, 0)  # The first step is still not released.
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -1,11 +1,12 @@
 """All poses, all snapping, exhaustively; the expected words are spelt out here a second time."""
 
 import itertools
-import time
+import re
 from fractions import Fraction
 
 import pytest
 
+from serve_app.edits import camera
 from serve_app.edits.camera import CameraPose, camera_prompt, snap
 
 AZIMUTHS = {
@@ -118,13 +119,24 @@ def test_nor_can_what_looks_like_it(trigger: str) -> None:
     assert camera_prompt(pose, f"a {trigger} back view {trigger}{trigger} b") == f"{pose.tokens} a back view b"
 
 
-def test_nor_can_what_is_left_when_another_is_taken_out() -> None:
-    pose = CameraPose(0, 0, 1.0)
-    prompt = "<sk" * 570 + "<sks>" + "s>" * 570
-    began = time.perf_counter()
-    spoken = camera_prompt(pose, prompt)
-    assert time.perf_counter() - began < 1
+def test_nor_can_what_is_left_when_another_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass for each trigger that the prompt is wrapped in, and a last one."""
+    pose, passes = CameraPose(0, 0, 1.0), 0
+    pattern = camera._TRIGGER_LIKE
+
+    class Counted:
+        def search(self, text: str) -> re.Match[str] | None:
+            nonlocal passes
+            passes += 1
+            return pattern.search(text)
+
+        def split(self, text: str) -> list[str | None]:
+            return list(pattern.split(text))
+
+    monkeypatch.setattr(camera, "_TRIGGER_LIKE", Counted())
+    spoken = camera_prompt(pose, "<sk" * 570 + "<sks>" + "s>" * 570)
     assert "sk" not in spoken.removeprefix(pose.tokens)
+    assert passes == 572
 
 
 @pytest.mark.parametrize("prompt", ["a <sky> b", "sks", "<desks>", "a < b, sks > c", "two  spaces\nand a line"])

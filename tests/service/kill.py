@@ -2,18 +2,40 @@
 
 import contextlib
 import subprocess
+from collections.abc import Collection
 
 import psutil
+from ray._common.utils import reset_ray_address
+from ray._private.utils import read_ray_address
 
 
 def kill_all(process: "subprocess.Popen[bytes]") -> None:
-    """Kill `serve run` and all that it started."""
+    """Kill `serve run`, or `ray start`, and all that it started."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    addresses = gcs_addresses(process)
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
     psutil.wait_procs(family, timeout=20)
+    forget_cluster(addresses)
+
+
+def forget_cluster(addresses: Collection[str]) -> None:
+    """Remove Ray's record of its latest cluster where it names one of these, which are gone: the next `serve run`
+    without RAY_ADDRESS would try for minutes to reach it."""
+    if read_ray_address() in addresses:
+        reset_ray_address()
+
+
+def gcs_addresses(process: "subprocess.Popen[bytes]") -> set[str]:
+    """Of the cluster that a process started, as Ray's own processes carry it on their command lines."""
+    flag = "--gcs-address="
+    found = set()
+    for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            found |= {each.removeprefix(flag) for each in member.cmdline() if each.startswith(flag)}
+    return found
 
 
 def kill_replica(process: "subprocess.Popen[bytes]", deployment: str) -> bool:

@@ -1,12 +1,13 @@
 """A host of ours that the service may call: it serves pictures and takes webhooks, well or badly."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
+
+from tests.waiting import until
 
 
 class Receiver(ThreadingHTTPServer):
@@ -27,11 +28,8 @@ class Receiver(ThreadingHTTPServer):
 
     def bodies(self, path: str, count: int, timeout_s: float = 20) -> list[dict[str, Any]]:
         """The bodies that this path got, once there are so many."""
-        deadline = time.monotonic() + timeout_s
-        while len(found := [body for called, body in self.calls if called == path]) < count:
-            assert time.monotonic() < deadline, f"{path} was called {len(found)} times"
-            time.sleep(0.05)
-        return found
+        until(lambda: sum(called == path for called, _ in self.calls) >= count, timeout_s)
+        return [body for called, body in self.calls if called == path]
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """Jobs over HTTP: states, webhooks, streams, and what a cancelled one leaves behind."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +11,7 @@ import requests
 from tests.pictures import alike, photograph, to_base64
 from tests.service.conftest import Service
 from tests.service.receiver import Receiver
+from tests.waiting import until
 
 PICTURE = to_base64(photograph("astronaut", 96, 64))
 QUICK = {"image": PICTURE, "prompt": "make it sunset", "width": 64, "height": 64, "num_inference_steps": 1}
@@ -36,24 +38,21 @@ def post(service: Service, path: str) -> requests.Response:
 
 
 def until_in_progress(service: Service, job_id: str) -> None:
-    deadline = time.monotonic() + 30
-    while requests.get(f"{service.url}/status/{job_id}", timeout=30).json()["status"] != "IN_PROGRESS":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: requests.get(f"{service.url}/status/{job_id}", timeout=30).json()["status"] == "IN_PROGRESS")
 
 
-def test_a_running_job_that_is_cancelled_frees_the_engine_within_a_step(service: Service) -> None:
+def test_a_running_job_that_is_cancelled_leaves_the_engine_before_the_next_edit_ends(service: Service) -> None:
     job_id = start(service, LONG)
     until_in_progress(service, job_id)
     for _ in range(3):
         response = post(service, f"/v2/any/cancel/{job_id}")
         assert (response.status_code, response.json()) == (200, {"id": job_id, "status": "CANCELLED"})
-    # A hundred such steps take several seconds: this one runs because the room is free.
-    began = time.monotonic()
-    assert service.run(**QUICK)["status"] == "COMPLETED"
-    assert time.monotonic() - began < 2
-    assert service.logged(rf"edit {job_id} cancelled after")
-    assert f"edit {job_id} done" not in service.log
+    # A hundred such steps take many times as long as this edit's only one.
+    quick = service.run(**QUICK)
+    assert quick["status"] == "COMPLETED"
+    ends = rf"edit (?:{job_id}|{quick['id']}) (cancelled|done)"
+    until(lambda: len(re.findall(ends, service.log)) >= 2)
+    assert re.findall(ends, service.log) == ["cancelled", "done"]
 
 
 def test_a_finished_job_that_is_cancelled_stays_finished(service: Service) -> None:
@@ -76,11 +75,11 @@ def test_a_webhook_that_fails_twice_is_called_three_times(service: Service, rece
 
 
 def test_a_webhook_that_never_answers_delays_nothing(service: Service, receiver: Receiver) -> None:
-    began = time.monotonic()
-    for _ in range(3):
-        assert ended(service, start(service, webhook=f"{receiver.origin}/never"))["status"] == "COMPLETED"
-    assert time.monotonic() - began < 5  # its timeout alone is 10 s
-    assert receiver.bodies("/never", 3)
+    for number in range(3):
+        path = f"/never/{number}"
+        assert ended(service, start(service, webhook=f"{receiver.origin}{path}"))["status"] == "COMPLETED"
+        # The job's end was stored before the first attempt was given up, after which there is a second one.
+        assert len(receiver.bodies(path, 1)) == 1
 
 
 def test_twenty_times_the_same_key_is_one_job(service: Service) -> None:

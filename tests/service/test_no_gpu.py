@@ -20,6 +20,7 @@ from serve_app.gpus import require_gpus
 from tests.conftest import ROOT
 from tests.processes import free_port
 from tests.service.conftest import on_port, serve_run, stop
+from tests.service.kill import forget_cluster, gcs_addresses
 
 LIMIT_S = 60
 
@@ -27,15 +28,13 @@ LIMIT_S = 60
 def test_it_ends_within_a_minute_and_names_the_cpu_configuration(tmp_path: Path) -> None:
     log_file = tmp_path / "serve.log"
     file = on_port(ROOT / "serve_config.yaml", free_port(), tmp_path / "gpu.yaml")
-    began = time.monotonic()
     process = serve_run(file, log_file)
     try:
-        exit_code = process.wait(LIMIT_S)
+        exit_code = process.wait(LIMIT_S)  # raises after that
     finally:
         stop(process)
     log = log_file.read_text()
     assert exit_code != 0, log
-    assert time.monotonic() - began < LIMIT_S
     assert "configs/tiny-cpu.yaml" in log
     assert "Editor and Rewriter need a GPU and this cluster has none" in log
 
@@ -80,7 +79,9 @@ def head_with_autoscaler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     try:
         yield f"127.0.0.1:{port}"
     finally:
+        addresses = gcs_addresses(head)
         stop(head)
+        forget_cluster(addresses)
 
 
 # In a process of its own: Ray ends any process whose head node goes away. The autoscaler starts a moment after the

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -15,11 +17,10 @@ from tests.processes import free_port
 from tests.service.conftest import Service, jobs_of, running
 from tests.service.load import EDIT
 from tests.service.receiver import Receiver
+from tests.waiting import until
 
 NUM_CLIENTS = 200
 QUEUE = 8
-AT_ONCE_S = 0.2
-NUM_WAVES = 6
 # Surely not done while the clients come.
 LONG = {**EDIT, "width": 512, "height": 512, "num_inference_steps": 100, "views": "orbit:8"}
 
@@ -38,17 +39,15 @@ def purge(service: Service, ids: list[str]) -> None:
         requests.post(f"{service.url}/cancel/{job_id}", timeout=30)
 
 
-def test_of_200_clients_nine_are_accepted_and_the_others_told_at_once(narrow: Service) -> None:
-    """Nine each time. How quick a refusal is shows where nothing else takes the cores: in the best of a few waves."""
+def test_of_200_clients_nine_are_accepted_and_the_others_refused_before_any_of_these_ends(narrow: Service) -> None:
+    """So no refusal waits for room. A second wave finds the service as the first one did."""
     assert narrow.run(**EDIT)["status"] == "COMPLETED"
-    slowest_s: list[float] = []
-    while len(slowest_s) < NUM_WAVES and (not slowest_s or min(slowest_s) >= AT_ONCE_S):
-        slowest_s.append(wave(narrow))
-    assert min(slowest_s) < AT_ONCE_S
+    wave(narrow)
+    wave(narrow)
 
 
-def wave(service: Service) -> float:
-    """200 clients within two seconds; the seconds that the slowest refusal took."""
+def wave(service: Service) -> None:
+    """200 clients within two seconds."""
 
     async def ask() -> list[tuple[float, httpx2.Response]]:
         limits = httpx2.Limits(max_connections=NUM_CLIENTS)
@@ -65,7 +64,9 @@ def wave(service: Service) -> float:
     answers = asyncio.run(ask())
     accepted = [response.json()["id"] for _, response in answers if response.status_code == 200]
     refused = [(elapsed_s, response) for elapsed_s, response in answers if response.status_code == 429]
+    states = [requests.get(f"{service.url}/status/{each}", timeout=30).json()["status"] for each in accepted]
     purge(service, accepted)
+    assert sorted(states) == ["IN_PROGRESS"] + ["IN_QUEUE"] * QUEUE
     assert len(accepted) == 1 + QUEUE
     assert len(refused) == NUM_CLIENTS - len(accepted)
     assert all(int(response.headers["retry-after"]) > 0 for _, response in refused)
@@ -74,26 +75,28 @@ def wave(service: Service) -> float:
         f"{len(accepted)} accepted, {len(refused)} refused: median {1000 * elapsed[len(elapsed) // 2]:.0f} ms, "
         f"slowest {1000 * elapsed[-1]:.0f} ms"
     )
-    return elapsed[-1]
 
 
 def test_50_clients_who_leave_free_the_engine(narrow: Service) -> None:
-    """Edits by OpenAI's route end with their connections."""
+    """Edits by OpenAI's route end with their connections: each leaves the engine, and none is finished."""
     body = {"prompt": "x", "size": "512x512", "num_inference_steps": 100, "image": EDIT["image"]}
     with ExitStack() as connections:
-        for _ in range(50):
-            connections.enter_context(connected(narrow, "/v1/images/edits", json.dumps(body).encode()))
+        for number in range(50):
+            connections.enter_context(
+                connected(narrow, "/v1/images/edits", json.dumps(body).encode(), request_id=f"leaver-{number}")
+            )
         time.sleep(2)  # All of them are taken up by then; one alone takes several seconds.
     left = time.monotonic()
     response = requests.post(f"{narrow.url}/v1/images/edits", json={**body, "num_inference_steps": 1}, timeout=60)
-    waited_s = time.monotonic() - left
+    print(f"the next edit was answered {time.monotonic() - left:.2f} s after 50 clients had left")
     assert response.status_code == 200
-    print(f"the slot was free {waited_s:.2f} s after 50 clients had left")
-    assert waited_s < 5
+    until(lambda: len(set(re.findall(r"edit (leaver-\d+) cancelled after", narrow.log))) == 50)
+    assert not re.search(r"edit leaver-\d+ done", narrow.log)
 
 
 def test_100_dawdling_clients_hold_nobody_up(narrow: Service) -> None:
-    """Slow loris: connections that announce a body and send it drop by drop."""
+    """Slow loris: connections that announce a body and send it drop by drop. All are still open and unanswered when the
+    others have been answered."""
     with ExitStack() as connections:
         slow = [connections.enter_context(connected(narrow, "/run", b"{", announced=10_000)) for _ in range(100)]
         elapsed_s = []
@@ -105,14 +108,17 @@ def test_100_dawdling_clients_hold_nobody_up(narrow: Service) -> None:
             response = requests.post(f"{narrow.url}/runsync", json={"input": EDIT}, timeout=30)
             assert response.json()["status"] == "COMPLETED"
             elapsed_s.append(time.monotonic() - began)
+        answered, _, _ = select.select(slow, [], [], 0)
+        assert answered == []
     print(f"beside 100 dawdling clients a request took at most {max(elapsed_s):.2f} s")
-    assert max(elapsed_s) < 3
 
 
-def connected(service: Service, path: str, body: bytes, announced: int | None = None) -> socket.socket:
+def connected(
+    service: Service, path: str, body: bytes, announced: int | None = None, request_id: str = "any"
+) -> socket.socket:
     """A connection that has sent a request, or its beginning."""
     host, port = service.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), 30)
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
     connection.sendall(f"{head}Content-Length: {announced or len(body)}\r\n\r\n".encode() + body)
     return connection
