@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import ray
@@ -80,23 +79,23 @@ class EditorHandle:
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle.options(stream=True)
 
-    async def edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", tell: OnProgress) -> EditResult:
+    async def edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", on_progress: OnProgress) -> EditResult:
         """The same seed draws the same picture: an edit whose replica died is run once more."""
         try:
-            return await self._edit(job, pictures, tell)
+            return await self._edit(job, pictures, on_progress)
         except RayActorError:
             logger.warning("the replica that ran edit %s died; running it once more", job.request_id)
         with _our_errors():
-            return await self._edit(job, pictures, tell)
+            return await self._edit(job, pictures, on_progress)
 
-    async def _edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", tell: OnProgress) -> EditResult:
+    async def _edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", on_progress: OnProgress) -> EditResult:
         events = cast("DeploymentResponseGenerator[Any]", self._handle.edit.remote(job, pictures))
         try:
             with _our_errors(but=RayActorError):
                 async for event in events:
                     if isinstance(event, EditResult):
                         return event
-                    tell(event)
+                    on_progress(event)
         finally:
             events.cancel()  # Where this task was cancelled, the edit goes, too.
         raise ServiceUnavailable("The editor stopped before this edit was done; try again.")
@@ -164,11 +163,11 @@ class JobsHandle:
         return spec
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
-        job: Job = await self._ask("wait", job_id, wait_s)
+        job: Job = await self._ask("wait", job_id, wait_s, takes_s=wait_s)
         return job
 
     async def news(self, job_id: str, wait_s: float) -> JobNews:
-        news: JobNews = await self._ask("news", job_id, wait_s)
+        news: JobNews = await self._ask("news", job_id, wait_s, takes_s=wait_s)
         return news
 
     async def cancel(self, job_id: str) -> Job:
@@ -191,16 +190,25 @@ class JobsHandle:
         reason: str | None = await self._ask("fault")
         return reason
 
-    async def _ask(self, method: str, *args: Any) -> Any:
-        patience = time.monotonic() + _SUCCESSOR_S
-        while True:
-            try:
-                with _our_errors(but=RayActorError):
-                    return await getattr(self._handle, method).remote(*args)
-            except RayActorError as problem:
-                if time.monotonic() > patience:
-                    raise ServiceUnavailable("The jobs are not available right now; try again.") from problem
-            await asyncio.sleep(_SUCCESSOR_POLL_S)
+    async def _ask(self, method: str, *args: Any, takes_s: float = 0.0) -> Any:
+        """
+        Args:
+            takes_s: how long the method may wait by itself.
+
+        Raises:
+            ServiceUnavailable: no replica answered within that and `_SUCCESSOR_S`.
+        """
+        limit = asyncio.timeout(takes_s + _SUCCESSOR_S)
+        try:
+            async with limit:
+                while True:
+                    with suppress(RayActorError), _our_errors(but=RayActorError):
+                        return await getattr(self._handle, method).remote(*args)
+                    await asyncio.sleep(_SUCCESSOR_POLL_S)
+        except TimeoutError as problem:
+            if not limit.expired():
+                raise
+            raise ServiceUnavailable("The jobs are not available right now; try again.") from problem
 
 
 async def worker_counts(application: str, deployment: str, busy: int) -> dict[str, int]:

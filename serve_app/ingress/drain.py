@@ -67,10 +67,12 @@ class DrainGate:
         if scope["type"] != "http" or route_path(scope).startswith(_UNCOUNTED):
             await self._app(scope, receive, send)
             return
-        if self._draining.begun and _is_new_work(scope):
-            problem = ServiceUnavailable("The service is shutting down and takes no new work; try again later.")
-            await refusal(scope["path"], problem)(scope, receive, send)
-            return
+        if _is_new_work(scope):
+            try:
+                self._draining.require_open()
+            except ServiceUnavailable as problem:
+                await refusal(scope["path"], problem)(scope, receive, send)
+                return
         self._draining.num_requests += 1
         try:
             await self._app(scope, receive, send)

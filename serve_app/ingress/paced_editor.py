@@ -16,7 +16,7 @@ class PacedEditor(Generic[P]):
         self._editor = editor
         self._pace = pace
 
-    async def edit(self, job: EditJob, pictures: P, tell: OnProgress) -> EditResult:
+    async def edit(self, job: EditJob, pictures: P, on_progress: OnProgress) -> EditResult:
         """As the editor; its first progress says that the edit was taken up."""
         taken_up = False
 
@@ -26,7 +26,7 @@ class PacedEditor(Generic[P]):
                 taken_up = True
                 self._pace.num_waiting -= 1
                 self._pace.num_running += 1
-            tell(progress)
+            on_progress(progress)
 
         self._pace.num_waiting += 1
         try:
