@@ -198,7 +198,8 @@ class Runner(Generic[P]):
         job.record = replace(job.record, state=JobState.IN_PROGRESS, started_at=self._clock())
         job.run_until = asyncio.get_running_loop().time() + job.spec.policy.execution_timeout_s
         for limit in job.limits:
-            limit.reschedule(job.draw_until)
+            if not limit.expired():
+                limit.reschedule(job.draw_until)
         self._forget_expiry(job)
         self.spawn(self._write_pick_up(job))
 

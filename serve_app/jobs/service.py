@@ -1,28 +1,25 @@
 """Jobs as the ingress knows them: submit, wait, listen, cancel, retry, purge. Takes over the jobs of dead replicas."""
 
 import asyncio
-import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
 from serve_app.edits.service import EditService
-from serve_app.errors import ConfigError, InvalidInput, JobNotFound, JobUnreadable, Overloaded, ServiceUnavailable
+from serve_app.errors import InvalidInput, Overloaded, ServiceUnavailable
+from serve_app.jobs.heartbeat import Heartbeat
 from serve_app.jobs.live import Feed, LiveJob
 from serve_app.jobs.runner import Runner
-from serve_app.jobs.store import Store
-from serve_app.jobs.store_link import ADD_TIMEOUT_S, RETRY_S, StoreLink
-from serve_app.jobs.webhook import notify_webhook
-
-logger = logging.getLogger(__name__)
+from serve_app.jobs.store import Store, not_found, read_job
+from serve_app.jobs.store_link import ADD_TIMEOUT_S, StoreLink
+from serve_app.jobs.webhook import WebhookNotifier
 
 P = TypeVar("P")
 
@@ -31,11 +28,6 @@ STORE_POLL_S = 0.5
 
 PROGRESS_INTERVAL_S = 1.0
 """A listener who waits for pictures is not woken for single steps more often than that."""
-
-START_S = 5.0
-"""For the first heartbeat, before the replica starts without its store."""
-
-UNREADABLE = "The stored job cannot be read; send it again."
 
 
 class JobService(Generic[P]):
@@ -57,19 +49,26 @@ class JobService(Generic[P]):
         webhook_body: Callable[[JobSpec, Job], bytes],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings = settings
         self._store = StoreLink(store)
-        self._webhook_body = webhook_body
         self._clock = clock
         self._owner = str(uuid.uuid4())
         self._runner = Runner(self._owner, service, self._store, share, settings.max_active_jobs, clock, self._ended)
+        self._webhooks = WebhookNotifier(self._owner, self._store, settings, webhook_body, self._runner.spawn)
+        self._heartbeat = Heartbeat(
+            self._owner,
+            settings.lease_s,
+            self._store,
+            self._runner,
+            self._is_in_hand,
+            self._take_up,
+            self._sweep,
+            clock,
+        )
         self._live: dict[str, LiveJob] = {}
         self._feeds: dict[str, Feed] = {}
         self._most = settings.max_active_jobs + settings.max_queued_jobs
         self._adding: Counter[str] = Counter()
-        self._notifying: set[str] = set()
         self._num_retried = 0
-        self.webhook_ends: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Take over what was left behind, and start the heartbeat. Returns after a while where the store is away.
@@ -77,11 +76,7 @@ class JobService(Generic[P]):
         Raises:
             ConfigError: the store cannot be used as configured.
         """
-        first = asyncio.create_task(self._heartbeat())
-        done, _ = await asyncio.wait({first}, timeout=START_S)
-        if done and isinstance(problem := first.exception(), ConfigError):
-            raise problem
-        self._runner.spawn(self._heartbeat_loop(first))
+        await self._heartbeat.start()
 
     async def close(self) -> None:
         await self._runner.close()
@@ -192,6 +187,11 @@ class JobService(Generic[P]):
         return "store" if self._store.is_away else None
 
     @property
+    def webhook_ends(self) -> Mapping[str, int]:
+        """Webhooks that were notified here since the start, by their answer."""
+        return self._webhooks.ends
+
+    @property
     def ends(self) -> Mapping[JobState, int]:
         """Jobs that ended here since the start, by their last state."""
         return self._runner.ends
@@ -232,30 +232,19 @@ class JobService(Generic[P]):
         record = live.record if live is not None else await self._stored_record(job_id)
         if record is None:
             self._feeds.pop(job_id, None)
-            raise _not_found(job_id)
+            raise not_found(job_id)
         return record
 
     async def _job(self, job_id: str, record: JobRecord) -> Job:
         live = self._live.get(job_id)
         if live is not None and not record.state.final:
             return Job(job_id, record, live.spec.seed)  # known here, also while the store is away
-        return await self._store.call(partial(self._read_job, job_id, record))
-
-    async def _read_job(self, job_id: str, record: JobRecord, store: Store) -> Job:
-        spec = await store.spec(job_id)
-        if spec is None:
-            raise _not_found(job_id)
-        if record.state is not JobState.COMPLETED:
-            return Job(job_id, record, spec.seed)
-        outcomes = await store.outcomes(job_id)
-        if len(outcomes) < len(spec.edits):
-            raise _not_found(job_id)  # it has expired since its record was read
-        return Job(job_id, record, spec.seed, tuple(outcomes[index] for index in range(len(spec.edits))))
+        return await self._store.call(lambda store: read_job(store, job_id, record))
 
     async def _spec(self, job_id: str) -> JobSpec:
         spec = await self._store.call(lambda store: store.spec(job_id))
         if spec is None:
-            raise _not_found(job_id)
+            raise not_found(job_id)
         return spec
 
     async def _news(self, job_id: str, feed: Feed, state: JobState) -> JobNews:
@@ -282,105 +271,25 @@ class JobService(Generic[P]):
     def _ended(self, job: LiveJob) -> None:
         self._live.pop(job.id, None)
         if job.record.webhook_pending and job.record.state.final:
-            self._notify(job.spec, job.record)
+            self._webhooks.notify(job.spec, job.record)
 
-    def _notify(self, spec: JobSpec, record: JobRecord) -> None:
-        """Notify a job's webhook of its end, in the background; once at a time."""
-        if spec.id not in self._notifying:
-            self._notifying.add(spec.id)
-            self._runner.spawn(self._notify_webhook(spec, record))
+    def _is_in_hand(self, job_id: str) -> bool:
+        return job_id in self._live or job_id in self._adding or self._webhooks.is_notifying(job_id)
 
-    async def _notify_webhook(self, spec: JobSpec, record: JobRecord) -> None:
-        try:
-            if spec.webhook is not None:
-                await self._deliver(spec, spec.webhook, record)
-            await self._store.call_until_done(partial(self._settle_webhook, spec.id, record))
-        finally:
-            self._notifying.discard(spec.id)
+    def _take_up(self, spec: JobSpec, record: JobRecord) -> None:
+        """Go on with a job of this replica's that nobody works on. One that has ended waits for its webhook alone."""
+        if record.state.final:
+            if record.webhook_pending:
+                self._webhooks.notify(spec, record)
+        elif spec.id not in self._live:
+            self._enlist(spec, replace(record, state=JobState.IN_QUEUE, started_at=None))
 
-    async def _deliver(self, spec: JobSpec, url: str, record: JobRecord) -> None:
-        try:
-            job = await self._store.call_until_done(partial(self._read_job, spec.id, record))
-        except (JobNotFound, JobUnreadable) as problem:
-            logger.error("the webhook of job %s is not notified: %s", spec.id, problem)
-            return
-        body = await asyncio.to_thread(self._webhook_body, spec, job)
-        taken = await notify_webhook(spec.id, url, body, self._settings)
-        self.webhook_ends["taken" if taken else "refused"] += 1
-
-    async def _settle_webhook(self, job_id: str, record: JobRecord, store: Store) -> None:
-        if await store.record(job_id) == record:  # else it was retried meanwhile
-            await store.update(job_id, self._owner, replace(record, webhook_pending=False))
-
-    async def _heartbeat_loop(self, heartbeat: Awaitable[None]) -> None:
-        while True:
-            try:
-                await heartbeat
-            except ServiceUnavailable as problem:
-                logger.warning("the heartbeat is incomplete: %s", problem)
-            except Exception:
-                logger.exception("the heartbeat failed")
-            # While the store is away, the heartbeat is what notices its return.
-            await asyncio.sleep(RETRY_S if self._store.is_away else self._settings.lease_s / 4)
-            heartbeat = self._heartbeat()
-
-    async def _heartbeat(self) -> None:
-        """Prove that this replica lives, notice what others did to its jobs, take over those of dead replicas."""
-        known = self._runner.jobs
-        states = await self._store.call_until_done(lambda store: store.beat(self._owner, self._settings.lease_s))
-        for job in known:
-            if states.get(job.id, JobState.CANCELLED).final:
-                await self._each(job.id, self._look_again(job))
-        for job_id in states:
-            if job_id not in self._live and job_id not in self._adding and job_id not in self._notifying:
-                await self._each(job_id, self._take_up(job_id))
-        for job_id in await self._store.call(lambda store: store.adopt(self._owner)):
-            logger.info("took over job %s", job_id)
-            await self._each(job_id, self._take_up(job_id))
+    async def _sweep(self) -> None:
+        """Forget what need not be kept any longer."""
         await self._store.call(lambda store: store.sweep())
         for job_id in [job_id for job_id in self._feeds if job_id not in self._live]:
             if await self._stored_record(job_id) is None:
                 self._feeds.pop(job_id, None)
-
-    async def _each(self, job_id: str, work: Coroutine[Any, Any, None]) -> None:
-        """One job's part of the heartbeat: what is wrong with it concerns no other job."""
-        try:
-            await work
-        except JobUnreadable as problem:
-            await self._condemn(job_id, problem)
-        except ServiceUnavailable:
-            raise
-        except Exception:
-            logger.exception("the heartbeat failed for job %s", job_id)
-
-    async def _look_again(self, job: LiveJob) -> None:
-        async with job.writing:  # Its own end may be on its way into the store.
-            record = await self._stored_record(job.id)
-        self._runner.stop(job, record)
-
-    async def _take_up(self, job_id: str) -> None:
-        """Go on with a job that is this replica's and that nobody works on: it was adopted, or its storing was
-        interrupted. One that has ended waits for its webhook alone."""
-        spec = await self._store.call(lambda store: store.spec(job_id))
-        record = await self._stored_record(job_id)
-        if spec is None or record is None:
-            await self._condemn(job_id, JobUnreadable("a part of it is missing"))
-        elif record.state.final and record.webhook_pending:
-            self._notify(spec, record)
-        elif not record.state.final and job_id not in self._live:
-            self._enlist(spec, replace(record, state=JobState.IN_QUEUE, started_at=None))
-
-    async def _condemn(self, job_id: str, problem: JobUnreadable) -> None:
-        """End a job that cannot be read; all others go on."""
-        now = self._clock()
-        record = JobRecord(JobState.FAILED, now, ended_at=now, error=UNREADABLE, error_code=JobUnreadable.code)
-        if await self._store.call(lambda store: store.condemn(job_id, self._owner, record)):
-            self._runner.ends[JobState.FAILED] += 1
-            logger.error("job %s cannot be read, so it failed", job_id, exc_info=problem)
-
-
-def _not_found(job_id: str) -> JobNotFound:
-    return JobNotFound(f"There is no job {job_id}, or it is no longer kept.")
 
 
 def _now() -> float:

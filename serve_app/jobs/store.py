@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from serve_app.edits.job import JobRecord, JobSpec, JobState, RepeatKey
+from serve_app.edits.job import Job, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
+from serve_app.errors import JobNotFound
 
 
 class Store(Protocol):
@@ -77,3 +78,25 @@ class Store(Protocol):
         """Forget what need not be kept any longer."""
 
     async def close(self) -> None: ...
+
+
+async def read_job(store: Store, job_id: str, record: JobRecord) -> Job:
+    """A stored job with its outcomes, if its record says COMPLETED.
+
+    Raises:
+        JobNotFound: it is not kept, or has expired since its record was read.
+        JobUnreadable: its bytes do not decode.
+    """
+    spec = await store.spec(job_id)
+    if spec is None:
+        raise not_found(job_id)
+    if record.state is not JobState.COMPLETED:
+        return Job(job_id, record, spec.seed)
+    outcomes = await store.outcomes(job_id)
+    if len(outcomes) < len(spec.edits):
+        raise not_found(job_id)
+    return Job(job_id, record, spec.seed, tuple(outcomes[index] for index in range(len(spec.edits))))
+
+
+def not_found(job_id: str) -> JobNotFound:
+    return JobNotFound(f"There is no job {job_id}, or it is no longer kept.")

@@ -1,16 +1,86 @@
-"""Notifying a webhook of a job's end."""
+"""Notifying webhooks of the ends of their jobs."""
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from serve_app.config import JobSettings
+from serve_app.edits.job import Job, JobRecord, JobSpec
 from serve_app.edits.outbound import Outbound, Unreachable
+from serve_app.errors import JobNotFound, JobUnreadable
+from serve_app.jobs.store import Store, read_job
+from serve_app.jobs.store_link import StoreLink
 
 logger = logging.getLogger(__name__)
 
 NUM_ATTEMPTS = 3
 
 _HEADERS = {"content-type": "application/json", "user-agent": "qwen-camera-edit"}
+
+
+class WebhookNotifier:
+    """Notifies in the background, each job's webhook once at a time, and stores that it was done. Where this replica
+    dies in between, its successor notifies again. Lives on one event loop.
+
+    Args:
+        owner: this replica's name in the store.
+        body: what a webhook receives.
+        spawn: runs something in the background.
+
+    Attributes:
+        ends: how often webhooks took or refused a notification.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        store: StoreLink,
+        settings: JobSettings,
+        body: Callable[[JobSpec, Job], bytes],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._owner = owner
+        self._store = store
+        self._settings = settings
+        self._body = body
+        self._spawn = spawn
+        self._notifying: set[str] = set()
+        self.ends: Counter[str] = Counter()
+
+    def is_notifying(self, job_id: str) -> bool:
+        return job_id in self._notifying
+
+    def notify(self, spec: JobSpec, record: JobRecord) -> None:
+        """Notify a job's webhook of its end."""
+        if spec.id not in self._notifying:
+            self._notifying.add(spec.id)
+            self._spawn(self._notify(spec, record))
+
+    async def _notify(self, spec: JobSpec, record: JobRecord) -> None:
+        try:
+            if spec.webhook is not None:
+                await self._deliver(spec, spec.webhook, record)
+            await self._store.call_until_done(partial(self._settle, spec.id, record))
+        finally:
+            self._notifying.discard(spec.id)
+
+    async def _deliver(self, spec: JobSpec, url: str, record: JobRecord) -> None:
+        try:
+            job = await self._store.call_until_done(lambda store: read_job(store, spec.id, record))
+        except (JobNotFound, JobUnreadable) as problem:
+            logger.error("the webhook of job %s is not notified: %s", spec.id, problem)
+            return
+        body = await asyncio.to_thread(self._body, spec, job)
+        taken = await notify_webhook(spec.id, url, body, self._settings)
+        self.ends["taken" if taken else "refused"] += 1
+
+    async def _settle(self, job_id: str, record: JobRecord, store: Store) -> None:
+        if await store.record(job_id) == record:  # else it was retried meanwhile
+            await store.update(job_id, self._owner, replace(record, webhook_pending=False))
 
 
 async def notify_webhook(job_id: str, url: str, body: bytes, settings: JobSettings) -> bool:

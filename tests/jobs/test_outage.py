@@ -8,8 +8,7 @@ import pytest
 
 from serve_app.edits.job import JobCounts, JobState, Policy
 from serve_app.errors import EditFailed, ServiceUnavailable
-from serve_app.jobs import service as module
-from serve_app.jobs import store_link
+from serve_app.jobs import heartbeat, store_link
 from serve_app.jobs.store import Store
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import Stores, story
@@ -20,7 +19,7 @@ from tests.service.receiver import Receiver, receiving
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_link, "RETRY_S", 0.05)
-    monkeypatch.setattr(module, "START_S", 0.2)
+    monkeypatch.setattr(heartbeat, "START_S", 0.2)
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ async def test_a_heartbeat_in_the_middle_of_a_retry_does_not_enlist_the_job_twic
 
         async def and_heartbeat(*args: object) -> bool:
             done: bool = await reopen(*args)  # type: ignore[arg-type]
-            await service._heartbeat()
+            await service._heartbeat.beat()
             return done
 
         vars(store)["reopen"] = and_heartbeat
@@ -146,7 +146,7 @@ async def test_a_listener_that_finds_its_job_gone_does_not_break_the_heartbeat(
 
         vars(store)["record"] = and_listener
         with caplog.at_level(logging.ERROR):
-            await service._heartbeat()
+            await service._heartbeat.beat()
         assert not caplog.records
 
 
