@@ -10,6 +10,9 @@ _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TINY_FILE, RANDOM_FILE = _CONFIGS / "tiny-cpu.yaml", _CONFIGS / "random-cpu.yaml"
 """The shipped Serve file for a machine without a GPU; it is there in a clone, not in an installed package."""
 
+MAX_LEASE_S = 600
+"""Longest lease of a Jobs replica."""
+
 AttentionBackend = Literal["sdpa", "varlen", "fa3"]
 Quantization = Literal["none", "fp8", "int4"]
 VaeKind = Literal["still", "stock"]
@@ -210,7 +213,10 @@ class JobSettings(Settings):
     sync_retention_s: float = Field(default=60.0, ge=1, description="A /runsync job is kept so long after its end.")
     async_retention_s: float = Field(default=1800.0, ge=1, description="A /run job; any with an Idempotency-Key, too.")
     lease_s: float = Field(
-        default=10.0, ge=1, description="A Jobs replica that is not heard of for so long has its work taken over."
+        default=10.0,
+        ge=1,
+        le=MAX_LEASE_S,
+        description="A Jobs replica that is not heard of for so long has its work taken over.",
     )
     webhook_origins: tuple[Origin, ...] = Field(
         default=(), description="Where webhooks may go: https://HOST[:PORT], http:// for hosts of yours. None: nowhere."

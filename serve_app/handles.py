@@ -236,7 +236,10 @@ async def _replicas(application: str, deployment: str) -> Mapping[Any, int]:
 
 
 async def _status_in_thread() -> ServeStatus:
-    return await asyncio.to_thread(serve.status)
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(serve.status), _ALL_S)
+    except TimeoutError as problem:
+        raise ServiceUnavailable("Serve's controller does not answer right now; try again.") from problem
 
 
 # One call takes 30 to 60 ms of CPU time.

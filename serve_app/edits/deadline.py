@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 from serve_app.errors import DeadlineExceeded
@@ -31,6 +31,15 @@ class Deadline:
     def left_s(self) -> float | None:
         """Seconds that are left, at least 0; None without a limit."""
         return None if self.until is None else max(0.0, self.until - asyncio.get_running_loop().time())
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds since the request's arrival; 0 without a limit."""
+        return 0.0 if self.timeout_s is None or self.left_s is None else self.timeout_s - self.left_s
+
+    def later(self, margin_s: float) -> "Deadline":
+        """The same for those who wait for what must meet this one."""
+        return self if self.until is None else replace(self, until=self.until + margin_s)
 
     async def bound(self, work: Awaitable[T]) -> T:
         """The result of `work`, which is cancelled at the deadline.

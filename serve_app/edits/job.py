@@ -34,12 +34,14 @@ class Policy:
     Attributes:
         execution_timeout_s: from its pick-up on; after it the job is FAILED.
         ttl_s: from its arrival to its pick-up; after it the job is TIMED_OUT.
-        timeout_s: from its arrival to its end; after it the job is FAILED. None: no such limit.
+        timeout_s: from its request's arrival to its end; after it the job is FAILED. None: no such limit.
+        spent_s: what the ingress used of that before the job was stored.
     """
 
     execution_timeout_s: float = 600.0
     ttl_s: float = 86400.0
     timeout_s: float | None = None
+    spent_s: float = 0.0
 
 
 @dataclass(frozen=True)

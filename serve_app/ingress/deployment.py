@@ -101,7 +101,13 @@ def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> tuple[K
     try:
         keys = configured_keys(settings.api_keys_file)
         require_keys(keys, _bound_host(), settings.allow_anonymous)
-        return keys, configured_keys(settings.operator_keys_file, OPERATOR_KEYS)
+        operator_keys = configured_keys(settings.operator_keys_file, OPERATOR_KEYS)
+        if keys is not None and operator_keys is None:
+            logger.warning(
+                "no operator keys are set: any client on this machine may drain the service and purge its queue, "
+                "and so may clients of a reverse proxy here that sends no forwarding header"
+            )
+        return keys, operator_keys
     except StartupError as problem:
         logger.error(problem)
         give_up()

@@ -137,9 +137,12 @@ def configured_keys(setting: str | None, source: KeySource = API_KEYS) -> Keys |
         setting: the path in `api_keys_file` or `operator_keys_file`.
 
     Raises:
-        ConfigError: a file is named, and it holds no key.
+        ConfigError: a file or the variable is set, and it holds no key.
     """
-    given = _parsed(part.encode() for part in os.environ.get(source.variable, "").split(","))
+    variable = os.environ.get(source.variable, "")
+    given = _parsed(part.encode() for part in variable.split(","))
+    if variable.strip(" ,") and not given:
+        raise ConfigError(f"{source.variable} is set and holds no key; write KEY,ANOTHER or NAME:KEY.")
     path = os.environ.get(source.file_variable, "").strip() or setting
     if path is None:
         return (lambda: given) if given else None

@@ -36,14 +36,14 @@ class OpenAIEdits(Generic[P]):
         settings = self._backend.settings
         posted = await read_posted(request, settings.limits)
         asked = parse_posted(posted, settings)
+        deadline = Deadline.after(asked.timeout_s)
         draw: Draw
         if repeat_key is None:
-            deadline = Deadline.after(asked.timeout_s)
             prepared = await deadline.bound(self._backend.prepare(request.state.request_id, asked))
             edits, draw = prepared.edits, partial(draw_now, self._backend, prepared, deadline)
         else:
-            job = await find_or_submit(self._backend, repeat_key, posted, asked)
-            edits, draw = job.edits, partial(draw_as_job, self._backend.jobs, job.id)
+            job = await find_or_submit(self._backend, repeat_key, posted, asked, deadline)
+            edits, draw = job.edits, partial(draw_as_job, self._backend.jobs, job.id, deadline)
         look = _look(edits[0], posted.edit.quality)
         if posted.edit.stream:
             return await EventStream.begun(server_sent(draw, look, alone=len(edits) == 1))

@@ -28,6 +28,9 @@ P = TypeVar("P")
 WAIT_S = 60.0
 """For one call to Jobs; how long a job may take is its policy's matter."""
 
+END_MARGIN_S = 10.0
+"""From a job's deadline until its end must have been reported."""
+
 # A repeat may want its answer in another form.
 _NOT_ASKED = {"stream", "partial_images"}
 _PICTURES = {"image", "images", "url"}
@@ -39,7 +42,9 @@ _ENDS: dict[JobState, type[ServiceError]] = {
 }
 
 
-async def find_or_submit(backend: Backend[P], repeat_key: str, posted: Posted, asked: Asked) -> JobSpec:
+async def find_or_submit(
+    backend: Backend[P], repeat_key: str, posted: Posted, asked: Asked, deadline: Deadline
+) -> JobSpec:
     """The job that the key belongs to already, or a new one. A known one is found before any picture is decoded, and
     also while the service drains or its queue is full: for its client there is no other way to the result.
 
@@ -56,18 +61,20 @@ async def find_or_submit(backend: Backend[P], repeat_key: str, posted: Posted, a
         logger.info("%s", describe(known.id, replace(known, id="")))
         return known
     backend.draining.require_open()
-    return await _submit(backend, key, asked)
+    return await deadline.bound(_submit(backend, key, asked, deadline))
 
 
-async def _submit(backend: Backend[P], key: RepeatKey, asked: Asked) -> JobSpec:
+async def _submit(backend: Backend[P], key: RepeatKey, asked: Asked, deadline: Deadline) -> JobSpec:
     job_id = f"img-{uuid.uuid4()}"
-    prepared = await Deadline.after(asked.timeout_s).bound(backend.prepare(job_id, asked))
+    prepared = await backend.prepare(job_id, asked)
     spec = JobSpec(
         id=job_id,
         edits=tuple(replace(edit, num_previews=0) for edit in prepared.edits),  # nobody keeps a job's previews
         pictures_of=prepared.pictures_of,
         seed=asked.sampling.seed,
-        policy=Policy(backend.settings.limits.request_timeout_s, timeout_s=asked.timeout_s),
+        policy=Policy(
+            backend.settings.limits.request_timeout_s, timeout_s=deadline.timeout_s, spent_s=deadline.spent_s
+        ),
         retention_s=backend.settings.jobs.async_retention_s,
         repeat_key=key,
     )
@@ -76,21 +83,26 @@ async def _submit(backend: Backend[P], key: RepeatKey, asked: Asked) -> JobSpec:
     return replace(spec, id=kept_id)
 
 
-async def draw_as_job(jobs: JobsPort, job_id: str, put: Put) -> Drawn:
+async def draw_as_job(jobs: JobsPort, job_id: str, deadline: Deadline, put: Put) -> Drawn:
     """Wait for a job's end; where this is cancelled, the job goes on. The job's event feed is consumed once, so
     pictures are sent only at the end.
 
     Raises:
+        DeadlineExceeded: the job's end was not reported in time, as while the job store is away.
         ServiceError: how the job ended, unless it is COMPLETED.
     """
-    job = await jobs.wait(job_id, WAIT_S)
-    while not job.record.state.final:
-        job = await jobs.wait(job_id, WAIT_S)
+    job = await deadline.later(END_MARGIN_S).bound(_ended(jobs, job_id))
     if job.record.state is not JobState.COMPLETED:
         raise _error_of(job)
     for index, outcome in enumerate(job.outcomes):
         put(Finished(index, outcome))
     return Drawn(job.outcomes, _ended_at(job))
+
+
+async def _ended(jobs: JobsPort, job_id: str) -> Job:
+    while not (job := await jobs.wait(job_id, WAIT_S)).record.state.final:
+        pass
+    return job
 
 
 def _error_of(job: Job) -> ServiceError:

@@ -15,7 +15,10 @@ from serve_app.ingress.route import route_path
 # Matched as Starlette matches its routes, whose `$` also admits a newline at the end.
 _OPERATOR_PATH = re.compile(rf"^({DRAIN_PATH}|{UNDRAIN_PATH}|(/v2/[^/]+)?/purge-queue)$")
 _HOST = re.compile(r"(\[(?P<v6>[^\]]*)\]|(?P<name>[^:]*))(:\d*)?")
-_FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+# Any of these shows a proxy between the client and this machine's loopback; so does HTTP/1.0, nginx' default.
+_FORWARDING_HEADERS = ("forwarded", "x-real-ip", "via")
+_FORWARDING_PREFIXES = ("x-forwarded-", "x-envoy-")
+_LOOPBACK_PEERS = ("127.0.0.1", "::1", "::ffff:127.0.0.1")  # not 127.0.0.6, which is Istio's proxy
 
 _CROSS_SITE = Forbidden("A web page of another site may not call this endpoint.")
 _WRONG_KIND = Forbidden("This endpoint needs an operator key, and this is an API key.")
@@ -99,8 +102,11 @@ def _is_local(scope: Scope, headers: Headers) -> bool:
     resolves to this machine, and a forwarding header excludes clients of a proxy here. Serve's proxy passes the
     peer's address on in `client`; uvicorn replaces it by `x-forwarded-for` where the peer is loopback."""
     peer, hosts = scope.get("client"), headers.getlist("host")
-    is_direct = not any(name in headers for name in _FORWARDING_HEADERS)
-    return is_direct and peer is not None and is_loopback(peer[0]) and len(hosts) == 1 and _names_loopback(hosts[0])
+    is_forwarded = scope.get("http_version") == "1.0" or any(
+        name in _FORWARDING_HEADERS or name.startswith(_FORWARDING_PREFIXES) for name in headers
+    )
+    is_peer_local = peer is not None and peer[0] in _LOOPBACK_PEERS
+    return is_peer_local and not is_forwarded and len(hosts) == 1 and _names_loopback(hosts[0])
 
 
 def _names_loopback(host: str) -> bool:

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 1.0
 JOBS_TIMEOUT_S = 2.0
+EDITOR_TIMEOUT_S = 4.0
+"""More than `serve_app.handles.fault` waits for its replicas."""
 
 Reason = Literal["draining", "editor", "jobs", "store"]
 """What prevents new work. Anybody may read it, so it holds no detail; the log does."""
@@ -61,7 +63,10 @@ class Readiness:
 
     async def _editor_problem(self) -> str | None:
         try:
-            return await self._editor_fault()
+            async with asyncio.timeout(EDITOR_TIMEOUT_S):
+                return await self._editor_fault()
+        except TimeoutError:
+            return f"the editors could not be checked within {EDITOR_TIMEOUT_S:g} s"
         except Exception as problem:
             return f"the editors cannot be checked: {problem!r}"
 

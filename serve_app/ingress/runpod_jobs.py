@@ -50,7 +50,8 @@ class RunPodJobs(Generic[P]):
         policy = request.policy or RunPodPolicy(executionTimeout=None, ttl=None, lowPriority=None)
         asked = parse_input(request.input, settings.limits, low_priority=bool(policy.lowPriority))
         webhook = _checked_webhook(request.webhook, settings.jobs.webhook_origins)
-        timing = _policy(policy, settings.limits.request_timeout_s, asked.timeout_s)
+        deadline = Deadline.after(asked.timeout_s)
+        timing = _policy(policy, settings.limits.request_timeout_s)
         key = None if repeat_key is None else RepeatKey(repeat_key, await asyncio.to_thread(self._fingerprint, request))
         if key is not None and (known := await self._jobs.find(key)) is not None:
             logger.info("%s", describe(known.id, replace(known, id="")))
@@ -58,19 +59,19 @@ class RunPodJobs(Generic[P]):
         self._backend.draining.require_open()
         job_id = f"{'sync-' if sync else ''}{uuid.uuid4()}-u1"
         async with self._room.place():
-            prepared = await Deadline.after(asked.timeout_s).bound(self._backend.prepare(job_id, asked))
+            prepared = await deadline.bound(self._backend.prepare(job_id, asked))
         spec = JobSpec(
             id=job_id,
             edits=prepared.edits,
             pictures_of=prepared.pictures_of,
             seed=asked.sampling.seed,
-            policy=timing,
+            policy=replace(timing, timeout_s=deadline.timeout_s, spent_s=deadline.spent_s),
             retention_s=settings.jobs.sync_retention_s if sync and key is None else settings.jobs.async_retention_s,
             webhook=webhook,
             asked=_without_pictures(request.input),
             repeat_key=key,
         )
-        kept_id = await self._jobs.submit(spec, prepared.pictures)
+        kept_id = await deadline.bound(self._jobs.submit(spec, prepared.pictures))
         logger.info("%s", describe(kept_id, spec))
         return kept_id
 
@@ -110,12 +111,12 @@ def _json(render: Callable[[T], BaseModel], told: T) -> Response:
     return Response(render(told).model_dump_json(exclude_none=True), media_type="application/json")
 
 
-def _policy(given: RunPodPolicy, request_timeout_s: float, timeout_s: float | None) -> Policy:
+def _policy(given: RunPodPolicy, request_timeout_s: float) -> Policy:
     timeout_ms = within(
         default(given.executionTimeout, round(request_timeout_s * 1000)), 1, MAX_POLICY_MS, "policy.executionTimeout"
     )
     ttl_ms = within(default(given.ttl, round(Policy().ttl_s * 1000)), 1, MAX_POLICY_MS, "policy.ttl")
-    return Policy(timeout_ms / 1000, ttl_ms / 1000, timeout_s)
+    return Policy(timeout_ms / 1000, ttl_ms / 1000)
 
 
 def _sets_execution_timeout(policy: RunPodPolicy | None) -> bool:

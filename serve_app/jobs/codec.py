@@ -72,8 +72,8 @@ def load_pictures(data: bytes) -> tuple[Pictures, ...]:
     """The sets as they were; the arrays are writable."""
     with _reading("pictures"):
         arrays = safetensors.numpy.load(data)
-    sets = (_pictures(arrays, set_index) for set_index in count())
-    return tuple(takewhile(bool, sets))
+        sets = (_pictures(arrays, set_index) for set_index in count())
+        return tuple(takewhile(bool, sets))
 
 
 def load_state(text: str) -> JobState:
@@ -89,7 +89,7 @@ def load_state(text: str) -> JobState:
 def _reading(part: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, RecursionError, SafetensorError) as problem:
+    except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as problem:
         raise JobUnreadable(f"The job's stored {part} cannot be read; send the job again.") from problem
 
 

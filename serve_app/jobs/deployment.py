@@ -38,7 +38,8 @@ class Jobs:
         self._start = asyncio.ensure_future(self._jobs.start())
 
     async def _ready(self) -> "JobService[ObjectRef[Pictures]]":
-        await self._start
+        # A caller that is cancelled must not cancel the start.
+        await asyncio.shield(self._start)
         return self._jobs
 
     async def room(self) -> int:
@@ -72,7 +73,7 @@ class Jobs:
         return await (await self._ready()).fault()
 
     async def check_health(self) -> None:
-        await self._start
+        await asyncio.shield(self._start)
         self._metrics.update(await self._jobs.counts(), self._jobs.ends, self._jobs.webhook_ends)
 
     async def __del__(self) -> None:

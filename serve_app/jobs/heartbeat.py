@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.errors import ConfigError, JobUnreadable, ServiceUnavailable
 from serve_app.jobs.live import LiveJob
 from serve_app.jobs.runner import Runner
-from serve_app.jobs.store_link import RETRY_S, StoreLink
+from serve_app.jobs.store_link import RETRY_S, UNREADABLE, StoreLink
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +18,6 @@ P = TypeVar("P")
 
 START_S = 5.0
 """For the first heartbeat, before the replica starts without its store."""
-
-UNREADABLE = "The stored job cannot be read; send it again."
 
 
 class Heartbeat(Generic[P]):
@@ -59,23 +58,28 @@ class Heartbeat(Generic[P]):
         Raises:
             ConfigError: the store cannot be used as configured.
         """
-        first = asyncio.create_task(self.beat())
-        done, _ = await asyncio.wait({first}, timeout=START_S)
-        if done and isinstance(problem := first.exception(), ConfigError):
-            raise problem
-        self._runner.spawn(self._go_on(first))
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._runner.spawn(self._loop(first))
+        await asyncio.wait({first}, timeout=START_S)
+        if first.done():
+            first.result()
 
-    async def _go_on(self, beat: Awaitable[None]) -> None:
+    async def _loop(self, first: "asyncio.Future[None]") -> None:
         while True:
             try:
-                await beat
+                await self.beat()
             except ServiceUnavailable as problem:
                 logger.warning("the heartbeat is incomplete: %s", problem)
+            except ConfigError as problem:
+                if not first.done():
+                    first.set_exception(problem)
+                logger.error("%s", problem)
             except Exception:
                 logger.exception("the heartbeat failed")
+            if not first.done():
+                first.set_result(None)
             # While the store is away, the heartbeat is what notices its return.
             await asyncio.sleep(RETRY_S if self._store.is_away else self._lease_s / 4)
-            beat = self.beat()
 
     async def beat(self) -> None:
         """Prove that this replica lives, notice what others did to its jobs, take over those of dead replicas.
@@ -108,7 +112,9 @@ class Heartbeat(Generic[P]):
             logger.exception("the heartbeat failed for job %s", job_id)
 
     async def _look_again(self, job: LiveJob) -> None:
-        async with job.writing:  # Its own end may be on its way into the store.
+        if job.writing.locked():
+            return  # Its own end may be on its way into the store; the next heartbeat looks again.
+        async with job.writing:
             record = await self._store.call(lambda store: store.record(job.id))
         self._runner.stop(job, record)
 
@@ -121,9 +127,21 @@ class Heartbeat(Generic[P]):
             self._take_up(spec, record)
 
     async def _condemn(self, job_id: str, problem: JobUnreadable) -> None:
-        """End a job that cannot be read; all others go on."""
+        """End a job that cannot be read; all others go on. Its webhook is notified if that can be read."""
+        spec: JobSpec | None = None
+        with suppress(JobUnreadable):
+            spec = await self._store.call(lambda store: store.spec(job_id))
         now = self._clock()
-        record = JobRecord(JobState.FAILED, now, ended_at=now, error=UNREADABLE, error_code=JobUnreadable.code)
+        record = JobRecord(
+            JobState.FAILED,
+            now,
+            ended_at=now,
+            error=UNREADABLE,
+            error_code=JobUnreadable.code,
+            webhook_pending=spec is not None and spec.webhook is not None,
+        )
         if await self._store.call(lambda store: store.condemn(job_id, self._owner, record)):
             self._runner.ends[JobState.FAILED] += 1
             logger.error("job %s cannot be read, so it failed", job_id, exc_info=problem)
+            if spec is not None:
+                self._take_up(spec, record)

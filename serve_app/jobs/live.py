@@ -13,6 +13,7 @@ class LiveJob:
 
     Attributes:
         record: as stored, but that IN_PROGRESS is known here first.
+        was_picked_up: by an earlier owner, which died.
         deadline: when it must have ended (`Policy.timeout_s`); None: no such limit.
         run_until: when its execution must have ended, from its pick-up on.
         outcomes: finished edits by index, as long as the job runs; afterwards the store has them.
@@ -25,6 +26,7 @@ class LiveJob:
 
     spec: JobSpec
     record: JobRecord
+    was_picked_up: bool = False
     deadline: float | None = None
     run_until: float | None = None
     outcomes: dict[int, EditOutcome] = field(default_factory=dict)

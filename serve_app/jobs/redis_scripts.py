@@ -24,7 +24,7 @@ local function settle(id, standing, left_ms)
   local job = key('job', id)
   local names = {job, key('pictures', id), key('outcomes', id)}
   local repeated = redis.call('HGET', job, 'repeat')
-  if repeated ~= '' then names[4] = repeated end
+  if repeated and repeated ~= '' then names[4] = repeated end
   if left_ms == '' then
     redis.call('HSET', open, id, standing)
     for _, name in ipairs(names) do redis.call('PERSIST', name) end

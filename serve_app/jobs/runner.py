@@ -75,17 +75,18 @@ class Runner(Generic[P]):
         """All jobs that wait or run, or whose end is not stored yet."""
         return [*self._queue, *self._active, *self._ending]
 
-    def enlist(self, spec: JobSpec, record: JobRecord) -> LiveJob:
-        """Queue a stored job that this replica owns."""
-        job = LiveJob(spec, record)
+    def enlist(self, spec: JobSpec, record: JobRecord, *, was_picked_up: bool = False) -> LiveJob:
+        """Queue a stored job that this replica owns. One that another replica picked up has met its ttl."""
+        job = LiveJob(spec, record, was_picked_up)
         self._queue.append(job)
         self._queue.sort(key=lambda waiting: waiting.rank)
         loop = asyncio.get_running_loop()
-        pick_up_until = loop.time() + self._left_s(record, spec.policy.ttl_s)
+        limits = [] if was_picked_up else [loop.time() + self._left_s(record, spec.policy.ttl_s)]
         if spec.policy.timeout_s is not None:
-            job.deadline = loop.time() + self._left_s(record, spec.policy.timeout_s)
-            pick_up_until = min(pick_up_until, job.deadline)
-        job.expiry = loop.call_at(pick_up_until, lambda: self.spawn(self._expire(job)))
+            job.deadline = loop.time() + self._left_s(record, spec.policy.timeout_s - spec.policy.spent_s)
+            limits.append(job.deadline)
+        if limits:
+            job.expiry = loop.call_at(min(limits), lambda: self.spawn(self._expire(job)))
         self._start_next()
         return job
 
@@ -137,8 +138,8 @@ class Runner(Generic[P]):
 
     async def _draw(self, job: LiveJob) -> None:
         """All edits that are not finished yet: some may be, if an earlier owner died."""
-        job.outcomes.update(await self._store.call_until_done(lambda store: store.outcomes(job.id)))
-        stored = await self._store.call_until_done(lambda store: store.pictures(job.id))
+        job.outcomes.update(await self._store.call_until_done(lambda store: store.outcomes(job.id), is_write=False))
+        stored = await self._store.call_until_done(lambda store: store.pictures(job.id), is_write=False)
         if not stored:
             raise JobUnreadable("The job's stored pictures are missing; send the job again.")
         pictures = [self._share(each) for each in stored]
@@ -210,6 +211,8 @@ class Runner(Generic[P]):
                 await self._store.call_until_done(lambda store: store.update(job.id, self._owner, record))
 
     async def _expire(self, job: LiveJob) -> None:
+        if job.was_picked_up and await self._is_drawn(job):
+            return  # An earlier owner died after the last picture: nothing is left but its end.
         if not job.waits or job in self._ending:
             return
         if job.task is not None:
@@ -219,6 +222,10 @@ class Runner(Generic[P]):
             await self._end(job, JobState.FAILED, str(problem), problem.code)
         else:
             await self._end(job, JobState.TIMED_OUT, "The job was not picked up within its ttl.")
+
+    async def _is_drawn(self, job: LiveJob) -> bool:
+        stored = await self._store.call_until_done(lambda store: store.outcomes(job.id), is_write=False)
+        return len(stored) == len(job.spec.edits)
 
     async def _end(self, job: LiveJob, state: JobState, error: str | None, error_code: str | None = None) -> None:
         """Store the end, and only then report it. Where the job was ended or taken over by another, that holds.
@@ -232,6 +239,10 @@ class Runner(Generic[P]):
             async with job.writing:
                 record = replace(job.record, state=state, error=error, error_code=error_code, ended_at=ended_at)
                 known = await self._store.call_until_done(partial(self._store_end, job, record))
+        except Exception:
+            # Its record is damaged, for one. Let go of it here: the next heartbeat takes it up, or ends it.
+            logger.exception("the end of job %s could not be stored", job.id)
+            known = None
         finally:
             self._ending.discard(job)
         self._conclude(job, known)

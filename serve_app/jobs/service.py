@@ -13,7 +13,7 @@ from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
 from serve_app.edits.service import EditService
-from serve_app.errors import InvalidInput, Overloaded, ServiceUnavailable
+from serve_app.errors import InvalidInput, JobUnreadable, Overloaded, ServiceUnavailable
 from serve_app.jobs.heartbeat import Heartbeat
 from serve_app.jobs.live import Feed, LiveJob
 from serve_app.jobs.runner import Runner
@@ -282,13 +282,19 @@ class JobService(Generic[P]):
             if record.webhook_pending:
                 self._webhooks.notify(spec, record)
         elif spec.id not in self._live:
-            self._enlist(spec, replace(record, state=JobState.IN_QUEUE, started_at=None))
+            self._feeds.pop(spec.id, None)
+            waiting = replace(record, state=JobState.IN_QUEUE, started_at=None)
+            self._live[spec.id] = self._runner.enlist(spec, waiting, was_picked_up=record.started_at is not None)
 
     async def _sweep(self) -> None:
         """Forget what need not be kept any longer."""
         await self._store.call(lambda store: store.sweep())
         for job_id in [job_id for job_id in self._feeds if job_id not in self._live]:
-            if await self._stored_record(job_id) is None:
+            try:
+                is_kept = await self._stored_record(job_id) is not None
+            except JobUnreadable:
+                is_kept = False
+            if not is_kept:
                 self._feeds.pop(job_id, None)
 
 

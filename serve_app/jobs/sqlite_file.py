@@ -5,9 +5,10 @@ import fcntl
 import logging
 import os
 import sqlite3
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +62,7 @@ class SqliteFile:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._db: sqlite3.Connection | None = None
-        self._opened_identity: tuple[int, int] | None = None
+        self._identity: tuple[int, int] | None = None
         self._closed = False
 
     async def read(self, query: str, **values: object) -> list[tuple[Any, ...]]:
@@ -86,22 +87,38 @@ class SqliteFile:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _opened(self) -> sqlite3.Connection:
-        if self._db is not None and _identity(self._path) != self._opened_identity:
-            self._recover(self._db)
         if self._db is None:
             self._db = _open(self._path)
-            self._opened_identity = _identity(self._path)
+            self._identity = _identity(self._path)
+        elif _identity(self._path) != self._identity:
+            self._db = self._recovered(self._db)
+            self._identity = _identity(self._path)
         return self._db
 
-    def _recover(self, db: sqlite3.Connection) -> None:
+    def _recovered(self, db: sqlite3.Connection) -> sqlite3.Connection:
         """The file was deleted or replaced while it was open. What is written through the open connection would be lost
-        with it; what was written so far can still be read there, and is put back in the file's place."""
-        if _identity(self._path) is None:
-            logger.error("%s was deleted while in use; restoring it from the open connection", self._path)
-            _restore(db, self._path)
-        else:
-            logger.error("%s was replaced while in use; going on with the new file", self._path)
-        self._close()
+        with it; what was written so far can still be read there, and is added to the file that lies there now.
+
+        Raises:
+            sqlite3.OperationalError: that cannot be used. Only the first use of a file is a matter of configuration.
+        """
+        logger.error("%s was deleted or replaced while in use; restoring its jobs", self._path)
+        try:
+            with _locked(self._path.parent):
+                if _identity(self._path) is None:
+                    # A log that the deleted file has left behind would be read into its successor.
+                    for ending in ("-wal", "-shm"):
+                        self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
+                new = _open(self._path)
+        except ConfigError as problem:
+            raise sqlite3.OperationalError(str(problem)) from problem
+        try:
+            _transact(new, partial(_add_all, db))
+        except BaseException:
+            new.close()
+            raise
+        db.close()
+        return new
 
     def _close(self) -> None:
         if self._db is not None:
@@ -134,34 +151,27 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def _restore(db: sqlite3.Connection, path: Path) -> None:
-    """Copy the whole database to the path, unless another process has done so meanwhile."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder, which is made where it is missing, against other processes of ours."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        if _identity(path) is None:
-            # A log that the deleted file has left behind would be read into its successor.
-            for ending in ("-wal", "-shm"):
-                path.with_name(path.name + ending).unlink(missing_ok=True)
-            _copy(db, path)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
     finally:
-        os.close(folder)
+        os.close(held)
 
 
-def _copy(db: sqlite3.Connection, path: Path) -> None:
-    """Whole or not at all: a process may end at any time."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    _make_private(part)
-    try:
-        target = sqlite3.connect(part)
-        try:
-            db.backup(target)
-        finally:
-            target.close()
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _add_all(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
+    """Add all jobs of one database that another one lacks. A job that both have is newer in the latter."""
+    for row in old.execute("SELECT * FROM jobs"):
+        new.execute(f"INSERT OR IGNORE INTO jobs VALUES ({', '.join('?' * len(row))})", row)
+    kept = {job_id for (job_id,) in new.execute("SELECT id FROM jobs")}
+    for table in ("pictures", "outcomes"):
+        for row in old.execute(f"SELECT * FROM {table}"):
+            if row[0] in kept:
+                new.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
 
 def _make_private(path: Path) -> None:

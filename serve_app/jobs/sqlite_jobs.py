@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from serve_app.config import MAX_LEASE_S
 from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome
 from serve_app.jobs.codec import dump_outcome, dump_record, dump_spec, load_record, load_state
@@ -13,8 +14,9 @@ from serve_app.jobs.standing import Standing
 KEPT = "jobs.id = :id AND (expires_at IS NULL OR expires_at > :now)"
 """Picks a job that is not to be forgotten yet, though it may lie there until the next sweep."""
 
-OVER = "expires_at <= :now OR substr(owner, 1, length(:boot)) != :boot"
-"""Picks leases that have run out, by the clock of this boot; those of an earlier boot or another machine are over."""
+OVER = f"""expires_at <= :now OR expires_at > :now + {MAX_LEASE_S} OR substr(owner, 1, length(:boot)) != :boot"""
+"""Picks leases that have run out, by the clock of this boot. Those of another boot or machine are over. Where boots
+have no id, so are those that have more time left than any lease is given."""
 
 SAME = """SELECT id, fingerprint FROM jobs
     WHERE (id = :id OR repeat_key = :repeat_key) AND (expires_at IS NULL OR expires_at > :now)

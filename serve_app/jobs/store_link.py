@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from serve_app.errors import ServiceUnavailable
+from serve_app.errors import JobUnreadable, ServiceUnavailable
 from serve_app.jobs.store import Store
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ STORE_PROBLEMS = (RedisError, sqlite3.Error, OSError)
 CALL_TIMEOUT_S = 6.0
 """For one call. Longer than SQLite waits for another process's transaction."""
 
+UNREADABLE = "The stored job cannot be read; send it again, with a new Idempotency-Key if it had one."
+
 ADD_TIMEOUT_S = 60.0
 """For storing a new job, whose pictures may be 100 MB."""
 
@@ -32,8 +34,9 @@ RETRY_S = 0.5
 class StoreLink:
     """Calls a store. Lives on one event loop.
 
-    The store counts as away from the first failed call until `RETRY_S` later, and as long as a call of
-    `call_until_done` keeps failing. Meanwhile `call` fails at once.
+    The store counts as away from a failed call until `RETRY_S` later, and as long as a write of `call_until_done` keeps
+    failing. Meanwhile `call` fails at once. A read that keeps failing concerns one job alone; so does an error that no
+    later attempt can mend.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,15 +66,20 @@ class StoreLink:
         finally:
             self._waiting.discard(hangs)
 
-    async def call_until_done(self, operation: Callable[[Store], Awaitable[T]]) -> T:
-        """Attempts until the store answers, for what must not get lost. Ends with the task that runs it."""
+    async def call_until_done(self, operation: Callable[[Store], Awaitable[T]], *, is_write: bool = True) -> T:
+        """Attempts until the store answers, for what must not get lost. Ends with the task that runs it.
+
+        Raises:
+            JobUnreadable: what the store holds of this job is damaged.
+        """
         attempt = object()
         try:
             while True:
                 try:
-                    return await self._attempt(operation, CALL_TIMEOUT_S)
+                    return await self._attempt(operation, CALL_TIMEOUT_S, marks_away=is_write)
                 except ServiceUnavailable:
-                    self._retrying.add(attempt)
+                    if is_write:
+                        self._retrying.add(attempt)
                 await asyncio.sleep(RETRY_S)
         finally:
             self._retrying.discard(attempt)
@@ -84,11 +92,16 @@ class StoreLink:
         operation: Callable[[Store], Awaitable[T]],
         timeout_s: float,
         given_up: "asyncio.Future[None] | None" = None,
+        *,
+        marks_away: bool = True,
     ) -> T:
         try:
             result = await _apart(operation(self._store), timeout_s, given_up)
         except STORE_PROBLEMS as problem:
-            self._note_failure(problem)
+            if _is_lasting(problem):
+                raise JobUnreadable(UNREADABLE) from problem
+            if marks_away:
+                self._note_failure(problem)
             raise _unavailable() from problem
         self._note_success()
         return result
@@ -128,6 +141,15 @@ async def _apart(work: Awaitable[T], timeout_s: float, given_up: "asyncio.Future
         if not task.done():
             task.cancel()
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+
+def _is_lasting(problem: Exception) -> bool:
+    """Whether a part of the store is damaged, so that no later attempt succeeds. Redis answers other errors than
+    WRONGTYPE, too, while it is full, loading or a replica."""
+    if isinstance(problem, sqlite3.Error):
+        # The primary code is the lowest byte.
+        return getattr(problem, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
+    return isinstance(problem, ResponseError) and str(problem).startswith("WRONGTYPE")
 
 
 def _unavailable() -> ServiceUnavailable:

@@ -70,7 +70,7 @@ class WebhookNotifier:
 
     async def _deliver(self, spec: JobSpec, url: str, record: JobRecord) -> None:
         try:
-            job = await self._store.call_until_done(lambda store: read_job(store, spec.id, record))
+            job = await self._store.call_until_done(lambda store: read_job(store, spec.id, record), is_write=False)
         except (JobNotFound, JobUnreadable) as problem:
             logger.error("the webhook of job %s is not notified: %s", spec.id, problem)
             return

@@ -315,3 +315,10 @@ def test_without_keys_it_serves_this_machine_alone(
 )
 def test_what_is_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize("keys", ["ops:", "ops: , other:"])
+def test_a_variable_with_names_but_no_key_stops_the_start(keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OPERATOR_KEYS.variable, keys)
+    with pytest.raises(ConfigError, match="CAMERA_EDIT_OPERATOR_KEYS is set and holds no key"):
+        configured_keys(None, OPERATOR_KEYS)

@@ -91,14 +91,16 @@ def test_without_any_keys_a_local_client_may_send_one(tiny_settings: AppSettings
     assert reached(app, local(app.app).post("/v2/any/purge-queue", headers={"authorization": "Bearer any"}))
 
 
-@pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:8000", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000", "[::1]"])
 def test_loopback_in_any_spelling(app: Harness, peer: str, host: str) -> None:
     client = TestClient(app.app, client=(peer, 1), base_url="http://127.0.0.1")
     assert reached(app, client.post("/drain", headers={"host": host}))
 
 
-@pytest.mark.parametrize("peer", ["192.168.0.2", "::ffff:10.0.0.1", "testclient", "", "127.0.0.1.evil.example"])
+@pytest.mark.parametrize(
+    "peer", ["192.168.0.2", "127.0.0.6", "::ffff:10.0.0.1", "testclient", "", "127.0.0.1.evil.example"]
+)
 def test_another_peer_is_rejected(app: Harness, peer: str) -> None:
     client = TestClient(app.app, client=(peer, 1), base_url="http://127.0.0.1")
     assert not reached(app, client.post("/drain"))
@@ -245,3 +247,17 @@ def test_no_key_is_logged(app: Harness, guarded: Harness, caplog: pytest.LogCapt
             local(app.app).post(path, headers=CUSTOMER)
     assert caplog.records
     assert not [each for each in ("other", "wrong-key", "customer") if each in caplog.text]
+
+
+@pytest.mark.parametrize(
+    "header", ["x-forwarded-host", "x-forwarded-proto", "x-envoy-external-address", "X-Forwarded-Port"]
+)
+def test_any_forwarding_header_shows_a_proxy(app: Harness, header: str) -> None:
+    assert not reached(app, local(app.app).post("/drain", headers={header: "x"}))
+
+
+def test_a_request_by_http_1_0_comes_from_a_proxy(app: Harness) -> None:
+    async def as_1_0(scope: Scope, receive: Receive, send: Send) -> None:
+        await app.app({**scope, "http_version": "1.0"}, receive, send)
+
+    assert not reached(app, TestClient(as_1_0, client=("127.0.0.1", 1), base_url="http://127.0.0.1").post("/drain"))

@@ -10,8 +10,9 @@ from serve_app.edits.request import EditJob, EditResult, Pictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import DeadlineExceeded
 from tests.fakes import FakeEditor, picture
-from tests.jobs.conftest import Stores, story
+from tests.jobs.conftest import SqliteStores, story
 from tests.jobs.replicas import Replica, replica_on, spec, until
+from tests.jobs.samples import outcome
 
 
 async def end_of(service: Replica, job_id: str) -> tuple[JobState, str | None, str | None]:
@@ -20,7 +21,7 @@ async def end_of(service: Replica, job_id: str) -> tuple[JobState, str | None, s
 
 
 @story
-async def test_a_job_past_its_timeout_leaves_the_editor_and_fails(sqlite_stores: Stores) -> None:
+async def test_a_job_past_its_timeout_leaves_the_editor_and_fails(sqlite_stores: SqliteStores) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor) as service:
         await service.submit(spec("job", "a", "b", policy=Policy(timeout_s=0.5)), [(picture(),)])
@@ -33,7 +34,7 @@ async def test_a_job_past_its_timeout_leaves_the_editor_and_fails(sqlite_stores:
 
 @story
 async def test_a_job_that_waits_past_its_timeout_fails_and_one_past_its_ttl_is_timed_out(
-    sqlite_stores: Stores,
+    sqlite_stores: SqliteStores,
 ) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1) as service:
@@ -47,7 +48,7 @@ async def test_a_job_that_waits_past_its_timeout_fails_and_one_past_its_ttl_is_t
 
 
 @story
-async def test_the_execution_timeout_counts_from_the_pick_up_and_keeps_its_text(sqlite_stores: Stores) -> None:
+async def test_the_execution_timeout_counts_from_the_pick_up_and_keeps_its_text(sqlite_stores: SqliteStores) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor) as service:
         await service.submit(spec("job", policy=Policy(execution_timeout_s=0.2, timeout_s=60)), [(picture(),)])
@@ -56,7 +57,7 @@ async def test_the_execution_timeout_counts_from_the_pick_up_and_keeps_its_text(
 
 
 @story
-async def test_the_engines_own_end_of_time_is_reported_the_same(sqlite_stores: Stores) -> None:
+async def test_the_engines_own_end_of_time_is_reported_the_same(sqlite_stores: SqliteStores) -> None:
     editor = FakeEditor(problem=DeadlineExceeded("The edit was not done within its 0.1 s."))
     async with replica_on(sqlite_stores.open(), editor) as service:
         await service.submit(spec("job", policy=Policy(timeout_s=7)), [(picture(),)])
@@ -71,7 +72,7 @@ class Broken(FakeEditor):
 
 
 @story
-async def test_another_timeout_is_not_reported_as_the_jobs(sqlite_stores: Stores) -> None:
+async def test_another_timeout_is_not_reported_as_the_jobs(sqlite_stores: SqliteStores) -> None:
     async with replica_on(sqlite_stores.open(), Broken()) as service:
         await service.submit(spec("job"), [(picture(),)])
         assert await end_of(service, "job") == (
@@ -84,7 +85,7 @@ async def test_another_timeout_is_not_reported_as_the_jobs(sqlite_stores: Stores
 @story
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_a_clock_that_is_set_changes_no_deadline_of_a_job_that_is_taken_over(
-    sqlite_stores: Stores, hours: int
+    sqlite_stores: SqliteStores, hours: int
 ) -> None:
     now = time.time()
     async with replica_on(sqlite_stores.open(), FakeEditor(gate=asyncio.Semaphore(0)), clock=lambda: now) as first:
@@ -93,10 +94,56 @@ async def test_a_clock_that_is_set_changes_no_deadline_of_a_job_that_is_taken_ov
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     later = now + 3600 * hours
     async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1, clock=lambda: later) as second:
-        job = await second.wait("job", 0.1)
         if hours > 0:
-            assert job.record.state is JobState.TIMED_OUT
+            assert (await end_of(second, "job"))[0] is JobState.TIMED_OUT
         else:
+            await until(lambda: "job" in second._live)
             left_s = second._live["job"].expiry
             assert left_s is not None
             assert left_s.when() <= asyncio.get_running_loop().time() + 0.5
+
+
+@story
+async def test_a_job_that_was_picked_up_has_met_its_ttl(sqlite_stores: SqliteStores) -> None:
+    now = [sqlite_stores.now]
+    held = FakeEditor(gate=asyncio.Semaphore(0))
+    async with replica_on(sqlite_stores.open(), held, clock=lambda: now[0]) as first:
+        await first.submit(spec("job", policy=Policy(ttl_s=5)), [(picture(),)])
+        await until(lambda: _is_stored_as(first, JobState.IN_PROGRESS))
+        await sqlite_stores.let_pass(2)
+    now[0] += 60
+    async with replica_on(sqlite_stores.open(), FakeEditor(), clock=lambda: now[0]) as second:
+        assert (await end_of(second, "job"))[0] is JobState.COMPLETED
+
+
+@story
+async def test_a_job_whose_pictures_are_all_stored_is_completed_after_its_deadline(sqlite_stores: SqliteStores) -> None:
+    now = [sqlite_stores.now]
+    store = sqlite_stores.open()
+    async with replica_on(store, FakeEditor(gate=asyncio.Semaphore(0)), clock=lambda: now[0]) as first:
+        await first.submit(spec("job", policy=Policy(timeout_s=5)), [(picture(),)])
+        await until(lambda: _is_stored_as(first, JobState.IN_PROGRESS))
+        assert await store.add_outcome("job", first._owner, 0, outcome())  # and dies before the end
+        await sqlite_stores.let_pass(2)
+    now[0] += 60
+    editor = FakeEditor()
+    async with replica_on(sqlite_stores.open(), editor, clock=lambda: now[0]) as second:
+        assert (await end_of(second, "job"))[0] is JobState.COMPLETED
+        assert editor.jobs == []
+
+
+async def _is_stored_as(service: Replica, state: JobState) -> bool:
+    record = await service._stored_record("job")
+    return record is not None and record.state is state
+
+
+@story
+async def test_what_the_ingress_has_used_of_the_timeout_counts(sqlite_stores: SqliteStores) -> None:
+    editor = FakeEditor(gate=asyncio.Semaphore(0))
+    async with replica_on(sqlite_stores.open(), editor) as service:
+        await service.submit(spec("job", policy=Policy(timeout_s=60, spent_s=59.8)), [(picture(),)])
+        assert await end_of(service, "job") == (
+            JobState.FAILED,
+            "The request was not done within 60 s (timeout_s).",
+            "deadline_exceeded",
+        )

@@ -227,8 +227,40 @@ async def test_a_file_that_is_replaced_is_used_from_then_on(sqlite_stores: Sqlit
     for ending in ("-wal", "-shm"):
         sqlite_stores.path.with_name(sqlite_stores.path.name + ending).unlink()
     elsewhere.path.rename(sqlite_stores.path)
-    assert await store.open_jobs() == {"new": JobState.IN_QUEUE}
+    # What was accepted before is not lost with the old one.
+    assert await store.open_jobs() == {"old": JobState.IN_QUEUE, "new": JobState.IN_QUEUE}
     assert await store.update("new", "me", record(JobState.IN_PROGRESS))
+    assert same_pictures(await store.pictures("old"), SETS)
+
+
+@story
+async def test_a_successor_that_finds_no_file_makes_one_and_the_old_replica_adds_its_jobs(
+    sqlite_stores: SqliteStores,
+) -> None:
+    old = sqlite_stores.open()
+    await add(old, "accepted", key=KEY)
+    await old.add_outcome("accepted", "me", 0, outcome())
+    shutil.rmtree(sqlite_stores.path.parent)
+    successor = sqlite_stores.open()
+    assert await successor.open_jobs() == {}
+    await add(successor, "new")
+    await old.beat("me", 60)
+    assert set(await successor.open_jobs()) == {"accepted", "new"}
+    assert await successor.outcomes("accepted") == {0: outcome()}
+
+
+@story
+async def test_a_file_that_cannot_be_used_any_more_is_an_outage_and_no_matter_of_configuration(
+    sqlite_stores: SqliteStores,
+) -> None:
+    store = sqlite_stores.open()
+    await add(store)
+    shutil.rmtree(sqlite_stores.path.parent)
+    sqlite_stores.path.parent.write_text("a file")
+    with pytest.raises((sqlite3.OperationalError, OSError)):
+        await store.record("job")
+    sqlite_stores.path.parent.unlink()
+    assert await store.record("job") == record()
 
 
 @story

@@ -1,19 +1,22 @@
 """A stored job that cannot be decoded fails alone: all others go on."""
 
+import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 
 import pytest
+import redis.exceptions
 from redis.asyncio import Redis
 
-from serve_app.edits.job import JobCounts, JobState
+from serve_app.edits.job import JobCounts, JobState, Policy
 from serve_app.errors import JobUnreadable
 from serve_app.jobs.store import Store
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import RedisStores, SqliteStores, Stores, story
-from tests.jobs.replicas import CutOffStore, replica_on, spec, state, until
+from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state, until
 from tests.jobs.samples import SETS, record
 from tests.jobs.samples import spec as full_spec
+from tests.service.receiver import receiving
 
 DAMAGE = {
     "spec": b'{"id": 1',
@@ -65,7 +68,10 @@ async def test_it_fails_and_the_other_jobs_of_its_dead_owner_are_done(stores: St
 
 
 async def _has_failed(store: Store, job_id: str) -> bool:
-    found = await store.record(job_id)
+    try:
+        found = await store.record(job_id)
+    except JobUnreadable:
+        return False
     return found is not None and found.state is JobState.FAILED
 
 
@@ -114,3 +120,88 @@ async def test_only_an_open_job_of_the_owner_is_condemned(stores: Stores) -> Non
     assert await store.open_jobs() == {}
     assert not await store.condemn("job", "me", record(JobState.CANCELLED, ended_at=stores.now))
     assert await store.record("job") == failed
+
+
+@story
+async def test_a_job_whose_record_is_damaged_while_it_runs_fails_and_frees_its_slot(stores: Stores) -> None:
+    editor = FakeEditor(gate=asyncio.Semaphore(0))
+    async with replica_on(stores.open(), editor, clock=lambda: stores.now, max_active_jobs=1) as service:
+        await service.submit(spec("job"), [(picture(),)])
+        await until(lambda: _is_picked_up(service))
+        await damage(stores, "job", "record")
+        await service.submit(spec("next"), [(picture(),)])
+        assert editor.gate is not None
+        editor.gate.release()
+        await until(lambda: _has_failed(service._store._store, "job"))
+        editor.gate.release()
+        assert await state(service, "next") is JobState.COMPLETED
+        assert await service.counts() == JobCounts(completed=1, failed=1)
+        assert await service.fault() is None
+
+
+async def _is_picked_up(service: Replica) -> bool:
+    record = await service._stored_record("job")
+    return record is not None and record.state is JobState.IN_PROGRESS
+
+
+LASTING = [
+    redis.exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
+    sqlite3.DatabaseError("database disk image is malformed"),
+]
+LASTING[1].sqlite_errorcode = sqlite3.SQLITE_CORRUPT  # type: ignore[attr-defined]
+
+
+@story
+@pytest.mark.parametrize("problem", LASTING, ids=["redis", "sqlite"])
+async def test_an_error_that_no_attempt_can_mend_fails_its_job_alone(
+    sqlite_stores: SqliteStores, problem: Exception
+) -> None:
+    store = CutOffStore(sqlite_stores.open())
+    read = store.as_store.pictures
+
+    async def broken(job_id: str) -> object:
+        if job_id == "broken":
+            raise problem
+        return await read(job_id)
+
+    vars(store)["pictures"] = broken
+    async with replica_on(store.as_store, FakeEditor()) as service:
+        await service.submit(spec("broken"), [(picture(),)])
+        job = await service.wait("broken", 20)
+        assert (job.record.state, job.record.error_code) == (JobState.FAILED, "job_unreadable")
+        assert await service.fault() is None
+
+
+@story
+async def test_a_read_that_keeps_failing_does_not_count_as_an_outage(sqlite_stores: SqliteStores) -> None:
+    store = CutOffStore(sqlite_stores.open())
+    num_reads = 0
+
+    async def bad_sector(job_id: str) -> object:
+        nonlocal num_reads
+        num_reads += 1
+        raise sqlite3.OperationalError("disk I/O error")
+
+    vars(store)["pictures"] = bad_sector
+    async with replica_on(store.as_store, FakeEditor()) as service:
+        await service.submit(spec("broken", policy=Policy(ttl_s=2)), [(picture(),)])
+        await until(lambda: num_reads >= 2)
+        assert await service.fault() is None
+        assert await service.room() > 0
+        assert await state(service, "broken") is JobState.TIMED_OUT
+
+
+@story
+async def test_the_webhook_of_a_job_whose_record_is_damaged_is_notified(stores: Stores) -> None:
+    with receiving() as receiver:
+        store = stores.open()
+        await store.add(spec("job", webhook=f"{receiver.origin}/hook/200"), [(picture(),)], record(), "dead")
+        await damage(stores, "job", "record")
+        async with replica_on(store, FakeEditor(), clock=lambda: stores.now, webhook_origins=(receiver.origin,)):
+            await until(lambda: bool(receiver.calls))
+            await until(lambda: _has_no_open_job(store))
+    assert receiver.calls == [("/hook/200", {"id": "job", "status": "FAILED"})]
+
+
+async def _has_no_open_job(store: Store) -> bool:
+    return await store.open_jobs() == {}
