@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 TESTS = ROOT / "tests"
 CLOCKS = {f"{name}{unit}" for name in ("monotonic", "perf_counter", "process_time", "time") for unit in ("", "_ns")}
-DURATIONS = ("elapsed_s", "took_s")
+DURATIONS = ("elapsed_s", "took_s", "median_s")
 """Ends of names that hold seconds of work, wherever they come from."""
 
 
