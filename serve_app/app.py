@@ -7,12 +7,12 @@ from ray.serve import Application, Deployment
 
 from serve_app.config import AppSettings
 from serve_app.editor.deployment import Editor
-from serve_app.gpus import require_gpus
 from serve_app.ingress.deployment import Ingress
-from serve_app.ingress.runpod_answers import webhook_body
+from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.deployment import Jobs
 from serve_app.rewriter.deployment import Rewriter
-from serve_app.serve_run import end_serve_run
+from serve_app.serving.gpus import require_gpus
+from serve_app.serving.serve_run import end_serve_run
 
 # Defaults for a Serve file that says nothing; each shipped file under `deployments:` says its own.
 # An edit may take minutes: a replica is given that long to finish before it is killed, and requests that wait for the

@@ -97,7 +97,7 @@ def _add_drain(drain: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from serve_app.launch import run
+    from serve_app.tools.run import run
 
     status = run(arguments.file, arguments.grace, print)
     if status:
@@ -105,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _drain(arguments: argparse.Namespace) -> None:
-    from serve_app.drain import drain, undrain
+    from serve_app.tools.drain import drain, undrain
 
     if arguments.undo:
         undrain(arguments.url)
@@ -116,35 +116,35 @@ def _drain(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from serve_app.bench.run import BenchOptions, run_bench
+    from serve_app.tools.bench.run import BenchOptions, run_bench
 
     options = BenchOptions(arguments.config, arguments.random_weights, arguments.rounds, arguments.json, arguments.plot)
     run_bench(options)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from serve_app.demo.environment import prepare_environment
+    from serve_app.tools.demo.environment import prepare_environment
 
     prepare_environment()
-    from serve_app.demo.run import DemoOptions, run_demo
+    from serve_app.tools.demo.run import DemoOptions, run_demo
 
     run_demo(DemoOptions(arguments.image, arguments.out, arguments.keep, arguments.port))
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from serve_app.check import describe
+    from serve_app.tools.check import describe
 
     print(describe(arguments.file))
 
 
 def _openapi(arguments: argparse.Namespace) -> None:
-    from serve_app.ingress.openapi_file import openapi_text
+    from serve_app.tools.openapi import openapi_text
 
     print(openapi_text(), end="")
 
 
 def _tiny(arguments: argparse.Namespace) -> None:
-    from serve_app.demo.environment import prepare_environment
+    from serve_app.tools.demo.environment import prepare_environment
 
     prepare_environment()
     if arguments.train:
@@ -158,7 +158,7 @@ def _tiny(arguments: argparse.Namespace) -> None:
 
 
 def _train_tiny(folder: Path, minutes: float) -> None:
-    from serve_app.tiny.training.run import train
+    from serve_app.tools.training.run import train
 
     exported = train(folder, max_seconds=60 * minutes)
     if exported is None:

@@ -20,7 +20,7 @@ ProvenanceKind = Literal["none", "mark", "full"]
 
 
 def _origin(text: str) -> str:
-    from serve_app.origins import origin_of  # Needs an HTTP client, which the engine alone does without.
+    from serve_app.net.origins import origin_of  # Needs an HTTP client, which the engine alone does without.
 
     read = origin_of(text)
     if read is None:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from serve_app.editor.model import Draft, Prepared
-from serve_app.editor.schedule import Schedule
-from serve_app.editor.stats import CacheStats
+from serve_app.editor.engine.stats import CacheStats
+from serve_app.editor.model.edit_model import Draft, Prepared
+from serve_app.editor.model.schedule import Schedule
 from serve_app.edits.request import (
     EditJob,
     EditResult,

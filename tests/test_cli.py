@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-import serve_app.check
+import serve_app.tools.check
 from serve_app.cli import main
 from serve_app.config import TINY_FILE
 from serve_app.tiny.checkpoint import PARTS
@@ -51,7 +51,7 @@ def test_without_a_command_the_usage_is_told(capsys: pytest.CaptureFixture[str])
 def test_check_describes_a_good_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(TINY_FILE)]) == 0
     told = capsys.readouterr()
-    assert told.out == f"{serve_app.check.describe(TINY_FILE)}\n"
+    assert told.out == f"{serve_app.tools.check.describe(TINY_FILE)}\n"
     assert told.err == ""
 
 
@@ -118,7 +118,7 @@ def test_demo_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.Captur
 def test_demo_needs_the_shipped_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("serve_app.demo.server.TINY_FILE", tmp_path / "configs" / "tiny-cpu.yaml")
+    monkeypatch.setattr("serve_app.tools.demo.server.TINY_FILE", tmp_path / "configs" / "tiny-cpu.yaml")
     assert main(["demo", "--out", str(tmp_path / "out")]) == 1
     assert f"camera-edit: The demo needs {tmp_path / 'configs' / 'tiny-cpu.yaml'}. " in capsys.readouterr().err
 
@@ -129,6 +129,6 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     def interrupted(path: Path) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serve_app.check, "describe", interrupted)
+    monkeypatch.setattr(serve_app.tools.check, "describe", interrupted)
     assert main(["check", str(TINY_FILE)]) == 130
     assert capsys.readouterr() == ("", "")

@@ -9,15 +9,15 @@ import ray
 from ray import serve
 
 from serve_app.config import EditorSettings
+from serve_app.editor.engine.progress import News
+from serve_app.editor.engine.stats import EngineStats
+from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.metrics import EngineMetrics
-from serve_app.editor.progress import News
-from serve_app.editor.stats import EngineStats
-from serve_app.editor.ticket import Ticket
 from serve_app.edits.provenance import Provenance
 from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
 from serve_app.errors import ServiceError, ServiceUnavailable
-from serve_app.imports import without_collection
-from serve_app.logs import join_serve_logs
+from serve_app.serving.imports import without_collection
+from serve_app.serving.replica import join_serve_logs
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ class Editor:
     def __init__(self, settings: EditorSettings) -> None:
         # They take seconds to import, with torch and diffusers: whoever only builds the application does without them.
         with without_collection():
-            from serve_app.editor.engine import Engine
-            from serve_app.editor.loading import load_giving_way
+            from serve_app.editor.engine.engine import Engine
+            from serve_app.editor.loading.load import load_giving_way
 
         join_serve_logs()
         assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge, Histogram
 
-from serve_app.editor.stats import CacheStats, EngineStats
+from serve_app.editor.engine.stats import CacheStats, EngineStats
 from serve_app.edits.request import EditTimings
-from serve_app.metrics import SECONDS, Totals
+from serve_app.serving.metrics import SECONDS, Totals
 
 
 class EngineMetrics:

@@ -6,18 +6,18 @@ from typing import TypeVar
 from fastapi import Depends, FastAPI
 
 from serve_app import __version__
+from serve_app.ingress.auth import ApiKeys
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.body_limit import BodyLimit
 from serve_app.ingress.drain import DrainGate
+from serve_app.ingress.error_responses import add_refusals
 from serve_app.ingress.health import health_router
-from serve_app.ingress.keys import ApiKeys
 from serve_app.ingress.middleware import RequestId
-from serve_app.ingress.openai_routes import openai_router
+from serve_app.ingress.openai.routes import openai_router
 from serve_app.ingress.openapi import document
 from serve_app.ingress.operator_gate import OperatorGate
 from serve_app.ingress.proxy_gate import TellLimit
-from serve_app.ingress.refusals import add_refusals
-from serve_app.ingress.runpod_routes import runpod_router
+from serve_app.ingress.runpod.routes import runpod_router
 from serve_app.ingress.steering import NoSteering
 
 P = TypeVar("P")

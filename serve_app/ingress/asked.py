@@ -7,7 +7,7 @@ from serve_app.config import LimitSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.edits.request import OutputFormat, PictureFormat, Sampling
 from serve_app.errors import InvalidInput
-from serve_app.ingress.problems import echo
+from serve_app.ingress.validation import echo
 
 MAX_SEED = 2**63 - 1
 FORMATS: dict[str, PictureFormat] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}

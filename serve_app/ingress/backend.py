@@ -8,9 +8,9 @@ from serve_app.config import AppSettings
 from serve_app.edits.job import JobsPort
 from serve_app.edits.request import Pictures
 from serve_app.edits.service import EditService
+from serve_app.ingress.auth import Keys
 from serve_app.ingress.drain import Draining
-from serve_app.ingress.keys import Keys
-from serve_app.ingress.pace import UNKNOWN_S
+from serve_app.ingress.load import UNKNOWN_S
 from serve_app.ingress.prepare import Preparer
 
 P = TypeVar("P")

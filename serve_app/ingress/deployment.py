@@ -14,16 +14,16 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppSettings
 from serve_app.edits.service import EditService
 from serve_app.errors import StartupError
-from serve_app.handles import EditorHandle, JobsHandle, RewriterHandle, ask_all, fault, share, worker_counts
 from serve_app.ingress.app import build_app
+from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, require_keys
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.drain import Draining
-from serve_app.ingress.keys import OPERATOR_KEYS, Keys, configured_keys, require_keys
+from serve_app.ingress.load import Pace
 from serve_app.ingress.metrics import Measured, RequestMetrics
-from serve_app.ingress.pace import Pace
 from serve_app.ingress.paced_editor import PacedEditor
 from serve_app.ingress.prepare import Preparer
-from serve_app.logs import join_serve_logs
+from serve_app.serving.handles import EditorHandle, JobsHandle, RewriterHandle, ask_all, fault, share, worker_counts
+from serve_app.serving.replica import join_serve_logs
 
 logger = logging.getLogger(__name__)
 

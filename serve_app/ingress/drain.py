@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import ServiceUnavailable
-from serve_app.ingress.refusals import refusal
+from serve_app.ingress.error_responses import refusal
 from serve_app.ingress.route import route_path
 
 DRAIN_PATH, UNDRAIN_PATH = "/drain", "/undrain"

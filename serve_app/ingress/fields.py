@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from serve_app.ingress.problems import wrong
+from serve_app.ingress.validation import wrong
 
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 

@@ -1,7 +1,7 @@
 """The log line of an accepted job. Serve adds the request id of its HTTP request."""
 
 from serve_app.edits.job import JobSpec
-from serve_app.ingress.keys import KEY_NAME
+from serve_app.ingress.auth import KEY_NAME
 
 
 def describe(job_id: str, spec: JobSpec) -> str:

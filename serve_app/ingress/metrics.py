@@ -7,9 +7,9 @@ from ray.util.metrics import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
-from serve_app.ingress.refusals import speaks_openai
+from serve_app.ingress.error_responses import speaks_openai
 from serve_app.ingress.route import route_path, route_template
-from serve_app.metrics import SECONDS
+from serve_app.serving.metrics import SECONDS
 
 CLIENT_GONE = 499
 """nginx's status of a request whose client left before there was an answer."""

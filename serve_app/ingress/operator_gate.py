@@ -7,9 +7,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import Forbidden, ServiceError, Unauthorized
+from serve_app.ingress.auth import OPERATOR_KEYS, Keys, credentials, is_loopback, matching
 from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
-from serve_app.ingress.keys import OPERATOR_KEYS, Keys, credentials, is_loopback, matching
-from serve_app.ingress.refusals import refusal
+from serve_app.ingress.error_responses import refusal
 from serve_app.ingress.route import route_path
 
 # Matched as Starlette matches its routes, whose `$` also admits a newline at the end.

@@ -4,7 +4,7 @@ from typing import Generic, TypeVar
 
 from serve_app.edits.request import EditJob, EditResult, Progress
 from serve_app.edits.service import EditorPort, OnProgress
-from serve_app.ingress.pace import Pace
+from serve_app.ingress.load import Pace
 
 P = TypeVar("P", contravariant=True)
 

@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from serve_app.config import AppSettings, LimitSettings
-from serve_app.edits.fetch import Fetcher
 from serve_app.edits.images import decode_base64, prepare, read_picture
 from serve_app.edits.request import EditRequest, Pictures
 from serve_app.edits.sizes import OutputSize, Size, output_size
 from serve_app.edits.together import all_or_none
 from serve_app.errors import InvalidInput
 from serve_app.ingress.asked import Asked, AskedEdit, GivenPicture
+from serve_app.ingress.fetch import Fetcher
 
 
 @dataclass(frozen=True)

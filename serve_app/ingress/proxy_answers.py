@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
-from serve_app.ingress.refusals import refusal
+from serve_app.ingress.error_responses import refusal
 
 logger = logging.getLogger(__name__)
 

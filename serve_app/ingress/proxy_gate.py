@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import Overloaded
 from serve_app.ingress.drain import is_work
+from serve_app.ingress.error_responses import refusal, speaks_openai
 from serve_app.ingress.metrics import Measured, RequestMetrics
 from serve_app.ingress.middleware import RequestId
 from serve_app.ingress.proxy_answers import FULL
-from serve_app.ingress.refusals import refusal, speaks_openai
 
 FULL_S = 0.25
 """For so long a queue that was full is taken to be full, and a job that was just queued to be unfinished."""

@@ -6,16 +6,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from serve_app.cached_call import CachedCall
 from serve_app.edits.job import JobsPort
 from serve_app.ingress.drain import Draining
+from serve_app.serving.cached_call import CachedCall
 
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 1.0
 JOBS_TIMEOUT_S = 2.0
 EDITOR_TIMEOUT_S = 4.0
-"""More than `serve_app.handles.fault` waits for its replicas."""
+"""More than `serve_app.serving.handles.fault` waits for its replicas."""
 
 Reason = Literal["draining", "editor", "jobs", "store"]
 """What prevents new work. Anybody may read it, so it holds no detail; the log does."""

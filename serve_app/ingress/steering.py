@@ -5,8 +5,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import InvalidInput
+from serve_app.ingress.error_responses import refusal
 from serve_app.ingress.proxy import STAYING_HEADER
-from serve_app.ingress.refusals import refusal
 
 
 class NoSteering:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from serve_app.edits.camera import CameraPose, snap
 from serve_app.errors import InvalidInput
 from serve_app.ingress.fields import Number
-from serve_app.ingress.problems import wrong
+from serve_app.ingress.validation import wrong
 
 MAX_ORBIT = 8
 """The adapter knows eight azimuths; more views of an orbit would repeat some."""

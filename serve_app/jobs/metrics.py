@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ray.util.metrics import Gauge
 
 from serve_app.edits.job import JobCounts, JobState
-from serve_app.metrics import Totals
+from serve_app.serving.metrics import Totals
 
 
 class JobMetrics:

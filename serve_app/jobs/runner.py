@@ -15,8 +15,8 @@ from serve_app.edits.service import EditService, OnProgress
 from serve_app.edits.together import all_or_none
 from serve_app.errors import DeadlineExceeded, JobUnreadable, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.jobs.live import LiveJob
-from serve_app.jobs.store import Store
 from serve_app.jobs.store_link import StoreLink
+from serve_app.jobs.stores.store import Store
 
 logger = logging.getLogger(__name__)
 

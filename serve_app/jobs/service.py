@@ -17,8 +17,8 @@ from serve_app.errors import InvalidInput, JobUnreadable, Overloaded, ServiceUna
 from serve_app.jobs.heartbeat import Heartbeat
 from serve_app.jobs.live import Feed, LiveJob
 from serve_app.jobs.runner import Runner
-from serve_app.jobs.store import Store, not_found, read_job
 from serve_app.jobs.store_link import ADD_TIMEOUT_S, StoreLink
+from serve_app.jobs.stores.store import Store, not_found, read_job
 from serve_app.jobs.webhook import WebhookNotifier
 
 P = TypeVar("P")

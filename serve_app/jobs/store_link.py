@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from redis.exceptions import RedisError, ResponseError
 
 from serve_app.errors import JobUnreadable, ServiceUnavailable
-from serve_app.jobs.store import Store
+from serve_app.jobs.stores.store import Store
 
 logger = logging.getLogger(__name__)
 

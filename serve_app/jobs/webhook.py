@@ -10,10 +10,10 @@ from typing import Any
 
 from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobRecord, JobSpec
-from serve_app.edits.outbound import Outbound, Unreachable
 from serve_app.errors import JobNotFound, JobUnreadable
-from serve_app.jobs.store import Store, read_job
 from serve_app.jobs.store_link import StoreLink
+from serve_app.jobs.stores.store import Store, read_job
+from serve_app.net.outbound import Outbound, Unreachable
 
 logger = logging.getLogger(__name__)
 

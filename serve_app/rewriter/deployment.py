@@ -9,9 +9,9 @@ import ray
 
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
-from serve_app.imports import without_collection
-from serve_app.logs import join_serve_logs
 from serve_app.rewriter.metrics import RewriteMetrics
+from serve_app.serving.imports import without_collection
+from serve_app.serving.replica import join_serve_logs
 
 logger = logging.getLogger(__name__)
 

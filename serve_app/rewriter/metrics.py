@@ -3,7 +3,7 @@
 from ray.util.metrics import Counter, Histogram
 
 from serve_app.edits.request import Rewrite
-from serve_app.metrics import SECONDS
+from serve_app.serving.metrics import SECONDS
 
 
 class RewriteMetrics:

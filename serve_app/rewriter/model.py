@@ -9,9 +9,9 @@ from transformers import AutoProcessor, BatchFeature, Qwen3VLForConditionalGener
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
 from serve_app.errors import CheckpointError
-from serve_app.gpu_memory import prepare_gpu
 from serve_app.rewriter.instructions import INSTRUCTIONS, parse_answer, user_message
-from serve_app.weights import MODEL_FILES, locate
+from serve_app.weights.gpu_memory import prepare_gpu
+from serve_app.weights.locate import MODEL_FILES, locate
 
 
 class RewriterModel:

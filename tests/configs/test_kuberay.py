@@ -11,8 +11,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from serve_app.check import check_file
 from serve_app.config import AppSettings, RedisStoreSettings, WeightsSource
+from serve_app.tools.check import check_file
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "configs" / "kuberay" / "rayservice.yaml"

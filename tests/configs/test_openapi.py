@@ -2,7 +2,7 @@
 
 import json
 
-from serve_app.ingress.openapi_file import openapi_text
+from serve_app.tools.openapi import openapi_text
 from tests.conftest import ROOT
 
 DOCUMENT = ROOT / "configs" / "openapi.json"

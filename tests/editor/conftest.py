@@ -5,9 +5,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 
 from serve_app.config import AppSettings, EditorSettings
-from serve_app.editor.loading import as_edit_model, load_pipeline
-from serve_app.editor.model import EditModel
-from serve_app.weights import locate
+from serve_app.editor.loading.load import as_edit_model, load_pipeline
+from serve_app.editor.model.edit_model import EditModel
+from serve_app.weights.locate import locate
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ from PIL import Image
 from transformers import BatchFeature
 
 from serve_app.config import AppSettings
-from serve_app.editor import modulation
-from serve_app.editor.conditioning import PromptEncoder
-from serve_app.editor.loading import as_edit_model, load_pipeline
-from serve_app.editor.lora import Factors
-from serve_app.editor.model import Draft, EditModel
-from serve_app.editor.modulation import LiveModulation
+from serve_app.editor.loading.load import as_edit_model, load_pipeline
+from serve_app.editor.loading.lora import Factors
+from serve_app.editor.model import modulation
+from serve_app.editor.model.edit_model import Draft, EditModel
+from serve_app.editor.model.modulation import LiveModulation
+from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.edits.images import prepare
 from serve_app.edits.request import EditJob, OutputFormat, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size

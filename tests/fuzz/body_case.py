@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from fastapi import FastAPI
 
-from serve_app.ingress.refusals import speaks_openai
+from serve_app.ingress.error_responses import speaks_openai
 from tests.fuzz.bodies import Call
 from tests.fuzz.limits import MAX_REFUSAL_BYTES, SETTINGS
 from tests.ingress.openai_harness import harness

@@ -8,12 +8,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
 from torch._dynamo.utils import counters
 
-from serve_app.bench.contenders import begin, draw_packed, stock_pipeline
-from serve_app.bench.orders import Order, plain_order, unlike_orders
 from serve_app.config import AppSettings, EditorSettings
-from serve_app.editor.loading import as_edit_model, load_pipeline
-from serve_app.editor.model import EditModel
+from serve_app.editor.loading.load import as_edit_model, load_pipeline
+from serve_app.editor.model.edit_model import EditModel
 from serve_app.edits.request import Pixels
+from serve_app.tools.bench.contenders import begin, draw_packed, stock_pipeline
+from serve_app.tools.bench.orders import Order, plain_order, unlike_orders
 
 EQUAL_DB = 45.0
 FP8_DB = 30.0

@@ -15,9 +15,9 @@ from serve_app.edits.service import EditService, OnProgress
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.prepare import Preparer
-from serve_app.ingress.runpod_answers import webhook_body
+from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.service import JobService
-from serve_app.jobs.stores import open_store
+from serve_app.jobs.stores.open import open_store
 from tests.fakes import FakeEditor
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Call, events, harness, told, until
 from tests.pictures import photograph, to_base64

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.config import AppSettings
 from serve_app.ingress.app import build_app
-from serve_app.ingress.keys import CHECK_EVERY_S, KeyFile
+from serve_app.ingress.auth import CHECK_EVERY_S, KeyFile
 from tests.ingress.openai_harness import Harness, harness, local
 
 OPERATOR_PATHS = ("/drain", "/undrain", "/purge-queue", "/v2/any/purge-queue")

@@ -14,9 +14,9 @@ import pytest
 from redis.asyncio import Redis
 
 from serve_app.config import RedisStoreSettings, SqliteStoreSettings
-from serve_app.jobs.redis_store import RedisStore
-from serve_app.jobs.sqlite_store import SqliteStore
-from serve_app.jobs.store import Store
+from serve_app.jobs.stores.redis_store import RedisStore
+from serve_app.jobs.stores.sqlite_store import SqliteStore
+from serve_app.jobs.stores.store import Store
 from tests.processes import redis_server
 
 P = ParamSpec("P")

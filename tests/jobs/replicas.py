@@ -14,7 +14,7 @@ from serve_app.edits.request import EditRequest, OutputFormat, Pictures, Samplin
 from serve_app.edits.service import EditService, RewriterPort
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.jobs.service import JobService
-from serve_app.jobs.store import Store
+from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor
 
 SIZE = Size(64, 64)

@@ -18,7 +18,7 @@ from serve_app.edits.request import (
     Sampling,
 )
 from serve_app.edits.sizes import OutputSize, Size
-from serve_app.jobs.store import Store
+from serve_app.jobs.stores.store import Store
 from tests.fakes import TIMINGS, TOKENS
 
 KEY = RepeatKey("order-17", "fingerprint")

@@ -9,7 +9,7 @@ import pytest
 from serve_app.edits.job import JobCounts, JobState, Policy
 from serve_app.errors import EditFailed, ServiceUnavailable
 from serve_app.jobs import heartbeat, store_link
-from serve_app.jobs.store import Store
+from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import Stores, story
 from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state, until

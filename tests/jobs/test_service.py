@@ -18,7 +18,7 @@ from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import JobNotFound, Overloaded, ServiceUnavailable
 from serve_app.jobs import runner
 from serve_app.jobs.service import JobService
-from serve_app.jobs.sqlite_store import SqliteStore
+from serve_app.jobs.stores.sqlite_store import SqliteStore
 from tests.fakes import FakeEditor, picture
 from tests.service.receiver import receiving
 

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from serve_app.edits.job import JobCounts, JobState, Policy
 from serve_app.errors import JobUnreadable
-from serve_app.jobs.store import Store
+from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import RedisStores, SqliteStores, Stores, story
 from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state, until

@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from serve_app.tiny.training.adapter import fused
-from serve_app.tiny.training.flow import Model, draw
-from serve_app.tiny.training.mmdit import Weights
-from serve_app.tiny.training.recipe import ANGLES, LIGHTNING
-from serve_app.tiny.training.samples import Batch, to_pictures, to_tokens
-from serve_app.tiny.training.score import as_weights
-from serve_app.tiny.training.text import Prompts
 from serve_app.tiny.world import Picture
-from serve_app.weights import TOY_FOLDER
+from serve_app.tools.training.adapter import fused
+from serve_app.tools.training.flow import Model, draw
+from serve_app.tools.training.mmdit import Weights
+from serve_app.tools.training.recipe import ANGLES, LIGHTNING
+from serve_app.tools.training.samples import Batch, to_pictures, to_tokens
+from serve_app.tools.training.score import as_weights
+from serve_app.tools.training.text import Prompts
+from serve_app.weights.locate import TOY_FOLDER
 
 
 def foreseen(prompt: str, picture: Picture, seed: int) -> Picture:

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from serve_app.config import AppSettings
-from serve_app.editor.engine import Engine
-from serve_app.editor.loading import load_model
-from serve_app.editor.ticket import Ticket
+from serve_app.editor.engine.engine import Engine
+from serve_app.editor.engine.ticket import Ticket
+from serve_app.editor.loading.load import load_model
 from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.ingress.app import build_app

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from serve_app.config import TINY_FILE, AppSettings, SchedulerSettings, WeightsSource
 from serve_app.edits import camera, service
 from serve_app.edits.camera import AZIMUTH_WORDS, CameraPose
-from serve_app.ingress import runpod_answers
 from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.runpod import answers as runpod_answers
 from serve_app.tiny.edit_model import STOCK_SCHEDULER
-from serve_app.weights import locate
+from serve_app.weights.locate import locate
 from tests.conftest import settings_in
 from tests.meaning import checks
 from tests.meaning.checks import CHECKS, Ask

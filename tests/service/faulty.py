@@ -12,7 +12,7 @@ from serve_app.editor import deployment
 if TYPE_CHECKING:
     from ray.serve import Application
 
-    from serve_app.editor.model import Draft, EditModel
+    from serve_app.editor.model.edit_model import Draft, EditModel
 
 FAULT_VARIABLE = "CAMERA_EDIT_TEST_FAULT"
 LOST_WIDTH, LARGE_WIDTH = 80, 96
@@ -29,7 +29,7 @@ class Editor(deployment.Editor):
 def _break_device() -> None:
     import torch
 
-    from serve_app.editor.model import EditModel
+    from serve_app.editor.model.edit_model import EditModel
 
     sound = EditModel.step
 

@@ -9,7 +9,7 @@ from serve_app import app
 from serve_app.config import AppSettings
 from serve_app.edits.job import Job, JobSpec
 from serve_app.edits.request import Pictures
-from serve_app.ingress import runpod_answers
+from serve_app.ingress.runpod import answers as runpod_answers
 from serve_app.jobs.service import JobService
 
 LEAK_BYTES = 8 * 2**10

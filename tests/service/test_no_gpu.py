@@ -13,10 +13,10 @@ import pytest
 import ray
 import yaml
 
-from serve_app import gpus
 from serve_app.config import AppSettings, EditorSettings, WeightsSource
 from serve_app.errors import NoGpuError
-from serve_app.gpus import require_gpus
+from serve_app.serving import gpus
+from serve_app.serving.gpus import require_gpus
 from tests.conftest import ROOT
 from tests.processes import free_port
 from tests.service.conftest import on_port, serve_run, stop
@@ -90,7 +90,7 @@ CHECK = """
 import logging, sys, time, ray
 from serve_app.config import AppSettings
 from serve_app.errors import NoGpuError
-from serve_app.gpus import require_gpus
+from serve_app.serving.gpus import require_gpus
 
 logging.basicConfig(level=logging.WARNING)
 ray.init(address=sys.argv[1], log_to_driver=False)

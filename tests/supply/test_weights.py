@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from serve_app.config import AppSettings, EditorSettings, RewriterSettings, WeightsSource
-from serve_app.editor.loading import load_pipeline
-from serve_app.editor.lora import read_file
+from serve_app.editor.loading.load import load_pipeline
+from serve_app.editor.loading.lora import read_file
 from serve_app.errors import CheckpointError, LoraAuditError
 from serve_app.rewriter.model import RewriterModel
-from serve_app.weights import MODEL_FILES, locate
+from serve_app.weights.locate import MODEL_FILES, locate
 from tests.conftest import ROOT
 
 # Each component of the pipeline, and the name that its library gives to a pickle.

@@ -14,7 +14,7 @@ from serve_app.config import WeightsSource
 from serve_app.errors import CheckpointError
 from serve_app.tiny import checkpoint
 from serve_app.tiny.checkpoint import build_checkpoint, cached_checkpoint
-from serve_app.weights import locate
+from serve_app.weights.locate import locate
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ import numpy as np
 from safetensors import safe_open
 
 from serve_app.config import TINY_FILE
-from serve_app.editor.loading import load_pipeline
-from serve_app.tiny.training.flow import Model
-from serve_app.tiny.training.mmdit import Weights
-from serve_app.tiny.training.recipe import Recipe
-from serve_app.tiny.training.report import ABOUT_NAME
-from serve_app.tiny.training.score import CameraCases, Judge, as_weights, camera_cases
-from serve_app.tiny.training.text import Prompts
+from serve_app.editor.loading.load import load_pipeline
 from serve_app.tiny.world import psnr
-from serve_app.weights import TOY_FOLDER
+from serve_app.tools.training.flow import Model
+from serve_app.tools.training.mmdit import Weights
+from serve_app.tools.training.recipe import Recipe
+from serve_app.tools.training.report import ABOUT_NAME
+from serve_app.tools.training.score import CameraCases, Judge, as_weights, camera_cases
+from serve_app.tools.training.text import Prompts
+from serve_app.weights.locate import TOY_FOLDER
 from tests.conftest import settings_in
 
 NUM_SCENES, POSES_EACH = 4, 16

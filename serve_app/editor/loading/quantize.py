@@ -1,0 +1,70 @@
+"""Fewer bits for the transformer's linear layers, by torchao, after LoRA fusion.
+
+A LoRA on a quantized base leaves a grid in the picture, so the adapters are fused first. Modulation, embedders,
+proj_out and the image MLP's last layer keep their 16 bits: their errors show.
+"""
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from torch import nn
+
+from serve_app.config import Quantization
+from serve_app.editor.model.modulation import is_modulation
+from serve_app.errors import ConfigError
+
+_FP8_CAPABILITY = (8, 9)
+_INT4_GROUP = 128
+
+
+def quantize(transformer: QwenImageTransformer2DModel, kind: Quantization, device: torch.device) -> int:
+    """Quantize in place and return how many layers were. Each of them is moved to `device` for it, one at a time, so
+    that the transformer need not fit there with all its bits.
+
+    Raises:
+        ConfigError: the device cannot do it.
+    """
+    if kind == "none":
+        return 0
+    _check_device(device, kind)
+    try:
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Int4WeightOnlyConfig, PerRow
+    except ImportError as problem:
+        raise ConfigError(
+            f"editor.quantization is {kind}, which needs torchao: pip install 'qwen-camera-edit[quantize]'."
+        ) from problem
+
+    if kind == "fp8":
+        return apply(transformer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), device)
+    # The packing that torch's own kernel reads.
+    int4 = Int4WeightOnlyConfig(group_size=_INT4_GROUP, int4_packing_format="tile_packed_to_4d")
+    return apply(transformer, int4, device)
+
+
+def apply(transformer: QwenImageTransformer2DModel, config: object, device: torch.device) -> int:
+    """Quantize the layers that may be, as a torchao configuration says."""
+    from torchao.quantization import quantize_
+
+    num_layers = sum(is_quantizable(module, name) for name, module in transformer.named_modules())
+    quantize_(transformer, config, filter_fn=is_quantizable, device=device)
+    return num_layers
+
+
+def is_quantizable(module: nn.Module, name: str) -> bool:
+    """Whether a transformer's module of this name is among the layers that may lose bits."""
+    return (
+        isinstance(module, nn.Linear)
+        and name.startswith("transformer_blocks.")
+        and not is_modulation(name)
+        and not name.endswith(".img_mlp.net.2")
+    )
+
+
+def _check_device(device: torch.device, kind: Quantization) -> None:
+    if device.type != "cuda":
+        raise ConfigError(f"editor.quantization is {kind}, which needs a CUDA device; use none on {device.type}.")
+    capability = torch.cuda.get_device_capability(device)
+    if kind == "fp8" and capability < _FP8_CAPABILITY:
+        raise ConfigError(
+            f"editor.quantization is fp8, which needs compute capability 8.9; this card has {capability[0]}."
+            f"{capability[1]}. Use int4 or none."
+        )

@@ -1,0 +1,1 @@
+"""The edit model and its parts, with nothing about queues or threads."""

@@ -1,0 +1,240 @@
+"""The edit model as the engine sees it: prepare an edit, begin several, step several at once, finish one."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import BatchFeature
+
+from serve_app.config import SchedulerSettings
+from serve_app.editor.engine.stats import CacheStats
+from serve_app.editor.model.cache import Key, TensorCache, content_key
+from serve_app.editor.model.layout import Grid, SpanShape
+from serve_app.editor.model.packed import PackedTransformer, Span
+from serve_app.editor.model.prompt_encoder import PromptEncoder
+from serve_app.editor.model.schedule import Schedule, make_schedule
+from serve_app.editor.model.tokens import TOKEN_PX, num_tokens, prompts, size_of
+from serve_app.editor.model.vae import Vae, pack
+from serve_app.edits.request import EditJob, Pictures, Pixels, TokenCounts
+from serve_app.edits.sizes import Size
+from serve_app.errors import EditFailed
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All of an edit that needs no device: made beside the engine thread.
+
+    Attributes:
+        prompts: the prompt and, under CFG, the negative one: cache key and the text encoder's inputs.
+        pictures: cache key and pixels of each reference, at the VAE's size.
+        noise: the seed's noise as tokens, on the CPU.
+    """
+
+    size: Size
+    schedule: Schedule
+    guidance: float
+    prompts: tuple[tuple[Key, BatchFeature], ...]
+    pictures: tuple[tuple[Key, Pixels], ...]
+    noise: torch.Tensor
+
+
+@dataclass(eq=False)
+class Draft:
+    """An edit being drawn: what it reads, its schedule, and the latents as they stand after `index` steps, of which the
+    last one followed `velocity`."""
+
+    size: Size
+    schedule: Schedule
+    guidance: float
+    prompts: tuple["Prompt", ...]
+    references: torch.Tensor
+    latents: torch.Tensor
+    index: int = 0
+    velocity: torch.Tensor | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.index == self.schedule.num_steps
+
+    @property
+    def tokens(self) -> TokenCounts:
+        prompt = sum(prompt.embeds.shape[0] for prompt in self.prompts)
+        return TokenCounts(prompt, self.references.shape[0], self.latents.shape[0])
+
+    @property
+    def spans(self) -> list[Span]:
+        """The edit's sequences in the next pack: itself and, under CFG, its unconditional twin."""
+        timestep = self.schedule.steps[self.index]
+        return [Span(self.latents, self.references, prompt.embeds, prompt.shape, timestep) for prompt in self.prompts]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's embeddings, shape (tokens, hidden), and the shape of the span that it makes."""
+
+    embeds: torch.Tensor
+    shape: SpanShape
+
+
+class EditModel:
+    """Transformer, VAE and prompt encoder of one checkpoint, LoRAs fused.
+
+    Not thread-safe: one thread owns it, but for `prepare`, which one other thread may call meanwhile.
+    """
+
+    def __init__(
+        self,
+        transformer: PackedTransformer,
+        vae: Vae,
+        prompt_encoder: PromptEncoder,
+        scheduler: SchedulerSettings,
+        latent_channels: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        latents_cache_bytes: int = 0,
+        prompts_cache_bytes: int = 0,
+    ) -> None:
+        self._transformer = transformer
+        self.vae = vae
+        self.prompt_encoder = prompt_encoder
+        self._scheduler = scheduler
+        self._latent_channels = latent_channels
+        self._device = device
+        self._dtype = dtype
+        self._latents_cache = TensorCache(latents_cache_bytes)
+        self._prompts_cache = TensorCache(prompts_cache_bytes)
+
+    def prepare(self, job: EditJob, pictures: Pictures) -> Prepared:
+        """Tokenise, hash, draw the seed's noise: the part that needs no device.
+
+        Raises:
+            InvalidInput: the prompt is too long for the model.
+        """
+        size, sampling = job.size.made, job.sampling
+        seen = [picture.condition_pixels for picture in pictures]
+        seen_keys = tuple(content_key(pixels) for pixels in seen)
+        return Prepared(
+            size=size,
+            schedule=make_schedule(self._scheduler, sampling.num_inference_steps, num_tokens(size)),
+            guidance=sampling.true_cfg_scale,
+            prompts=tuple(
+                ((text, *seen_keys), self.prompt_encoder.tokenize(text, seen)) for text in prompts(job.prompt, sampling)
+            ),
+            pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
+            noise=self._noise(sampling.seed, size),
+        )
+
+    @torch.inference_mode()
+    def begin(self, edits: Sequence[Prepared]) -> list[Draft]:
+        """Encode what the edits read; prompts that come together are encoded in one batch."""
+        embeds = self._encode_prompts(edits)
+        return [self._draft(prepared, embeds) for prepared in edits]
+
+    @torch.inference_mode()
+    def step(self, drafts: Sequence[Draft]) -> None:
+        """Advance every draft by one step of its own schedule, in one packed transformer call."""
+        spans = [draft.spans for draft in drafts]
+        predictions = iter(self._transformer([span for own in spans for span in own]))
+        for draft, own in zip(drafts, spans, strict=True):
+            velocity = _guide([next(predictions) for _ in own], draft.guidance)
+            moved = draft.latents.float() + draft.schedule.deltas[draft.index] * velocity
+            draft.latents, draft.velocity = moved.to(velocity.dtype), velocity
+            draft.index += 1
+
+    @torch.inference_mode()
+    def preview(self, draft: Draft) -> Pixels:
+        """The picture as the last step's prediction says that it will end: all noise taken out at once."""
+        if draft.velocity is None:
+            return self.vae.decode(draft.latents, draft.size)
+        noise_left = sum(draft.schedule.deltas[draft.index :])  # negative, down to sigma 0
+        return self.vae.decode(draft.latents + noise_left * draft.velocity, draft.size)
+
+    @torch.inference_mode()
+    def finish(self, draft: Draft) -> Pixels:
+        """Decode a finished draft.
+
+        Raises:
+            EditFailed: the latents are not finite numbers: a picture of them would be black.
+        """
+        if not torch.isfinite(draft.latents).all():
+            raise EditFailed("The model produced numbers that are not finite, so there is no picture to show.")
+        return self.vae.decode(draft.latents, draft.size)
+
+    def draw(self, drafts: Sequence[Draft]) -> list[Pixels]:
+        """Step a pack to its end, whatever is left of each draft, and decode all; the engine lets edits come and go."""
+        while running := [draft for draft in drafts if not draft.done]:
+            self.step(running)
+        return [self.finish(draft) for draft in drafts]
+
+    @property
+    def cache_stats(self) -> dict[str, CacheStats]:
+        """Look-ups of reference latents and of prompt embeddings."""
+        return {"latents": self._latents_cache.stats, "prompts": self._prompts_cache.stats}
+
+    def free(self) -> None:
+        """Give back what memory can be spared: the caches', and what torch's allocator keeps for later."""
+        self.forget()
+        gc.collect()  # a call that failed may have left its tensors in reference cycles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def forget(self) -> None:
+        """Empty the caches."""
+        self._latents_cache.clear()
+        self._prompts_cache.clear()
+
+    def _encode_prompts(self, edits: Sequence[Prepared]) -> dict[Key, torch.Tensor]:
+        wanted = {key: inputs for prepared in edits for key, inputs in prepared.prompts}
+        cached = {key: self._prompts_cache.get(key) for key in wanted}
+        embeds = {key: tensor for key, tensor in cached.items() if tensor is not None}
+        missing = [key for key in wanted if key not in embeds]
+        if missing:
+            for key, tensor in zip(missing, self.prompt_encoder.encode([wanted[key] for key in missing]), strict=True):
+                embeds[key] = tensor.to(self._device)  # where the text encoder runs elsewhere
+                self._prompts_cache.put(key, embeds[key])
+        return embeds
+
+    def _draft(self, prepared: Prepared, embeds: dict[Key, torch.Tensor]) -> Draft:
+        self._transformer.prepare(prepared.schedule.steps)
+        shape = SpanShape(_grid(prepared.size), tuple(_grid(size_of(pixels)) for _, pixels in prepared.pictures), 0)
+        prompts = [embeds[key] for key, _ in prepared.prompts]
+        return Draft(
+            size=prepared.size,
+            schedule=prepared.schedule,
+            guidance=prepared.guidance,
+            prompts=tuple(Prompt(each, replace(shape, num_text=len(each))) for each in prompts),
+            references=torch.cat([self._encode_picture(key, pixels) for key, pixels in prepared.pictures]),
+            latents=prepared.noise.to(self._device),
+        )
+
+    def _encode_picture(self, key: Key, pixels: Pixels) -> torch.Tensor:
+        latents = self._latents_cache.get(key)
+        if latents is None:
+            latents = self.vae.encode(pixels)
+            self._latents_cache.put(key, latents)
+        return latents
+
+    def _noise(self, seed: int, size: Size) -> torch.Tensor:
+        # Drawn on the CPU, so that a seed means the same on every device, in the stock pipeline's order.
+        rows, columns = (2 * side for side in _grid(size))
+        shape = (1, self._latent_channels, rows, columns)
+        generator = torch.Generator().manual_seed(seed)
+        return pack(randn_tensor(shape, generator=generator, device=torch.device("cpu"), dtype=self._dtype))
+
+
+def _grid(size: Size) -> Grid:
+    return size.height // TOKEN_PX, size.width // TOKEN_PX
+
+
+def _guide(predictions: list[torch.Tensor], guidance: float) -> torch.Tensor:
+    """Classifier-free guidance, rescaled token by token to the conditional prediction's norm."""
+    if len(predictions) == 1:
+        return predictions[0]
+    conditional, unconditional = predictions
+    combined = unconditional + guidance * (conditional - unconditional)
+    length = torch.linalg.vector_norm(conditional, dim=-1, keepdim=True)
+    rescaled: torch.Tensor = combined * (length / torch.linalg.vector_norm(combined, dim=-1, keepdim=True))
+    return rescaled

@@ -1,0 +1,110 @@
+"""OpenAI's fields, checked against the limits and turned into edits."""
+
+import re
+import secrets
+from collections.abc import Sequence
+
+from serve_app.config import AppSettings, LimitSettings
+from serve_app.edits.camera import CameraPose
+from serve_app.errors import InvalidInput, MissingField
+from serve_app.ingress.asked import MAX_SEED, Asked, AskedEdit, checked_prompt, default, output_format, within
+from serve_app.ingress.openai.body import Posted
+from serve_app.ingress.openai.request import OpenAIEdit
+from serve_app.ingress.validation import echo
+from serve_app.ingress.views import poses
+
+MAX_VARIANTS = 10
+MAX_PARTIAL_IMAGES = 3
+RANDOM_SEEDS = 2**31
+
+_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
+
+
+def parse_posted(posted: Posted, settings: AppSettings) -> Asked:
+    """Check an edit against the limits and give every absent field its default; a seed is drawn where none is given.
+
+    Raises:
+        MissingField: no prompt and no camera, or no picture.
+        InvalidInput: naming the field and the fix.
+    """
+    edit, limits = posted.edit, settings.limits
+    cameras = poses(edit.views, edit.azimuth, edit.elevation, edit.distance)
+    prompt = _prompt(edit, cameras, limits)
+    _check_pictures(len(posted.pictures), limits)
+    _check_model(edit.model, settings.served_model_names)
+    edits = _edits(edit, prompt, cameras, limits)
+    width, height = _size(edit.size, limits)
+    num_previews = within(default(edit.partial_images, 0), 0, MAX_PARTIAL_IMAGES, "partial_images")
+    quality = within(default(edit.output_compression, 100), 0, 100, "output_compression")
+    return Asked(
+        picture_sets=(posted.pictures,),
+        edits=edits,
+        rewrite_prompt=bool(edit.rewrite_prompt),
+        sampling=edit.sampling(edits[0].seed, limits),
+        width=width,
+        height=height,
+        output=output_format(edit.output_format, quality, "output_format"),
+        num_previews=num_previews if edit.stream else 0,
+        side_fields=("size", "size"),
+        timeout_s=default(edit.timeout(limits), limits.request_timeout_s),
+    )
+
+
+def _prompt(edit: OpenAIEdit, cameras: Sequence[CameraPose | None], limits: LimitSettings) -> str:
+    needed = cameras[0] is None
+    if edit.prompt is None and needed:
+        raise MissingField("Field 'prompt' is required", "prompt")
+    prompt = edit.prompt or ""
+    if not prompt.strip() and needed:
+        raise InvalidInput("prompt is empty: give an instruction, or a camera pose, or both.", "prompt")
+    return checked_prompt(prompt, "prompt", limits)
+
+
+def _check_pictures(num_pictures: int, limits: LimitSettings) -> None:
+    most = limits.max_pictures_per_edit
+    if num_pictures == 0:
+        raise MissingField("Field 'image' or 'url' is required", "image")
+    if num_pictures > most:
+        raise InvalidInput(f"{num_pictures} pictures; at most {most} can be references of one edit.", "image")
+
+
+def _check_model(model: str | None, served: Sequence[str]) -> None:
+    if model is not None and model not in served:
+        names = " or ".join(repr(name) for name in served)
+        raise InvalidInput(f"model {echo(model)} is not served here. Use {names}, or leave it out.", "model")
+
+
+def _edits(
+    edit: OpenAIEdit, prompt: str, cameras: Sequence[CameraPose | None], limits: LimitSettings
+) -> tuple[AskedEdit, ...]:
+    """One edit for each view, or for each variant."""
+    num_variants = within(default(edit.n, 1), 1, min(MAX_VARIANTS, limits.max_edits_per_request), "n")
+    # So that the last variant's seed is still a seed.
+    seed = within(default(edit.seed, secrets.randbelow(RANDOM_SEEDS)), 0, MAX_SEED - num_variants + 1, "seed")
+    if edit.views is None:
+        return tuple(AskedEdit(prompt, cameras[0], seed + index, 0) for index in range(num_variants))
+    if num_variants > 1:
+        raise InvalidInput("n cannot be above 1 beside views: each view is one picture.", "n")
+    if len(cameras) > limits.max_edits_per_request:
+        raise InvalidInput(
+            f"views holds {len(cameras)} poses; at most {limits.max_edits_per_request} go into one request.", "views"
+        )
+    return tuple(AskedEdit(prompt, camera, seed, 0) for camera in cameras)
+
+
+def _size(size: str | None, limits: LimitSettings) -> tuple[int | None, int | None]:
+    """Width and height, or neither where the first picture decides."""
+    if size is None or size == "auto":
+        return None, None
+    sides = _SIZE.fullmatch(size)
+    if sides is None:
+        raise InvalidInput(
+            f"Invalid size format: {echo(size)}. Expected format: 'WIDTHxHEIGHT' (e.g., '1024x1024').", "size"
+        )
+    width, height = (int(side) for side in sides.groups())
+    if not all(limits.min_side_px <= side <= limits.max_side_px for side in (width, height)):
+        raise InvalidInput(
+            f"size must have sides between {limits.min_side_px} and {limits.max_side_px} pixels, got {echo(size)}.",
+            "size",
+        )
+    return width, height

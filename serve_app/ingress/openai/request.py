@@ -1,0 +1,125 @@
+"""OpenAI's dialect on the wire, what comes in: the fields of an edit, and the pictures beside them in JSON."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from serve_app.ingress.edit_fields import EditFields
+from serve_app.ingress.fields import Flag, Text, TextOrTexts, Whole
+from serve_app.ingress.validation import wrong
+
+
+def _one_of(*names: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """One of these names, or nothing; and how the docs tell it."""
+    *first, last = names
+    expected = f"{', '.join(first)} or {last}" if first else last
+
+    def check(value: object) -> object:
+        if value is None or value in names:
+            return value
+        raise wrong(expected, value)
+
+    return BeforeValidator(check), WithJsonSchema({"anyOf": [{"enum": names, "type": "string"}, {"type": "null"}]})
+
+
+def _opaque(value: object) -> object:
+    if value == "transparent":
+        raise PydanticCustomError(
+            "unsupported", "cannot be transparent: the model draws opaque pictures. Use auto or opaque"
+        )
+    return value
+
+
+def _no_mask(value: object) -> None:
+    if value is not None:
+        raise PydanticCustomError(
+            "unsupported", "is not supported: leave it out and describe the region in the prompt instead"
+        )
+
+
+def _listed(value: object) -> object:
+    if value is None or isinstance(value, list):
+        return value
+    raise wrong('a list like [{"image_url": "…"}]', value)
+
+
+class OpenAIEdit(EditFields):
+    """How to edit. Absent, null and, in a form, empty mean the same."""
+
+    prompt: Text = Field(None, description="The instruction. Required, unless a camera field or views are given.")
+    model: Text = Field(None, description="One of the names that GET /v1/models lists.")
+    n: Whole = Field(
+        None, description="Number of variants, 1 to 10; their seeds are seed, seed + 1 and so on. Default 1."
+    )
+    size: Text = Field(
+        None, description="WIDTHxHEIGHT in pixels, or auto: about 1 megapixel with the first picture's aspect."
+    )
+    response_format: Annotated[str | None, *_one_of("b64_json")] = Field(None, description="b64_json only.")
+    output_format: Text = Field(None, description="png (default), jpg, jpeg or webp.")
+    output_compression: Whole = Field(
+        None, description="0 to 100, the quality of jpeg and webp; png is always lossless. Default 100."
+    )
+    background: Annotated[str | None, *_one_of("auto", "opaque"), BeforeValidator(_opaque)] = Field(
+        None, description="auto or opaque; the model draws opaque pictures."
+    )
+    quality: Annotated[str | None, *_one_of("auto", "low", "medium", "high", "xhigh", "max", "standard", "hd")] = Field(
+        None, description="Accepted and echoed; num_inference_steps is what sets the effort here."
+    )
+    input_fidelity: Annotated[str | None, *_one_of("high", "low")] = Field(
+        None, description="Accepted; the model always sees the pictures in full."
+    )
+    user: Text = Field(None, description="Accepted; it has no effect.")
+    stream: Flag = Field(None, description="Answer with server-sent events. Default false.")
+    partial_images: Whole = Field(
+        None, description="Previews of each picture in a stream, 0 to 3, as far as the steps allow. Default 0."
+    )
+    mask: Annotated[None, BeforeValidator(_no_mask)] = Field(
+        None, description="Refused: describe the region in the prompt."
+    )
+    seed: Whole = Field(None, description="Same seed, same picture. Default: a random one, told in the answer.")
+
+
+_FILES: dict[str, Any] = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+
+
+class OpenAIForm(OpenAIEdit):
+    """An edit as a form. Its pictures, parts that may repeat, are read apart; here they are named and told."""
+
+    image: Annotated[None, WithJsonSchema(_FILES)] = Field(
+        None,
+        description="The pictures: PNG, JPEG or WebP files; also texts as in `url`. `image[]` is the same.",
+    )
+    url: Annotated[None, WithJsonSchema(_TEXTS)] = Field(
+        None, description="Pictures as data URLs, or as http(s) URLs that the server may fetch. `url[]` is the same."
+    )
+
+
+class OpenAIImageUrl(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_url: str = Field(description="A data URL, or an http(s) URL that the server may fetch.")
+
+
+_IMAGES: dict[str, Any] = {"anyOf": [{"type": "array", "items": OpenAIImageUrl.model_json_schema()}, {"type": "null"}]}
+
+
+class OpenAIJson(OpenAIEdit):
+    """An edit as JSON. At least one of images, image and url is required; all are kept, in order."""
+
+    images: Annotated[list[OpenAIImageUrl] | None, BeforeValidator(_listed), WithJsonSchema(_IMAGES)] = Field(
+        None, description="The pictures as OpenAI's JSON has them."
+    )
+    image: TextOrTexts = Field(None, description="A data URL, base64 or an http(s) URL; or a list of them.")
+    url: TextOrTexts = Field(None, description="The same.")
+
+    def texts(self, name: str) -> list[str]:
+        """The pictures in one of those three fields."""
+        match getattr(self, name):
+            case None:
+                return []
+            case str(text):
+                return [text]
+            case several:
+                return [each if isinstance(each, str) else each.image_url for each in several]

@@ -1,0 +1,113 @@
+"""RunPod's `input`, checked against the limits and turned into edits."""
+
+from collections.abc import Sequence
+
+from serve_app.config import LimitSettings
+from serve_app.edits.camera import CameraPose
+from serve_app.errors import InvalidInput
+from serve_app.ingress.asked import (
+    MAX_SEED,
+    Asked,
+    AskedEdit,
+    GivenPicture,
+    checked_prompt,
+    default,
+    output_format,
+    within,
+)
+from serve_app.ingress.runpod.request import RunPodInput
+from serve_app.ingress.views import poses
+
+
+def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool = False) -> Asked:
+    """Check an `input` against the limits and give every absent field its default.
+
+    Raises:
+        InvalidInput: naming the field and the fix.
+    """
+    seed = within(default(given.seed, 42), 0, MAX_SEED, "input.seed")
+    sampling = given.sampling(seed, limits, "input.")
+    cameras = poses(given.views, given.azimuth, given.elevation, given.distance, prefix="input.")
+    pictures = given_pictures(given)
+    if isinstance(given.prompt, list):
+        sets, edits = _batch(given, pictures, given.prompt, cameras, sampling.seed)
+    else:
+        sets, edits = (pictures,), _views(given.prompt or "", cameras, sampling.seed)
+    _check(sets, edits, isinstance(given.prompt, list), limits)
+    return Asked(
+        picture_sets=sets,
+        edits=edits,
+        rewrite_prompt=bool(given.rewrite_prompt),
+        sampling=sampling,
+        width=_side(given.width, "input.width", limits),
+        height=_side(given.height, "input.height", limits),
+        output=output_format(
+            given.output_format,
+            within(default(given.output_quality, 95), 1, 100, "input.output_quality"),
+            "input.output_format",
+        ),
+        low_priority=low_priority,
+        timeout_s=given.timeout(limits, "input."),
+    )
+
+
+def given_pictures(given: RunPodInput) -> tuple[GivenPicture, ...]:
+    """All pictures of an `input` with their fields, in order.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    single = [GivenPicture("input.image", given.image)] if given.image is not None else []
+    several = [GivenPicture(f"input.images[{i}]", picture) for i, picture in enumerate(given.images or [])]
+    if not single and not several:
+        raise InvalidInput("No picture: give input.image, or input.images, in base64.", "input.image")
+    return (*single, *several)
+
+
+def _batch(
+    given: RunPodInput,
+    pictures: tuple[GivenPicture, ...],
+    prompts: list[str],
+    cameras: Sequence[CameraPose | None],
+    seed: int,
+) -> tuple[tuple[tuple[GivenPicture, ...], ...], tuple[AskedEdit, ...]]:
+    """One edit for each prompt and its picture."""
+    if given.views is not None:
+        raise InvalidInput("input.views needs one prompt, a string, not a list of them.", "input.views")
+    if len(prompts) != len(pictures):
+        raise InvalidInput(
+            f"input.prompt is a list of {len(prompts)} for {len(pictures)} pictures: the lengths must match. "
+            "For one edit with several references, give one string.",
+            "input.prompt",
+        )
+    edits = tuple(AskedEdit(prompt, cameras[0], seed, index) for index, prompt in enumerate(prompts))
+    return tuple((picture,) for picture in pictures), edits
+
+
+def _views(prompt: str, cameras: Sequence[CameraPose | None], seed: int) -> tuple[AskedEdit, ...]:
+    return tuple(AskedEdit(prompt, camera, seed, 0) for camera in cameras)
+
+
+def _check(
+    sets: Sequence[Sequence[GivenPicture]], edits: Sequence[AskedEdit], is_batch: bool, limits: LimitSettings
+) -> None:
+    if len(edits) > limits.max_edits_per_request:
+        field = "input.images" if is_batch else "input.views"
+        raise InvalidInput(
+            f"{field} holds {len(edits)} edits; at most {limits.max_edits_per_request} go into one request.", field
+        )
+    if len(sets[0]) > limits.max_pictures_per_edit:
+        raise InvalidInput(
+            f"input.images: {len(sets[0])} pictures for one prompt; at most {limits.max_pictures_per_edit} can be "
+            "references of one edit. For a batch, give as many prompts.",
+            "input.images",
+        )
+    for index, edit in enumerate(edits):
+        field = f"input.prompt[{index}]" if is_batch else "input.prompt"
+        checked_prompt(edit.prompt, field, limits)
+        if not edit.prompt.strip() and edit.camera is None:
+            raise InvalidInput(f"{field} is empty: give an instruction, or a camera pose, or both.", field)
+
+
+def _side(value: int | None, field: str, limits: LimitSettings) -> int | None:
+    return None if value is None else within(value, limits.min_side_px, limits.max_side_px, field)

@@ -1,0 +1,201 @@
+"""Jobs in Redis: they survive the loss of a node, as far as Redis itself does (appendonly, and no eviction)."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from serve_app.config import RedisStoreSettings
+from serve_app.edits.job import JobRecord, JobSpec, JobState, RepeatKey
+from serve_app.edits.request import EditOutcome, Pictures
+from serve_app.jobs.stores import redis_scripts
+from serve_app.jobs.stores.codec import (
+    dump_outcome,
+    dump_pictures,
+    dump_record,
+    dump_spec,
+    load_outcome,
+    load_pictures,
+    load_record,
+    load_spec,
+    load_state,
+)
+from serve_app.jobs.stores.redis_client import open_redis
+from serve_app.jobs.stores.repeats import fingerprint_of, require_same
+from serve_app.jobs.stores.standing import Standing
+from serve_app.jobs.stores.store import Store
+
+STAGING_MS = 60_000
+"""Pictures whose job does not follow are forgotten so soon."""
+
+PICTURE = b":picture"
+
+
+class RedisStore(Store):
+    """Redis 6 or newer, and not Redis Cluster: what changes at once lies under several keys. Lives on one event loop.
+
+    The first use connects. What redis-py raises where Redis is away for longer than some seconds comes through.
+
+    Args:
+        clock: seconds since the epoch, as the records have them. Leases and expiry run on Redis' own clock.
+    """
+
+    def __init__(self, settings: RedisStoreSettings, clock: Callable[[], float] = time.time) -> None:
+        self._prefix = settings.prefix
+        self._clock = clock
+        self._redis = open_redis(settings.url)
+        # redis-py's own methods are typed as if an answer could be text.
+        self._ask: Callable[..., Awaitable[Any]] = self._redis.execute_command
+        self._add = self._redis.register_script(redis_scripts.ADD)
+        self._add_outcome = self._redis.register_script(redis_scripts.ADD_OUTCOME)
+        self._change = self._redis.register_script(redis_scripts.CHANGE)
+        self._adopt = self._redis.register_script(redis_scripts.ADOPT)
+        self._unanswered: dict[str, str] = {}
+
+    async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
+        standing = Standing(record, owner, spec.retention_s)
+        staged = self._key("staged", _call())
+        data = await asyncio.to_thread(dump_pictures, pictures)
+        await self._redis.set(staged, data, px=STAGING_MS)
+        repeat = self._key("repeat", spec.repeat_key.key) if spec.repeat_key is not None else ""
+        places = [staged, spec.id, repeat, *self._settled(standing)]
+        job_id, fingerprint = await self._add(args=[self._prefix, *places, *_fields(spec, standing)])
+        require_same(fingerprint.decode(), fingerprint_of(spec.repeat_key))
+        return str(job_id.decode())
+
+    async def find(self, job_id: str | None, repeat_key: RepeatKey | None) -> str | None:
+        stored = await self._fingerprint(job_id)
+        if stored is None and repeat_key is not None:
+            found = await self._ask("GET", self._key("repeat", repeat_key.key))
+            job_id = None if found is None else found.decode()
+            stored = await self._fingerprint(job_id)
+        if stored is None:
+            return None
+        require_same(stored, fingerprint_of(repeat_key))
+        return job_id
+
+    async def _fingerprint(self, job_id: str | None) -> str | None:
+        stored = None if job_id is None else await self._ask("HGET", self._key("job", job_id), "fingerprint")
+        return None if stored is None else str(stored.decode())
+
+    async def spec(self, job_id: str) -> JobSpec | None:
+        data = await self._ask("HGET", self._key("job", job_id), "spec")
+        return None if data is None else load_spec(data)
+
+    async def record(self, job_id: str) -> JobRecord | None:
+        data = await self._ask("HGET", self._key("job", job_id), "record")
+        return None if data is None else load_record(data)
+
+    async def pictures(self, job_id: str) -> tuple[Pictures, ...]:
+        data = await self._ask("GET", self._key("pictures", job_id))
+        return () if data is None else await asyncio.to_thread(load_pictures, data)
+
+    async def outcomes(self, job_id: str) -> Mapping[int, EditOutcome]:
+        fields = await self._ask("HGETALL", self._key("outcomes", job_id))
+        indices = [index for index in fields if not index.endswith(PICTURE)]
+        return {int(index): load_outcome(fields[index], fields[index + PICTURE]) for index in indices}
+
+    async def add_outcome(self, job_id: str, owner: str, index: int, outcome: EditOutcome) -> bool:
+        allowed = [_entry(JobState.IN_QUEUE, owner), _entry(JobState.IN_PROGRESS, owner)]
+        return bool(await self._add_outcome(args=[self._prefix, job_id, *allowed, index, *dump_outcome(outcome)]))
+
+    async def update(self, job_id: str, owner: str, record: JobRecord) -> bool:
+        return await self._rewrite(job_id, lambda standing: standing.updated(owner, record))
+
+    async def cancel(self, job_id: str, ended_at: float) -> bool:
+        return await self._rewrite(job_id, lambda standing: standing.cancelled(ended_at))
+
+    async def reopen(self, job_id: str, owner: str, record: JobRecord) -> bool:
+        return await self._rewrite(job_id, lambda standing: standing.reopened(owner, record), afresh=True)
+
+    async def condemn(self, job_id: str, owner: str, record: JobRecord) -> bool:
+        held = await self._ask("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
+        if held[1] is None:
+            await self._ask("HDEL", self._prefix + "open", job_id)  # only its entry in the list is left
+            return False
+        if held[1] != owner.encode() or not await self._ask("HEXISTS", self._prefix + "open", job_id):
+            return False
+        standing = Standing(record, owner, _seconds(held[2]))
+        args = [held[0] or b"", owner, dump_record(record), owner, *self._settled(standing), 0]
+        return bool(await self._change(args=[self._prefix, job_id, _call(), *args]))
+
+    async def beat(self, owner: str, lease_s: float) -> Mapping[str, JobState]:
+        async with self._redis.pipeline() as pipeline:
+            lease_ms = round(lease_s * 1000)
+            pipeline.set(self._key("lease", owner), str(lease_ms), px=lease_ms)
+            pipeline.hgetall(self._prefix + "open")
+            _, entries = await pipeline.execute()
+        return {job_id: state for job_id, (state, holder) in _read_entries(entries).items() if holder == owner}
+
+    async def adopt(self, owner: str) -> Sequence[str]:
+        # Where an answer was lost, the jobs are this owner's already and would else be told to nobody.
+        call = self._unanswered.pop(owner, None) or _call()
+        try:
+            adopted = await self._adopt(args=[self._prefix, owner, call])
+        except BaseException:
+            self._unanswered[owner] = call
+            raise
+        return [job_id.decode() for job_id in adopted]
+
+    async def open_jobs(self) -> Mapping[str, JobState]:
+        entries = await self._ask("HGETALL", self._prefix + "open")
+        return {job_id: state for job_id, (state, _) in _read_entries(entries).items()}
+
+    async def sweep(self) -> None:
+        """Redis forgets by itself."""
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _rewrite(self, job_id: str, rule: Callable[[Standing], Standing | None], *, afresh: bool = False) -> bool:
+        """Change a job as `rule` says, None being a refusal; again where somebody else was quicker."""
+        while True:
+            held = await self._ask("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
+            if None in held:
+                return False
+            record, owner, retention_s = held
+            new = rule(Standing(load_record(record), owner.decode(), float(retention_s)))
+            if new is None:
+                return False
+            args = [record, owner, dump_record(new.record), new.owner, *self._settled(new), int(afresh)]
+            if await self._change(args=[self._prefix, job_id, _call(), *args]):
+                return True
+
+    def _key(self, kind: str, name: str) -> str:
+        return f"{self._prefix}{kind}:{name}"
+
+    def _settled(self, standing: Standing) -> tuple[str, str]:
+        """How an open job is listed; how many milliseconds any other has left."""
+        entry = _entry(standing.record.state, standing.owner)
+        if standing.expires_at is None:
+            return entry, ""
+        return entry, str(round((standing.expires_at - self._clock()) * 1000))
+
+
+def _call() -> str:
+    return uuid.uuid4().hex
+
+
+def _fields(spec: JobSpec, standing: Standing) -> list[str | bytes]:
+    return [
+        *("spec", dump_spec(spec), "record", dump_record(standing.record), "owner", standing.owner),
+        *("retention_s", repr(spec.retention_s), "fingerprint", fingerprint_of(spec.repeat_key)),
+    ]
+
+
+def _entry(state: JobState, owner: str) -> str:
+    return f"{state} {owner}"
+
+
+def _read_entries(entries: Mapping[bytes, bytes]) -> dict[str, tuple[JobState, str]]:
+    parts = {job_id.decode(): entry.decode().split(" ", 1) for job_id, entry in entries.items()}
+    return {job_id: (load_state(state), owner) for job_id, (state, owner) in parts.items()}
+
+
+def _seconds(stored: bytes | None) -> float:
+    """The retention of a job whose fields may be damaged."""
+    try:
+        return float(stored or b"0")
+    except ValueError:
+        return 0.0

@@ -1,0 +1,1 @@
+"""What the deployments share of Ray: handles, GPUs, logs, metrics."""

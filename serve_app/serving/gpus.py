@@ -1,0 +1,84 @@
+"""Is there a GPU, or will there be one? Asked before anything is deployed.
+
+Serve itself waits for ever for a resource that no node has, and `serve run FILE` goes on sleeping even after its
+application has failed. So a configuration that needs a GPU is refused where none is and none can come, and the waiting
+`serve run` is ended.
+"""
+
+import logging
+import os
+from pathlib import PurePath
+
+import psutil
+import ray
+
+from serve_app.config import AppSettings
+from serve_app.errors import NoGpuError
+from serve_app.serving.serve_run import end_serve_run
+
+logger = logging.getLogger("ray.serve")  # this runs in Serve's build task, where only Serve's logger speaks
+
+KUBERAY_VARIABLE = "RAY_USAGE_STATS_KUBERAY_IN_USE"
+"""Set by the KubeRay operator in every Ray container."""
+
+
+def require_gpus(settings: AppSettings) -> None:
+    """Return if the cluster has a GPU or the settings need none. Where one may still come, say so and return, too:
+    Serve then waits for it.
+
+    Raises:
+        NoGpuError: there is none and none can come. A `serve run` that waits on this node is ended, too.
+    """
+    needing = _needing(settings)
+    if not needing or ray.cluster_resources().get("GPU", 0) >= 1:
+        return
+    lack = f"{' and '.join(needing)} {'need' if len(needing) > 1 else 'needs'} a GPU and this cluster has none"
+    hope = _hope(settings)
+    if hope is not None:
+        logger.warning("%s yet: waiting for a GPU node, since %s.", lack, hope)
+        return
+    message = (
+        f"{lack}, and there is no autoscaler that could add one. To try the service on a CPU, run "
+        "`serve run configs/tiny-cpu.yaml`. To wait for a GPU node all the same, set wait_for_gpu: true."
+    )
+    logger.error(message)
+    end_serve_run()
+    raise NoGpuError(message)
+
+
+def _needing(settings: AppSettings) -> list[str]:
+    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter.device if settings.rewriter else "none"}
+    return [name for name, device in devices.items() if device == "cuda"]
+
+
+def _hope(settings: AppSettings) -> str | None:
+    """Why a GPU may still come, or None."""
+    if settings.wait_for_gpu is not None:
+        return "wait_for_gpu says so" if settings.wait_for_gpu else None
+    if KUBERAY_VARIABLE in os.environ:
+        return "under KubeRay its pod may come later than the head's"
+    if (promised := _reported_gpus()) > 0:
+        return f"the cluster's configuration promises up to {promised:g} GPUs"
+    if _autoscaler_runs_here():
+        return "an autoscaler runs beside the head node"
+    return None
+
+
+def _reported_gpus() -> float:
+    """GPUs that an autoscaler may bring, where it reports its configuration. Ray Data and Ray Train ask this way."""
+    most = ray._private.state.state.get_max_resources_from_cluster_config()
+    return float((most or {}).get("GPU", 0))
+
+
+def _autoscaler_runs_here() -> bool:
+    """Whether this node runs an autoscaler with a configuration. Ray has no call for it: without a configuration the
+    same process runs, too, and reports alike. Serve builds applications on the head node, where it would run."""
+    return any(
+        PurePath(argument).name == "monitor.py" and any(part.startswith("--autoscaling-config=") for part in arguments)
+        for arguments in _command_lines()
+        for argument in arguments[:4]
+    )
+
+
+def _command_lines() -> list[list[str]]:
+    return [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]

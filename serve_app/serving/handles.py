@@ -1,0 +1,318 @@
+"""Deployment handles as the ports that EditService knows."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+
+import ray
+from ray import ObjectRef, serve
+from ray.exceptions import (
+    ActorAlreadyExistsError,
+    AuthenticationError,
+    CrossLanguageError,
+    ObjectLostError,
+    ObjectRefStreamEndOfStreamError,
+    OufOfBandObjectRefSerializationException,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    StreamingGeneratorReplayInconsistentError,
+    UnserializableException,
+    UserCodeException,
+)
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    gRPCStatusError,
+)
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.schema import ServeStatus
+
+from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec, RepeatKey
+from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
+from serve_app.edits.service import OnProgress
+from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
+from serve_app.serving.cached_call import CachedCall
+
+logger = logging.getLogger(__name__)
+
+# A new Jobs replica stands after some seconds, once Serve has noticed that the old one is dead.
+_SUCCESSOR_S = 60.0
+_SUCCESSOR_POLL_S = 0.5
+_HEALTH_S = 2.0
+_STATUS_S = 1.0
+_ALL_S = 10.0
+
+# Errors after which a later attempt may succeed, in the order in which they are looked up.
+_UNAVAILABLE: dict[type[Exception], str] = {
+    RayActorError: "The replica that worked on this died; try again.",
+    DeploymentUnavailableError: "A part of the service did not start; try again later.",
+    ObjectLostError: "The request's pictures were lost with the process that held them; try again.",
+    RayError: "The service could not finish this; try again.",
+    RayServeException: "The service could not finish this; try again.",
+}
+# Errors in code or configuration: a later attempt fails, too.
+_LASTING = (
+    ActorAlreadyExistsError,
+    AuthenticationError,
+    CrossLanguageError,
+    ObjectRefStreamEndOfStreamError,
+    OufOfBandObjectRefSerializationException,
+    StreamingGeneratorReplayInconsistentError,
+    UnserializableException,
+    UserCodeException,
+    gRPCStatusError,
+)
+
+
+def share(pictures: Pictures) -> "ObjectRef[Pictures]":
+    """Put pictures into the object store, so that each deployment reads them there."""
+    return ray.put(pictures)
+
+
+class EditorHandle:
+    """The Editor deployment as an EditorPort."""
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle.options(stream=True)
+
+    async def edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", on_progress: OnProgress) -> EditResult:
+        """The same seed draws the same picture: an edit whose replica died is run once more."""
+        try:
+            return await self._edit(job, pictures, on_progress)
+        except RayActorError:
+            logger.warning("the replica that ran edit %s died; running it once more", job.request_id)
+        with _our_errors():
+            return await self._edit(job, pictures, on_progress)
+
+    async def _edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", on_progress: OnProgress) -> EditResult:
+        events = cast("DeploymentResponseGenerator[Any]", self._handle.edit.remote(job, pictures))
+        try:
+            with _our_errors(but=RayActorError):
+                async for event in events:
+                    if isinstance(event, EditResult):
+                        return event
+                    on_progress(event)
+        finally:
+            events.cancel()  # Where this task was cancelled, the edit goes, too.
+        raise ServiceUnavailable("The editor stopped before this edit was done; try again.")
+
+
+class RewriterHandle:
+    """The Rewriter deployment as a RewriterPort.
+
+    Args:
+        timeout_s: how long to wait for an answer, which is longer than the rewriter's own timeout.
+    """
+
+    def __init__(self, handle: "DeploymentHandle[Any]", timeout_s: float) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+
+    async def rewrite(self, job: RewriteJob, pictures: "ObjectRef[Pictures]") -> Rewrite:
+        """Every failure is a ServiceError, so that the edit goes on with the user's prompt.
+
+        Raises:
+            ServiceUnavailable: there was no answer within the timeout, or the rewriter failed.
+        """
+        try:
+            with _our_errors():
+                return await self._rewrite(job, pictures)
+        except ServiceError:
+            raise
+        except Exception as problem:
+            logger.exception("rewriting failed for %s", job.request_id)
+            raise ServiceUnavailable("The rewriter failed; the server's log has the reason.") from problem
+
+    async def _rewrite(self, job: RewriteJob, pictures: "ObjectRef[Pictures]") -> Rewrite:
+        response = self._handle.rewrite.remote(job, pictures)
+        limit = asyncio.timeout(self._timeout_s)
+        try:
+            async with limit:
+                rewrite: Rewrite = await response
+        except TimeoutError as problem:
+            if not limit.expired():
+                raise
+            raise ServiceUnavailable(f"The rewriter did not answer within {self._timeout_s:g} s.") from problem
+        finally:
+            response.cancel()  # of no effect after its end
+        return rewrite
+
+
+class JobsHandle:
+    """The Jobs deployment as a JobsPort. Where its one replica dies, the call is made to the next one. Methods are
+    idempotent: a job has its id before it is stored, and a retry has a name."""
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle
+
+    async def room(self) -> int:
+        num_places: int = await self._ask("room")
+        return num_places
+
+    async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
+        shared = [share(each) for each in pictures]
+        job_id: str = await self._ask("submit", spec, *shared)
+        return job_id
+
+    async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
+        spec: JobSpec | None = await self._ask("find", repeat_key)
+        return spec
+
+    async def wait(self, job_id: str, wait_s: float) -> Job:
+        job: Job = await self._ask("wait", job_id, wait_s, takes_s=wait_s)
+        return job
+
+    async def news(self, job_id: str, wait_s: float) -> JobNews:
+        news: JobNews = await self._ask("news", job_id, wait_s, takes_s=wait_s)
+        return news
+
+    async def cancel(self, job_id: str) -> Job:
+        job: Job = await self._ask("cancel", job_id)
+        return job
+
+    async def retry(self, job_id: str, call: str) -> Job:
+        job: Job = await self._ask("retry", job_id, call)
+        return job
+
+    async def purge(self) -> int:
+        num_removed: int = await self._ask("purge")
+        return num_removed
+
+    async def counts(self) -> JobCounts:
+        counts: JobCounts = await self._ask("counts")
+        return counts
+
+    async def fault(self) -> str | None:
+        reason: str | None = await self._ask("fault")
+        return reason
+
+    async def _ask(self, method: str, *args: Any, takes_s: float = 0.0) -> Any:
+        """
+        Args:
+            takes_s: how long the method may wait by itself.
+
+        Raises:
+            ServiceUnavailable: no replica answered within that and `_SUCCESSOR_S`.
+        """
+        limit = asyncio.timeout(takes_s + _SUCCESSOR_S)
+        try:
+            async with limit:
+                while True:
+                    with suppress(RayActorError), _our_errors(but=RayActorError):
+                        return await getattr(self._handle, method).remote(*args)
+                    await asyncio.sleep(_SUCCESSOR_POLL_S)
+        except TimeoutError as problem:
+            if not limit.expired():
+                raise
+            raise ServiceUnavailable("The jobs are not available right now; try again.") from problem
+
+
+async def worker_counts(application: str, deployment: str, busy: int) -> dict[str, int]:
+    """Replicas of a deployment by RunPod's states; `busy` jobs occupy as many of the ready ones."""
+    replicas = await _replicas(application, deployment)
+    ready = replicas.get("RUNNING", 0)
+    running = min(ready, busy)
+    return {
+        "idle": ready - running,
+        "initializing": replicas.get("STARTING", 0) + replicas.get("RECOVERING", 0),
+        "ready": ready,
+        "running": running,
+        "throttled": 0,
+        "unhealthy": 0,
+    }
+
+
+async def _replicas(application: str, deployment: str) -> Mapping[Any, int]:
+    """Replicas by the names of Serve's states, though Ray's annotation says ReplicaState. While Serve rolls out an
+    application, its status lacks it or its deployments for a moment: then there are none."""
+    status = await _serve_status()
+    app = status.applications.get(application)
+    found = None if app is None else app.deployments.get(deployment)
+    return {} if found is None else found.replica_states
+
+
+async def _status_in_thread() -> ServeStatus:
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(serve.status), _ALL_S)
+    except TimeoutError as problem:
+        raise ServiceUnavailable("Serve's controller does not answer right now; try again.") from problem
+
+
+# One call takes 30 to 60 ms of CPU time.
+_serve_status = CachedCall(_status_in_thread, _STATUS_S)
+
+
+async def fault(application: str, deployment: str, handle: "DeploymentHandle[Any]") -> str | None:
+    """Why no replica of a deployment would work, or None: one healthy replica is enough."""
+    counts = await worker_counts(application, deployment, 0)
+    if counts["ready"] == 0:
+        return f"no {deployment} is up; {counts['initializing']} starting"
+    try:
+        answers = await handle.broadcast("check_health").results_async(timeout_s=_HEALTH_S, return_exceptions=True)
+    except TimeoutError:
+        return None  # One of them is slow to answer; whether it is dead is Serve's own health checks' to find.
+    except (DeploymentUnavailableError, RayActorError):
+        answers = []
+    is_well = any(not isinstance(answer, BaseException) for answer in answers)
+    return None if is_well else f"no {deployment} is healthy"
+
+
+async def ask_all(application: str, deployment: str, method: str) -> list[Any]:
+    """What the running replicas of a deployment return from a method.
+
+    Raises:
+        ServiceUnavailable: one of them did not answer.
+    """
+    handle = await asyncio.to_thread(serve.get_deployment_handle, deployment, application)
+    try:
+        with _our_errors():
+            return await handle.broadcast(method).results_async(timeout_s=_ALL_S)
+    except (TimeoutError, DeploymentUnavailableError) as problem:
+        raise ServiceUnavailable(f"Not every {deployment} answers right now; try again.") from problem
+
+
+@contextmanager
+def _our_errors(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Translate Ray's errors to ours, all but `but`. An unexpected exception of a replica stays a RayTaskError."""
+    try:
+        yield
+    except but:
+        raise
+    except asyncio.CancelledError:
+        # A DeploymentResponse raises this, too, where the replica's task was cancelled and not the caller's.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ServiceUnavailable(_UNAVAILABLE[RayError]) from None
+    except (RayError, RayServeException) as problem:
+        ours = _translated(_cause(problem))
+        if ours is None:
+            raise
+        # A RayTaskError's own text carries a traceback; its cause is the clean error that was raised.
+        raise ours from (None if isinstance(problem, RayTaskError) else problem)
+
+
+def _cause(problem: BaseException) -> BaseException:
+    """What a replica raised, or raised behind it; else the error itself."""
+    while isinstance(problem, RayTaskError):
+        problem = problem.cause
+    return problem
+
+
+def _translated(problem: BaseException) -> ServiceError | None:
+    """The error for the caller, or None for one that is unexpected."""
+    if isinstance(problem, ServiceError):
+        return problem
+    if isinstance(problem, BackPressureError):
+        return Overloaded("Too many requests are waiting; try again later.")
+    if isinstance(problem, _LASTING):
+        return None
+    message = next((text for kind, text in _UNAVAILABLE.items() if isinstance(problem, kind)), None)
+    if message is None:
+        return None
+    logger.warning("a call to a deployment failed with %s: %s", type(problem).__name__, problem)
+    return ServiceUnavailable(message)

@@ -1,0 +1,1 @@
+"""What `camera-edit` runs beside the service. It may import anything; nothing but `cli` imports it."""

@@ -1,0 +1,64 @@
+"""Ways to draw the same edits: diffusers' own pipeline one by one, ours one by one, ours packed."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
+
+from serve_app.config import EditorSettings, SizeSettings
+from serve_app.editor.model.edit_model import Draft, EditModel
+from serve_app.edits.images import encode_picture
+from serve_app.edits.request import Pixels
+from serve_app.tools.bench.orders import Order
+
+
+@contextmanager
+def stock_pipeline(
+    pipeline: QwenImageEditPlusPipeline, settings: EditorSettings, sizes: SizeSettings
+) -> Iterator[QwenImageEditPlusPipeline]:
+    """diffusers' pipeline with the configured scheduler, and with the configured areas, which it has as constants."""
+    module = pipeline_qwenimage_edit_plus
+    constants = module.VAE_IMAGE_SIZE, module.CONDITION_IMAGE_SIZE
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**settings.scheduler.model_dump())
+    pipeline.set_progress_bar_config(disable=True)
+    module.VAE_IMAGE_SIZE, module.CONDITION_IMAGE_SIZE = sizes.vae_area_px, sizes.condition_area_px
+    try:
+        yield pipeline
+    finally:
+        module.VAE_IMAGE_SIZE, module.CONDITION_IMAGE_SIZE = constants
+
+
+def draw_stock(pipeline: QwenImageEditPlusPipeline, orders: Sequence[Order]) -> None:
+    """The pipeline as its users call it, one edit after the other, and each picture as a PNG file."""
+    for order in orders:
+        sampling, size = order.job.sampling, order.job.size.made
+        result = pipeline(
+            list(order.originals),
+            order.job.prompt,
+            num_inference_steps=sampling.num_inference_steps,
+            true_cfg_scale=sampling.true_cfg_scale,
+            width=size.width,
+            height=size.height,
+            generator=torch.Generator().manual_seed(sampling.seed),
+            output_type="np",
+        )
+        encode_picture((result.images[0] * 255).round().astype("uint8"), order.job.output)
+
+
+def begin(model: EditModel, orders: Sequence[Order]) -> list[Draft]:
+    return model.begin([model.prepare(order.job, order.pictures) for order in orders])
+
+
+def draw_packed(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
+    """All edits in one pack, each picture as a PNG file; the pixels are returned for comparisons."""
+    pictures = model.draw(begin(model, orders))
+    for pixels, order in zip(pictures, orders, strict=True):
+        encode_picture(pixels, order.job.output)
+    return pictures
+
+
+def draw_one_by_one(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
+    """Our engine's model, one edit after the other."""
+    return [pixels for order in orders for pixels in draw_packed(model, [order])]

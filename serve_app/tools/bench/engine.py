@@ -1,0 +1,220 @@
+"""The benchmark's sections; each one compares in turns and returns its figures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline
+
+from serve_app.config import AppSettings
+from serve_app.editor.loading.load import as_edit_model
+from serve_app.editor.model.edit_model import Draft, EditModel
+from serve_app.editor.model.still_vae import StillVae
+from serve_app.editor.model.tokens import num_picture_tokens
+from serve_app.edits.images import encode_picture
+from serve_app.tools.bench.contenders import begin, draw_one_by_one, draw_packed, draw_stock, stock_pipeline
+from serve_app.tools.bench.floor import copy_rate, counted_flops, matmul_rate, step_flops
+from serve_app.tools.bench.orders import orbit_orders, plain_order, unlike_orders
+from serve_app.tools.bench.timing import in_turns
+
+PACK_SIZES = (1, 2, 4, 8, 16)
+NO_CACHE = {"latents_cache_bytes": 0, "prompts_cache_bytes": 0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report.
+
+    Attributes:
+        speed_up: how many times faster than the section's first line.
+        flops: arithmetic of one run, where it is counted.
+        floor_fraction: the share of the time that this arithmetic takes at the device's own measured rate.
+    """
+
+    section: str
+    name: str
+    median_s: float
+    speed_up: float | None = None
+    flops: int | None = None
+    floor_fraction: float | None = None
+
+
+@dataclass
+class Bench:
+    """Everything that the sections share: the models on the same weights, and the figures so far.
+
+    Attributes:
+        told: called after each single run, for a progress bar.
+    """
+
+    settings: AppSettings
+    pipeline: QwenImageEditPlusPipeline
+    rounds: int
+    told: Callable[[], None]
+    rows: list[Row] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
+
+    def model(self, **levers: object) -> EditModel:
+        """Our model on the pipeline's weights, with some of the editor's settings changed. Levers that take weights
+        away from the pipeline are left out, for the sections share it."""
+        kept = {"adaln_tables": False, "quantization": "none", **levers}
+        return as_edit_model(self.pipeline, self.settings.editor.model_copy(update=kept))
+
+    def measure_rates(self) -> None:
+        device, dtype = self.pipeline.transformer.device, self.pipeline.transformer.dtype
+        self.facts["matmul rate, FLOP/s"] = matmul_rate(device, dtype)
+        self.facts["copy rate, B/s"] = copy_rate(device)
+
+    def time_stage(self, name: str, stage: Callable[[], object], flops: int | None = None) -> None:
+        timing = in_turns({name: stage}, self.rounds, self.told)[name]
+        floor_s = None if flops is None else flops / self.facts["matmul rate, FLOP/s"]
+        fraction = None if floor_s is None else floor_s / timing.median_s
+        row = Row("stages of one edit", name, timing.median_s, flops=flops, floor_fraction=fraction)
+        self.rows.append(row)
+
+    def time_device_stage(self, name: str, stage: Callable[[], object]) -> None:
+        self.time_stage(name, torch.inference_mode()(stage), counted_flops(stage))
+
+    def compare(self, section: str, contenders: dict[str, Callable[[], object]]) -> None:
+        timings = in_turns(contenders, self.rounds, self.told)
+        first = next(iter(timings.values())).median_s
+        self.rows += [Row(section, name, timing.median_s, first / timing.median_s) for name, timing in timings.items()]
+
+
+@dataclass(frozen=True)
+class Result:
+    """All figures of a run. `facts` are single numbers in SI units."""
+
+    config: str
+    rounds: int
+    rows: tuple[Row, ...]
+    facts: dict[str, float]
+
+
+def run_sections(
+    settings: AppSettings, pipeline: QwenImageEditPlusPipeline, rounds: int, told: Callable[[str], None]
+) -> tuple[tuple[Row, ...], dict[str, float]]:
+    """Every section, on the pipeline's weights; `told` hears each section's name once for each single run."""
+    bench = Bench(settings, pipeline, rounds, lambda: None)
+    for section in SECTIONS:
+        bench.told = partial(told, section.__name__.replace("_", " "))
+        section(bench)
+    return tuple(bench.rows), bench.facts
+
+
+def stages(bench: Bench) -> None:
+    """Where one edit's time goes, and how near the device's stages come to its own rate of arithmetic."""
+    order, model = plain_order(bench.settings.sizes), bench.model(**NO_CACHE)
+    inputs = [inputs for _, inputs in model.prepare(order.job, order.pictures).prompts]
+    (draft,) = begin(model, [order])
+    pixels, latents = model.finish(draft), draft.latents.clone()
+    step_arithmetic = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
+    bench.measure_rates()
+    bench.time_stage("prepare (CPU)", lambda: model.prepare(order.job, order.pictures))
+    bench.time_device_stage("text encoder", lambda: model.prompt_encoder.encode(inputs))
+    bench.time_device_stage("VAE encode", lambda: model.vae.encode(order.pictures[0].vae_pixels))
+    bench.time_stage("step", partial(_step, model, [draft]), step_arithmetic)
+    bench.time_device_stage("VAE decode", lambda: model.vae.decode(latents, draft.size))
+    bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, order.job.output))
+
+
+def single_edit(bench: Bench) -> None:
+    order = [plain_order(bench.settings.sizes)]
+    video_vae, still_vae = bench.model(vae="stock", **NO_CACHE), bench.model(vae="still", **NO_CACHE)
+    with stock_pipeline(bench.pipeline, bench.settings.editor, bench.settings.sizes) as pipeline:
+        bench.compare(
+            "one edit",
+            {
+                "diffusers": lambda: draw_stock(pipeline, order),
+                "engine, stock VAE": lambda: draw_packed(video_vae, order),
+                "engine": lambda: draw_packed(still_vae, order),
+            },
+        )
+
+
+def small_edits(bench: Bench) -> None:
+    orders = unlike_orders(bench.settings.sizes)
+    video_vae, still_vae = bench.model(vae="stock", **NO_CACHE), bench.model(vae="still", **NO_CACHE)
+    small_areas = bench.settings.sizes.model_copy(update={"vae_area_px": bench.settings.sizes.vae_area_px // 4})
+    with stock_pipeline(bench.pipeline, bench.settings.editor, small_areas) as pipeline:
+        bench.compare(
+            "8 small unlike edits",
+            {
+                "diffusers, one by one": lambda: draw_stock(pipeline, orders),
+                "engine, one by one": lambda: draw_one_by_one(still_vae, orders),
+                "engine, packed, stock VAE": lambda: draw_packed(video_vae, orders),
+                "engine, packed": lambda: draw_packed(still_vae, orders),
+            },
+        )
+
+
+def orbit(bench: Bench) -> None:
+    """Eight views of one picture, which the cache encodes once. How much that brings depends on the VAE."""
+    orders = orbit_orders(bench.settings.sizes)
+    for vae in ("still", "stock"):
+        cached, without = bench.model(vae=vae), bench.model(vae=vae, **NO_CACHE)
+        for one, other in zip(draw_packed(cached, orders), draw_packed(without, orders), strict=True):
+            np.testing.assert_array_equal(one, other, "the cache changed a picture")
+
+        def new_upload(cached: EditModel = cached) -> None:
+            cached.forget()
+            draw_packed(cached, orders)
+
+        bench.compare(
+            f"orbit of 8 views, {vae} VAE",
+            {"without cache": partial(draw_packed, without, orders), "with cache": new_upload},
+        )
+
+
+@torch.inference_mode()
+def still_vae(bench: Bench) -> None:
+    """The VAE's two halves at 512 x 512, at a width between the tiny one's and the real one's."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLQwenImage(base_dim=32, num_res_blocks=2).eval().requires_grad_(False)
+    still = StillVae(vae).to(memory_format=torch.channels_last)
+    picture = (torch.rand(1, 3, 512, 512) * 2 - 1).to(memory_format=torch.channels_last)
+    latents = torch.randn(1, 16, 64, 64)
+    bench.compare(
+        "VAE encode, 512², base_dim 32",
+        {"stock": lambda: vae.encode(picture[:, :, None]).latent_dist.mode(), "still": lambda: still.encode(picture)},
+    )
+    bench.compare(
+        "VAE decode, 512², base_dim 32",
+        {"stock": lambda: vae.decode(latents[:, :, None]), "still": lambda: still.decode(latents)},
+    )
+
+
+def step_cost(bench: Bench) -> None:
+    """One step of 1 to 16 small edits, packed against one by one."""
+    model = bench.model(**NO_CACHE)
+    orders = unlike_orders(bench.settings.sizes) * 2
+    drafts = begin(model, orders)
+    for number in PACK_SIZES:
+        pack = drafts[:number]
+        tokens = sum(num_picture_tokens(order.job, order.pictures) for order in orders[:number])
+        bench.compare(
+            f"step of {number} edits, {tokens} picture tokens",
+            {"one by one": partial(_steps, model, pack), "packed": partial(_step, model, pack)},
+        )
+
+
+def peak_memory(bench: Bench) -> None:
+    """The most that torch has held on the card in this run, stock pipeline included."""
+    if torch.cuda.is_available():
+        bench.facts["peak memory, B"] = float(torch.cuda.max_memory_allocated())
+
+
+SECTIONS = (stages, single_edit, small_edits, orbit, still_vae, step_cost, peak_memory)
+
+
+def _step(model: EditModel, drafts: Sequence[Draft]) -> None:
+    for draft in drafts:
+        draft.index = 0
+    model.step(drafts)
+
+
+def _steps(model: EditModel, drafts: Sequence[Draft]) -> None:
+    for draft in drafts:
+        _step(model, [draft])

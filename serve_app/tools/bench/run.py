@@ -1,0 +1,60 @@
+"""The benchmark's story: read the configuration, load or make weights, measure, show."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from serve_app.config import RANDOM_FILE, AppSettings
+from serve_app.editor.loading.load import load_pipeline
+from serve_app.errors import ConfigError
+from serve_app.tools.bench.engine import Result, run_sections
+from serve_app.tools.bench.plot import plot_step_cost
+from serve_app.tools.bench.random_weights import random_pipeline
+from serve_app.tools.bench.report import print_table, write_json
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the user may choose. `config`: the tiny file when None."""
+
+    config: Path | None
+    random_weights: bool
+    rounds: int
+    json: Path | None
+    plot: Path | None
+
+
+def run_bench(options: BenchOptions) -> None:
+    """Measure, print the table, write the files asked for.
+
+    Raises:
+        StartupError: the configuration or its weights cannot be used here.
+    """
+    path = options.config or RANDOM_FILE
+    settings = read_settings(path)
+    make = random_pipeline if options.random_weights else load_pipeline
+    pipeline = make(settings.editor)
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        rows, facts = run_sections(
+            settings, pipeline, options.rounds, lambda name: bar.update(task, advance=1, description=name)
+        )
+    result = Result(path.name, options.rounds, rows, facts)
+    print_table(result, Console())
+    if options.json is not None:
+        write_json(result, options.json)
+    if options.plot is not None:
+        plot_step_cost(result).save(options.plot)
+
+
+def read_settings(path: Path) -> AppSettings:
+    """The application's settings in a Serve file. Serve's own part of it is not looked at: no Ray is needed here."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return AppSettings.model_validate(document["applications"][0]["args"])
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as problem:
+        raise ConfigError(f"{path} is not a Serve config of this application: {problem}") from problem

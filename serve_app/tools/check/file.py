@@ -1,0 +1,128 @@
+"""Checks a Serve config file strictly, before anything starts.
+
+Serve ignores keys that it does not know: a misspelt `autoscaling_config` runs one replica without a word. Here each key
+is looked up in Serve's own pydantic models, then Serve's validators run, then the application's settings and the rules
+that tie both together. All problems are told at once, one per line, as `path.to.key: what is wrong`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+
+from serve_app.config import AppSettings
+from serve_app.ingress.auth import FILE_VARIABLE, KEYS_VARIABLE, is_loopback
+from serve_app.tools.check.plan import GpuPlan, make_plans
+from serve_app.tools.check.problems import Problems, entries, join
+from serve_app.tools.check.reading import read_serve_config
+from serve_app.tools.check.rules import actor_options, check_application, emptied
+from serve_app.tools.check.schema import find_unknown_keys, validate
+
+
+@dataclass(frozen=True)
+class ServeFile:
+    """A Serve config file that passed every check. `settings` and `plans` hold one entry per application, in the file's
+    order; an entry of `plans` holds a memory plan for each deployment on a GPU."""
+
+    serve: ServeDeploySchema
+    settings: tuple[AppSettings, ...]
+    plans: tuple[tuple[GpuPlan, ...], ...]
+
+
+def check_file(path: Path) -> ServeFile:
+    """Read and check a Serve config file, or the `serveConfigV2` of the RayService in a Kubernetes file.
+
+    Raises:
+        ConfigError: all problems that were found, one per line.
+    """
+    problems = Problems(path)
+    prefix, raw = read_serve_config(path)
+    find_unknown_keys(raw, ServeDeploySchema, prefix, problems)
+    # From the leaves up, so that one broken deployment does not hide what is wrong with its neighbours.
+    apps = list(entries(raw.get("applications"), join(prefix, "applications")))
+    settings = [check_application(app, at, problems) for at, app in apps]
+    if not apps:
+        problems.add(join(prefix, "applications"), "must list an application")
+    validate(ServeDeploySchema, emptied(raw, "applications"), prefix, problems)
+    serve = None if problems else validate(ServeDeploySchema, raw, prefix, problems)
+    if problems or serve is None:
+        raise problems.as_error()
+    known = tuple(each for each in settings if each is not None)
+    plans = tuple(map(_make_plans, serve.applications, known))
+    for (at, _), of_app in zip(apps, plans, strict=True):
+        _check_plans(of_app, f"{at}.args.card", problems)
+    if problems:
+        raise problems.as_error()
+    return ServeFile(serve, known, plans)
+
+
+def _make_plans(app: ServeApplicationSchema, settings: AppSettings) -> tuple[GpuPlan, ...]:
+    num_gpus = {each.name: actor_options(each).num_gpus or 0 for each in app.deployments}
+    return make_plans(settings, num_gpus)
+
+
+def _check_plans(plans: tuple[GpuPlan, ...], at: str, problems: Problems) -> None:
+    for plan in plans:
+        if plan.fits is False:
+            problems.add(at, plan.complaint)
+
+
+def describe(path: Path) -> str:
+    """Check the file and say in a few lines what it would run: deployments, replicas, CPUs, GPUs, models, devices, and
+    what each deployment on a GPU keeps there.
+
+    Raises:
+        ConfigError: as `check_file`.
+    """
+    file = check_file(path)
+    lines = [f"{path}: no problems"]
+    for app, settings, plans in zip(file.serve.applications, file.settings, file.plans, strict=True):
+        http = file.serve.http_options
+        lines.append(f"application {app.name} at http://{http.host}:{http.port}{app.route_prefix}")
+        lines += [f"  {line}" for line in _describe_door(http.host, settings)]
+        lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
+        lines += [f"  {line}" for line in _describe_models(settings)]
+        lines += [f"  {line}" for plan in plans for line in plan.table]
+    return "\n".join(lines)
+
+
+def _describe_door(host: str, settings: AppSettings) -> Iterator[str]:
+    if is_loopback(host):
+        return
+    if settings.allow_anonymous:
+        yield f"warning: args.allow_anonymous: without keys, whoever reaches {host} may use the service"
+    elif settings.api_keys_file is None:
+        yield (
+            f"warning: {host} is reached from other machines and this file names no API keys: the service starts only "
+            f"with {KEYS_VARIABLE} or {FILE_VARIABLE} in the nodes' environment, or args.allow_anonymous: true"
+        )
+
+
+def _describe_deployment(deployment: DeploymentSchema) -> str:
+    options = actor_options(deployment)
+    cpus = "default CPU" if options.num_cpus is None else f"{options.num_cpus:g} CPU"
+    gpus = "no GPU" if not options.num_gpus else f"{options.num_gpus:g} GPU"
+    return f"{deployment.name}: {_describe_replicas(deployment)}, each with {cpus} and {gpus}"
+
+
+def _describe_replicas(deployment: DeploymentSchema) -> str:
+    if isinstance(deployment.autoscaling_config, dict):
+        scaling = AutoscalingConfig(**deployment.autoscaling_config)
+        return f"{scaling.min_replicas} to {scaling.max_replicas} replicas"
+    number = deployment.num_replicas
+    if not isinstance(number, int | str):
+        return "default replicas"
+    return "1 replica" if number == 1 else f"{number} replicas"
+
+
+def _describe_models(settings: AppSettings) -> Iterator[str]:
+    editor, rewriter = settings.editor, settings.rewriter
+    yield f"editor model: {editor.base.path} on {editor.device} in {editor.dtype}"
+    for lora in editor.loras:
+        yield f"adapter {lora.name}: {lora.source.path} ({lora.file}) at {lora.weight:g}"
+    if rewriter is None:
+        yield "rewriter model: none"
+    else:
+        yield f"rewriter model: {rewriter.source.path} on {rewriter.device} in {rewriter.dtype}"

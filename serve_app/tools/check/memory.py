@@ -1,0 +1,158 @@
+"""The rows of the memory plan, computed from the models' configurations.
+
+An edit's working sets (VAE, transformer, text encoder) come one after another on one thread, yet the plan adds the
+VAE's to the transformer's: the allocator keeps what it has once had in blocks that do not fit the other. The text
+encoder's is smaller than the transformer's and counts as part of it. The plan is that of a running replica at the
+configured areas: loading, and an output that a client wants larger, may need more for a while.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from torch import nn
+from transformers import Qwen3VLForConditionalGeneration
+
+from serve_app.config import AppSettings, EditorSettings, RewriterSettings
+from serve_app.editor.loading.quantize import is_quantizable
+from serve_app.editor.model.modulation import MAX_EXTRA_ROWS, ZERO, is_modulation
+from serve_app.editor.model.schedule import tabled_timesteps
+from serve_app.editor.model.still_vae import StillVae
+from serve_app.editor.model.tokens import TOKEN_PX
+from serve_app.edits.sizes import Size, fit_area
+from serve_app.rewriter.instructions import INSTRUCTIONS
+from serve_app.tools.check.live_bytes import peak_bytes
+from serve_app.tools.check.plan import Row
+from serve_app.weights.architectures import EditArchitecture, find_edit_model, find_rewriter
+from serve_app.weights.gpu_memory import CONTEXT_BYTES
+
+# A weight's bytes. int4: half a byte, and for each group of 128 a scale and a zero point of two bytes each.
+_QUANTIZED_BYTES = {"fp8": 1.0, "int4": 0.5 + 4 / 128}
+# A block's peak stands behind the image MLP's activation, in tensors of (tokens, D): the streams before and after
+# attention (2), query, key and value (3), attention's output in joint and in stream order (2), the MLP's input (1), and
+# its hidden layer of 4 D before and after the activation (8).
+_WIDTHS_AT_PEAK = 2 + 3 + 2 + 1 + 8
+# The same for a layer of the rewriter: stream and its norm (2), query, attention's output and projection (3), and of
+# the MLP's width: gate, activated gate, up and their product (4).
+_REWRITER_WIDTHS, _REWRITER_MLP_WIDTHS = 5, 4
+_LATENT_PX = 8
+_CONDITION_TOKEN_PX = 28  # Qwen2.5-VL merges 2x2 patches of 14 px,
+_REWRITER_TOKEN_PX = 32  # Qwen3-VL 2x2 patches of 16 px.
+
+
+def editor_rows(settings: AppSettings) -> tuple[Row, ...]:
+    """What an editor keeps on its card."""
+    editor, sizes = settings.editor, settings.sizes
+    model = find_edit_model(editor.base)
+    names = [
+        f"transformer weights ({_weights_kind(editor)})",
+        "AdaLN tables",
+        f"text encoder weights{' (on the CPU)' if editor.text_encoder_device == 'cpu' else ''}",
+        "VAE weights",
+        f"VAE working set ({'a tile' if editor.vae_tiling else f'{sizes.output_area_px / 1e6:.2f} Mpx'}, {editor.vae})",
+        f"activations ({_pack_tokens(settings)} tokens)",
+    ]
+    numbers = [None] * len(names) if model is None else list(_edit_model_bytes(model, settings))
+    rows = [Row(name, number) for name, number in zip(names, numbers, strict=True)]
+    if not editor.adaln_tables:
+        del rows[1]
+    caches = Row("caches", editor.latents_cache_bytes + editor.prompts_cache_bytes)
+    return (*rows, caches, Row("CUDA context and slack", CONTEXT_BYTES))
+
+
+def rewriter_rows(settings: AppSettings) -> tuple[Row, ...]:
+    """What a rewriter keeps on its card. It answers one request at a time."""
+    rewriter = settings.rewriter
+    if rewriter is None:
+        return ()
+    model = find_rewriter(rewriter.source)
+    tokens = _rewriter_tokens(rewriter, settings)
+    names = (f"rewriter weights ({rewriter.dtype})", f"KV cache ({tokens} tokens)", "activations")
+    numbers = [None] * len(names) if model is None else list(_rewriter_bytes(model, rewriter, tokens))
+    rows = [Row(name, number) for name, number in zip(names, numbers, strict=True)]
+    return (*rows, Row("CUDA context and slack", CONTEXT_BYTES))
+
+
+def _weights_kind(editor: EditorSettings) -> str:
+    kind = editor.dtype if editor.quantization == "none" else f"{editor.quantization}, rest {editor.dtype}"
+    return f"{kind}, no modulation" if editor.adaln_tables else kind
+
+
+def _edit_model_bytes(model: EditArchitecture, settings: AppSettings) -> Iterator[float]:
+    editor = settings.editor
+    yield transformer_bytes(model.transformer, editor)
+    yield table_bytes(model.transformer, editor)
+    yield 0 if editor.text_encoder_device == "cpu" else weight_bytes(model.text_encoder, _dtype(editor))
+    yield weight_bytes(model.vae, _dtype(editor))
+    yield vae_working_bytes(model.vae, settings)
+    yield _WIDTHS_AT_PEAK * model.transformer.inner_dim * _dtype(editor).itemsize * _pack_tokens(settings)
+
+
+def weight_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    return dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
+
+
+def transformer_bytes(model: QwenImageTransformer2DModel, editor: EditorSettings) -> float:
+    """The weights that stay on the device: without modulation where there are tables, quantized ones at their size."""
+    whole = _dtype(editor).itemsize
+    small = _QUANTIZED_BYTES.get(editor.quantization, whole)
+    quantized = {f"{name}.weight" for name, module in model.named_modules() if is_quantizable(module, name)}
+    num_bytes: float = sum(
+        parameter.numel() * (small if name in quantized else whole)
+        for name, parameter in model.named_parameters()
+        if not (editor.adaln_tables and is_modulation(name))
+    )
+    return num_bytes
+
+
+def table_bytes(model: QwenImageTransformer2DModel, editor: EditorSettings) -> int:
+    """A row for each timestep known beforehand and for t = 0, and the extra ones that may be kept for others."""
+    if not editor.adaln_tables:
+        return 0
+    num_rows = len({ZERO, *tabled_timesteps(editor.scheduler)}) + MAX_EXTRA_ROWS
+    row_bytes: int = len(model.transformer_blocks) * 2 * 6 * model.inner_dim * _dtype(editor).itemsize
+    return num_rows * row_bytes
+
+
+def vae_working_bytes(vae: AutoencoderKLQwenImage, settings: AppSettings) -> int:
+    """The feature maps that are alive at once, over encoding at `vae_area_px` and decoding at `output_area_px`, found
+    by running both on the meta device; with tiling, of one tile."""
+    editor, sizes = settings.editor, settings.sizes
+    nn.Module.to(vae, dtype=_dtype(editor))  # in place; the method of diffusers would warn about nothing
+    made, seen = fit_area(sizes.output_area_px, 1.0), fit_area(sizes.vae_area_px, 1.0)
+    if editor.vae_tiling:
+        made = seen = Size(vae.tile_sample_min_width, vae.tile_sample_min_height)
+    picture = torch.empty(1, 3, seen.height, seen.width, device="meta", dtype=_dtype(editor))
+    shape = (1, vae.config.z_dim, made.height // _LATENT_PX, made.width // _LATENT_PX)
+    latents = torch.empty(shape, device="meta", dtype=_dtype(editor))
+    if editor.vae == "still":
+        still = StillVae(vae)
+        return max(peak_bytes(lambda: still.encode(picture)), peak_bytes(lambda: still.decode(latents)))
+    return max(peak_bytes(lambda: vae.encode(picture[:, :, None])), peak_bytes(lambda: vae.decode(latents[:, :, None])))
+
+
+def _pack_tokens(settings: AppSettings) -> int:
+    """Tokens of the largest pack: the budget, or the largest edit alone, which is one picture drawn from as many as
+    may be, both at their full areas, twice for guidance. A prompt has at most a token a character."""
+    sizes, limits = settings.sizes, settings.limits
+    text = limits.max_pictures_per_edit * sizes.condition_area_px // _CONDITION_TOKEN_PX**2 + limits.max_prompt_chars
+    pictures = (sizes.output_area_px + limits.max_pictures_per_edit * sizes.vae_area_px) // TOKEN_PX**2
+    return max(settings.editor.max_pack_tokens, 2 * pictures) + 2 * text
+
+
+def _rewriter_tokens(rewriter: RewriterSettings, settings: AppSettings) -> int:
+    pictures = settings.limits.max_pictures_per_edit * rewriter.max_picture_px // _REWRITER_TOKEN_PX**2
+    return pictures + len(INSTRUCTIONS) + settings.limits.max_prompt_chars + rewriter.max_new_tokens
+
+
+def _rewriter_bytes(model: Qwen3VLForConditionalGeneration, rewriter: RewriterSettings, tokens: int) -> Iterator[int]:
+    text, itemsize = model.config.text_config, getattr(torch, rewriter.dtype).itemsize
+    yield weight_bytes(model, getattr(torch, rewriter.dtype))
+    yield tokens * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * itemsize
+    width = max(text.hidden_size, text.num_attention_heads * text.head_dim)
+    yield tokens * (_REWRITER_WIDTHS * width + _REWRITER_MLP_WIDTHS * text.intermediate_size) * itemsize
+
+
+def _dtype(editor: EditorSettings) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, editor.dtype)
+    return dtype

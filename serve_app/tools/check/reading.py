@@ -1,0 +1,64 @@
+"""YAML files, read strictly."""
+
+from pathlib import Path
+
+import yaml
+
+from serve_app.errors import ConfigError
+from serve_app.tools.check.problems import RawMapping
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys; this loader refuses them."""
+
+    # Composing comes before merge keys (`<<`) are spread out, which may well override a key.
+    def compose_mapping_node(self, anchor: dict[object, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands here twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
+
+def _load_documents(text: str, where: str) -> list[object]:
+    try:
+        return list(yaml.load_all(text, Loader=_StrictLoader))
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise ConfigError(f"{where}: cannot be read as YAML{line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-02-30
+        raise ConfigError(f"{where}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def read_serve_config(path: Path) -> tuple[str, RawMapping]:
+    """The Serve config in a file, and the path of keys that leads to it."""
+    try:
+        documents = _load_documents(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    services = [each for each in documents if isinstance(each, dict) and each.get("kind") == "RayService"]
+    if len(services) == 1:
+        return "spec.serveConfigV2", _serve_config_of(services[0], path)
+    if len(documents) != 1:
+        raise ConfigError(f"{path}: must hold one Serve config or one RayService, and holds {len(documents)} documents")
+    return "", _as_mapping(documents[0], str(path))
+
+
+def _serve_config_of(service: RawMapping, path: Path) -> RawMapping:
+    where = f"{path}: spec.serveConfigV2"
+    spec = service.get("spec")
+    text = spec.get("serveConfigV2") if isinstance(spec, dict) else None
+    if not isinstance(text, str):
+        raise ConfigError(f"{where}: must be there, as a block of text (`serveConfigV2: |`)")
+    documents = _load_documents(text, where)
+    return _as_mapping(documents[0] if len(documents) == 1 else None, where)
+
+
+def _as_mapping(value: object, where: str) -> RawMapping:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: must be a mapping with keys such as `applications`")
+    return value

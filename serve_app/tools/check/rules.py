@@ -1,0 +1,110 @@
+"""The rules for an application, its deployments, and between both."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, GangSchedulingConfig, RequestRouterConfig
+from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema
+
+from serve_app.config import AppSettings
+from serve_app.tools.check.problems import Problems, RawMapping, entries, suggest
+from serve_app.tools.check.schema import find_unknown_keys, validate
+
+IMPORT_PATH = "serve_app.app:build"
+DEPLOYMENT_NAMES = ("Ingress", "Rewriter", "Editor", "Jobs")
+
+# DeploymentSchema takes these as any mapping; Serve reads them as models only when it deploys.
+_LATE_MODELS: dict[str, type[BaseModel]] = {
+    "autoscaling_config": AutoscalingConfig,
+    "request_router_config": RequestRouterConfig,
+    "gang_scheduling_config": GangSchedulingConfig,
+    "deployment_actors": DeploymentActorConfig,
+}
+
+# By name: the path of the entry, and what Serve read there, None where it could not be read.
+Deployments = Mapping[str, tuple[str, DeploymentSchema | None]]
+
+
+def check_application(app: object, at: str, problems: Problems) -> AppSettings | None:
+    if not isinstance(app, dict):
+        problems.add(at, "must be a mapping")
+        return None
+    if app.get("import_path", IMPORT_PATH) != IMPORT_PATH:
+        problems.add(f"{at}.import_path", f"must be {IMPORT_PATH}")
+    validate(ServeApplicationSchema, emptied(app, "deployments"), at, problems)
+    deployments = _check_deployments(app.get("deployments"), f"{at}.deployments", problems)
+    args = app.get("args", {})
+    if not isinstance(args, dict):
+        return None  # ServeApplicationSchema has told so.
+    find_unknown_keys(args, AppSettings, f"{at}.args", problems)
+    settings = validate(AppSettings, args, f"{at}.args", problems)
+    if settings is not None:
+        _check_fit(settings, deployments, f"{at}.deployments", problems)
+    return settings
+
+
+def _check_deployments(listed: object, at: str, problems: Problems) -> Deployments:
+    deployments: dict[str, tuple[str, DeploymentSchema | None]] = {}
+    for entry_at, entry in entries(listed, at):
+        if not isinstance(entry, dict):
+            problems.add(entry_at, "must be a mapping")
+            continue
+        name = entry.get("name")
+        if isinstance(name, str) and name not in DEPLOYMENT_NAMES:
+            problems.add(f"{entry_at}.name", f"no such deployment{suggest(name, DEPLOYMENT_NAMES)}")
+        elif str(name) in deployments:
+            problems.add(f"{entry_at}.name", f"{name} is listed twice")
+        deployments[str(name)] = entry_at, _check_deployment(entry, entry_at, problems)
+    return deployments
+
+
+def _check_deployment(entry: RawMapping, at: str, problems: Problems) -> DeploymentSchema | None:
+    for key, model in _LATE_MODELS.items():
+        for entry_at, late in entries(entry.get(key), f"{at}.{key}"):
+            if isinstance(late, dict):
+                validate(model, late, entry_at, problems)
+    if isinstance(entry.get("num_replicas"), int) and entry.get("autoscaling_config") is not None:
+        problems.add(f"{at}.num_replicas", "cannot stand beside autoscaling_config; keep one of them")
+        # Serve refuses the pair too, but without looking at anything else.
+        entry = {key: value for key, value in entry.items() if key != "num_replicas"}
+    return validate(DeploymentSchema, entry, at, problems)
+
+
+def _check_fit(settings: AppSettings, deployments: Deployments, at: str, problems: Problems) -> None:
+    """The rules between the application's settings and the options of its deployments."""
+    _check_gpus("Editor", settings.editor.device, deployments, at, problems)
+    if settings.rewriter is not None:
+        _check_gpus("Rewriter", settings.rewriter.device, deployments, at, problems)
+    elif "Rewriter" in deployments:
+        problems.add(f"{deployments['Rewriter'][0]}.name", "args.rewriter is not set, so there is no Rewriter")
+    editor_at, editor = deployments.get("Editor", (at, None))
+    # Serve marks an option that the file leaves to the code with a value of another type.
+    if editor is None or not isinstance(editor.max_ongoing_requests, int):
+        return
+    if editor.max_ongoing_requests < settings.editor.max_batch_size:
+        message = f"must be at least args.editor.max_batch_size ({settings.editor.max_batch_size}), or no batch fills"
+        problems.add(f"{editor_at}.max_ongoing_requests", message)
+
+
+def _check_gpus(name: str, device: str, deployments: Deployments, at: str, problems: Problems) -> None:
+    reason = f"args.{name.lower()}.device is {device}"
+    deployment_at, deployment = deployments.get(name, (at, None))
+    if name not in deployments and device == "cuda":
+        problems.add(at, f"must list {name} with num_gpus above 0: {reason}")
+    if deployment is None:
+        return  # Not listed, or its own problems have been told.
+    num_gpus = actor_options(deployment).num_gpus
+    wants_gpu = num_gpus is not None and num_gpus > 0
+    if wants_gpu != (device == "cuda"):
+        wish = "0 or absent" if wants_gpu else "above 0"
+        problems.add(f"{deployment_at}.ray_actor_options.num_gpus", f"must be {wish}: {reason}")
+
+
+def actor_options(deployment: DeploymentSchema) -> RayActorOptionsSchema:
+    options: object = deployment.ray_actor_options
+    return options if isinstance(options, RayActorOptionsSchema) else RayActorOptionsSchema()
+
+
+def emptied(value: RawMapping, key: str) -> RawMapping:
+    """`value` with an empty list for its list at `key`."""
+    return {**value, key: []} if isinstance(value.get(key), list) else value

@@ -1,0 +1,76 @@
+"""A file against pydantic models: every key known, every value valid."""
+
+from typing import TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from serve_app.tools.check.problems import Problems, RawMapping, entries, join, suggest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def find_unknown_keys(value: object, model: type[BaseModel], at: str, problems: Problems) -> None:
+    """Report each key below `value` that its pydantic model lacks. Fields that are plain mappings are left free."""
+    if not isinstance(value, dict):
+        return
+    fields = _fields_by_key(model)
+    for key, inner in value.items():
+        here = join(at, key)
+        field = fields.get(str(key))
+        if field is None:
+            problems.add(here, f"unknown key{suggest(str(key), fields)}")
+        elif models := _models_in(field.annotation):
+            for entry_at, entry in entries(inner, here):
+                find_unknown_keys(entry, _closest(models, entry), entry_at, problems)
+
+
+def _fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    fields = dict(model.model_fields)
+    for name, field in model.model_fields.items():
+        if field.alias is not None:
+            fields[field.alias] = field
+            if not model.model_config.get("populate_by_name"):
+                del fields[name]
+    return fields
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    """The pydantic models within an annotation such as `Optional[List[Model]]` or `OneModel | Another`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _closest(models: list[type[BaseModel]], value: object) -> type[BaseModel]:
+    """Of a union's members the one that knows most keys of `value`; the first one in a tie."""
+    keys = set(value) if isinstance(value, dict) else set()
+    return max(models, key=lambda model: len(keys & _fields_by_key(model).keys()))
+
+
+def validate(model: type[Model], value: RawMapping, at: str, problems: Problems) -> Model | None:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found: dict[str, list[str]] = {}
+        for each in error.errors(include_url=False):
+            place = _locate(at, each["loc"], value)
+            found.setdefault(place, []).append(each["msg"].removeprefix("Value error, "))
+        problems.add_all(found)
+    except (AttributeError, TypeError) as error:
+        # Serve's "before" validators meet unchecked values, and break instead of refusing.
+        problems.add(at, f"holds a value of a wrong type, on which Serve broke: {error}")
+    return None
+
+
+def _locate(at: str, location: tuple[int | str, ...], value: object) -> str:
+    """The path of an error, without the names of union members that pydantic puts behind the keys."""
+    for key in location:
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int):
+            value = value[key]
+        else:
+            break
+        at = f"{at}[{key}]" if isinstance(key, int) else join(at, key)
+    return at

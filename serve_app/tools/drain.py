@@ -1,0 +1,164 @@
+"""`camera-edit drain`: let a running service finish the work that it has accepted, so that it can be stopped."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import httpx2
+
+from serve_app.errors import DeadlineExceeded, Forbidden, ServiceError, ServiceUnavailable, Unauthorized
+from serve_app.ingress.auth import OPERATOR_KEYS, configured_keys
+from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
+
+POLL_S = 0.5
+SETTLE_S = 1.0
+"""Answers of the replicas may still be on their way through the proxies."""
+ANSWER_S = 15.0
+"""For one request. An Ingress replica waits up to ten seconds for the others."""
+FIRST_ANSWER_S = 10.0
+"""After so many seconds of failures before the first answer, the service counts as not there."""
+GONE_S = 60.0
+"""After so many seconds of refused connections in a row, the service counts as gone."""
+
+Say = Callable[[str], None]
+Clock = Callable[[], float]
+
+
+def drain(
+    url: str,
+    timeout_s: float,
+    say: Say,
+    transport: httpx2.BaseTransport | None = None,
+    keys_file: str | None = None,
+    clock: Clock = time.monotonic,
+) -> None:
+    """Make the service reject new work, and return when nothing is in flight. A request that fails is repeated.
+
+    Args:
+        url: where the service listens, such as http://127.0.0.1:8000.
+        transport: in place of the network.
+        keys_file: the setting `operator_keys_file`. The first operator key of the environment or of this file is sent.
+        clock: seconds.
+
+    Raises:
+        DeadlineExceeded: work is in flight after `timeout_s`.
+        ServiceUnavailable: the service never answered, or it is gone.
+        ServiceError: it does not allow or does not know this request.
+    """
+    deadline, reported = clock() + timeout_s, ""
+    with _client(url, transport, keys_file) as client:
+        for answer in _answers(client, DRAIN_PATH, clock):
+            if answer.in_flight == "":
+                break
+            if answer.report != reported:
+                say(answer.report)
+                reported = answer.report
+            if clock() > deadline:
+                left = "unknown work" if answer.in_flight is None else answer.in_flight
+                raise DeadlineExceeded(f"{left} still in flight after {timeout_s:g} s; no new work is taken.")
+    time.sleep(SETTLE_S)
+
+
+def undrain(url: str, transport: httpx2.BaseTransport | None = None, clock: Clock = time.monotonic) -> None:
+    """Make a draining service accept new work again.
+
+    Raises:
+        ServiceError: as `drain`.
+    """
+    with _client(url, transport, None) as client:
+        next(answer for answer in _answers(client, UNDRAIN_PATH, clock) if answer.in_flight is not None)
+
+
+def _client(url: str, transport: httpx2.BaseTransport | None, keys_file: str | None) -> httpx2.Client:
+    keys = configured_keys(keys_file, OPERATOR_KEYS)
+    headers = {} if keys is None else {"authorization": f"Bearer {keys()[0].value.decode('latin-1')}"}
+    return httpx2.Client(base_url=url, headers=headers, timeout=ANSWER_S, trust_env=False, transport=transport)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One poll.
+
+    Attributes:
+        in_flight: in words; empty: nothing; None: the request failed.
+        report: for the person who waits.
+    """
+
+    in_flight: str | None
+    report: str
+
+
+def _answers(client: httpx2.Client, path: str, clock: Clock) -> Iterator[_Answer]:
+    """One answer for each poll.
+
+    Raises:
+        ServiceError: there is no use in another poll.
+    """
+    patience = _Patience(clock)
+    while True:
+        try:
+            in_flight = _ask(client, path)
+        except (httpx2.HTTPError, ServiceUnavailable) as problem:
+            patience.check(client, problem)
+            yield _Answer(None, f"no answer, trying again: {problem}")
+        else:
+            patience.answered()
+            yield _Answer(in_flight, f"waiting for {in_flight}")
+        time.sleep(POLL_S)
+
+
+class _Patience:
+    """Decides when failed requests mean that there is no service."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began_at = clock()
+        self._has_answered = False
+        self._refused_since: float | None = None
+
+    def answered(self) -> None:
+        self._has_answered, self._refused_since = True, None
+
+    def check(self, client: httpx2.Client, problem: Exception) -> None:
+        """Return if another request may succeed.
+
+        Raises:
+            ServiceUnavailable: the service never answered, or it is gone.
+        """
+        now = self._clock()
+        if not isinstance(problem, httpx2.ConnectError):
+            self._refused_since = None
+        elif self._refused_since is None:
+            self._refused_since = now
+        is_gone = self._refused_since is not None and now - self._refused_since >= GONE_S
+        is_absent = not self._has_answered and now - self._began_at >= FIRST_ANSWER_S
+        if is_absent or (self._has_answered and is_gone):
+            raise ServiceUnavailable(f"{client.base_url} does not answer: {problem}") from problem
+
+
+def _ask(client: httpx2.Client, path: str) -> str:
+    """What is in flight, in words; nothing: an empty text.
+
+    Raises:
+        httpx2.HTTPError: there was no answer.
+        ServiceUnavailable: another request may succeed.
+        ServiceError: no other request will.
+    """
+    answer = client.post(path)
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        raise Unauthorized(
+            f"The service needs an operator key: set {OPERATOR_KEYS.variable} or {OPERATOR_KEYS.file_variable}."
+        )
+    failure = f"{answer.url} answers {answer.status_code}: {answer.text}"
+    if answer.status_code == HTTPStatus.FORBIDDEN:
+        raise Forbidden(failure)
+    if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.is_server_error:
+        raise ServiceUnavailable(failure)
+    if answer.status_code != HTTPStatus.OK:
+        raise ServiceError(failure)
+    try:
+        counts = {name: number for name, number in answer.json().items() if number > 0}
+    except (ValueError, AttributeError, TypeError) as problem:
+        raise ServiceError(f"{answer.url} is not a camera-edit service: {answer.text[:100]}") from problem
+    return " and ".join(f"{number} {name}" for name, number in counts.items())

@@ -1,0 +1,43 @@
+"""Low-rank adapters as factors beside the weights of the transformer."""
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from torch import Tensor, nn
+
+from serve_app.tools.training.mmdit import Weights
+from serve_app.tools.training.recipe import AdapterRecipe
+
+Factors = dict[str, nn.Parameter]
+"""`MODULE.down` (rank, in) and `MODULE.up` (out, rank)."""
+
+
+def new_adapter(model: QwenImageTransformer2DModel, recipe: AdapterRecipe) -> Factors:
+    """Factors for the linear layers of every block; they change nothing yet."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    factors: Factors = {}
+    for name, linear in model.transformer_blocks.named_modules(prefix="transformer_blocks"):
+        if isinstance(linear, nn.Linear) and (recipe.modulation or "_mod." not in name):
+            down = torch.randn(recipe.rank, linear.in_features, generator=generator) / linear.in_features**0.5
+            factors[f"{name}.down"] = nn.Parameter(down.to(model.device))
+            factors[f"{name}.up"] = nn.Parameter(torch.zeros(linear.out_features, recipe.rank, device=model.device))
+    return factors
+
+
+def fused(weights: Weights, factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:
+    """The weights with the adapter added."""
+    # `down` starts at unit gain and `up` at zero: the scale is in `up`, so that the rate means the same at any alpha.
+    names = [name.removesuffix(".down") for name in factors if name.endswith(".down")]
+    added = {
+        f"{name}.weight": torch.addmm(
+            weights[f"{name}.weight"], factors[f"{name}.up"], factors[f"{name}.down"], alpha=recipe.scale
+        )
+        for name in names
+    }
+    return {**weights, **added}
+
+
+def leaves(weights: Weights) -> dict[str, Tensor]:
+    """Frozen weights that pretend to be trained, so that what was compiled for the base serves the adapters too."""
+    return {name: each.detach().requires_grad_() for name, each in weights.items()}

@@ -1,0 +1,70 @@
+"""The trained weights as files: a pipeline folder and two LoRA files, in the formats of the real ones, in float16."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+from serve_app.tiny.edit_model import STOCK_SCHEDULER, new_processor
+from serve_app.tools.training.recipe import AdapterRecipe
+from serve_app.tools.training.rewriter import new_rewriter, new_rewriter_tokenizer, save_rewriter
+from serve_app.tools.training.workshop import Workshop
+
+
+def export(workshop: Workshop, folder: Path) -> None:
+    """Write `edit/`, `angles/angles.safetensors`, `lightning/lightning.safetensors` and `rewriter/` into the folder."""
+    model = workshop.model
+    model.transformer.load_state_dict(workshop.base_weights)
+    pipeline = QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**STOCK_SCHEDULER),
+        vae=workshop.trained_vae,
+        text_encoder=model.prompts.encoder,
+        tokenizer=model.prompts.tokenizer,
+        processor=new_processor(model.prompts.tokenizer, max_picture_tokens=1),
+        transformer=model.transformer,
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(folder / "edit", safe_serialization=True)
+    angles = angles_file(workshop.result("angles"), workshop.recipe.angles)
+    _save(angles, folder / "angles" / "angles.safetensors")
+    lightning = lightning_file(workshop.result("lightning"), workshop.recipe.lightning.adapter)
+    _save(lightning, folder / "lightning" / "lightning.safetensors")
+    tokenizer = new_rewriter_tokenizer()
+    rewriter = new_rewriter(tokenizer, workshop.recipe.rewriter)
+    rewriter.load_state_dict(workshop.result("rewriter"), strict=False)  # all but the tower, which is not trained
+    save_rewriter(rewriter, tokenizer, folder / "rewriter")
+
+
+def angles_file(factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:
+    """PEFT's keys under `transformer.`; the format has no alpha, which is then the rank.
+
+    Raises:
+        ValueError: the recipe's alpha is another.
+    """
+    if recipe.alpha != recipe.rank:
+        raise ValueError(f"alpha {recipe.alpha} is not the rank {recipe.rank}, and this format cannot say so.")
+    roles = {"down": "lora_A", "up": "lora_B"}
+    return {
+        f"transformer.{module}.{roles[role]}.weight": factor.half()
+        for (module, role), factor in _by_module(factors).items()
+    }
+
+
+def lightning_file(factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:
+    """kohya's keys, with alpha."""
+    tensors = {f"{module}.lora_{role}.weight": factor.half() for (module, role), factor in _by_module(factors).items()}
+    alphas = {f"{module}.alpha": torch.tensor(recipe.alpha) for module, _ in _by_module(factors)}
+    return {**tensors, **alphas}
+
+
+def _by_module(factors: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+    """Module and role, `down` or `up`, of each factor."""
+    named = ((name.rpartition("."), factor) for name, factor in factors.items())
+    return {(module, role): factor for (module, _, role), factor in named}
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)

@@ -1,0 +1,174 @@
+"""The stages of the training and what they share; each goes on from its own file."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLQwenImage
+from safetensors.torch import load_file
+from torch import Tensor
+
+from serve_app.tools.training.adapter import Factors, fused, leaves, new_adapter
+from serve_app.tools.training.flow import Model, draw, flow_loss, new_transformer, noise_like
+from serve_app.tools.training.lightning import lightning_loss
+from serve_app.tools.training.loop import Fit, Score, run_fit
+from serve_app.tools.training.mmdit import Weights, inner_matrices
+from serve_app.tools.training.phrases import view_words
+from serve_app.tools.training.polish import polish_decoder
+from serve_app.tools.training.recipe import AdapterRecipe, FlowRecipe, Recipe
+from serve_app.tools.training.rewriter import new_rewriter, new_rewriter_tokenizer, train_rewriter
+from serve_app.tools.training.samples import Batch, Samples, encoded
+from serve_app.tools.training.score import CameraCases, Case, Judge, as_weights, camera_cases, ordinary, wish_cases
+from serve_app.tools.training.text import Prompts, new_text_encoder, new_tokenizer
+from serve_app.tools.training.vae import new_vae, train_vae
+
+STAGES = ("vae", "base", "refine", "angles", "lightning", "polish", "rewriter")
+
+
+class Workshop:
+    """What the stages share, made when first needed."""
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, device: str | None = None, num_scored: int = 24, fast: bool = True
+    ) -> None:
+        self.folder, self.recipe, self._fast = folder, recipe, fast
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._num_scored = num_scored
+
+    # --- stages, each of which says whether it is done ---------------------------------------------------------------
+
+    def vae(self, max_seconds: float) -> bool:
+        vae = new_vae(self.recipe.vae).to(self._device)
+        done = train_vae(vae, self.recipe.vae, self.recipe.data, self.folder, max_seconds)
+        if done:
+            vae.save_pretrained(self.folder / "vae")
+        return done
+
+    def base(self, max_seconds: float) -> bool:
+        return self._fit_base("base", self.recipe.base, max_seconds)
+
+    def refine(self, max_seconds: float) -> bool:
+        start = self.result("base")
+        with torch.no_grad():
+            for name, each in self.model.weights.items():
+                each.copy_(start[name])
+        return self._fit_base("refine", self.recipe.refine, max_seconds)
+
+    def angles(self, max_seconds: float) -> bool:
+        recipe, base = self.recipe.angles, self.base_weights
+        factors = new_adapter(self.model.transformer, recipe)
+        fit = Fit("angles", dict(factors), self.recipe.angles_flow.fit, self.folder)
+        loss_of = flow_loss(
+            self.model, self.samples, self.recipe.angles_flow, lambda: fused(leaves(base), factors, recipe)
+        )
+        return run_fit(fit, loss_of, self._scorer(base, factors, recipe), max_seconds)
+
+    def lightning(self, max_seconds: float) -> bool:
+        recipe, angles = self.recipe.lightning, self.angles_weights
+        factors = new_adapter(self.model.transformer, recipe.adapter)
+        fit = Fit("lightning", dict(factors), recipe.angles.fit, self.folder)
+        loss_of = lightning_loss(self.model, self.samples, recipe, self.base_weights, angles, factors)
+        return run_fit(fit, loss_of, self._scorer(angles, factors, recipe.adapter), max_seconds)
+
+    def polish(self, max_seconds: float) -> bool:
+        recipe, vae = self.recipe, self.trained_vae
+        done = polish_decoder(vae, self.samples, self._draw, recipe.polish, recipe.data, self.folder, max_seconds)
+        if done:
+            vae.save_pretrained(self.folder / "polished")
+        return done
+
+    def rewriter(self, max_seconds: float) -> bool:
+        tokenizer = new_rewriter_tokenizer()
+        model = new_rewriter(tokenizer, self.recipe.rewriter)
+        return train_rewriter(model, tokenizer, self.recipe.rewriter, self.folder, max_seconds)
+
+    def _fit_base(self, stage: str, recipe: FlowRecipe, max_seconds: float) -> bool:
+        weights = self.model.weights
+        fit = Fit(stage, weights, recipe.fit, self.folder, inner_matrices(weights))
+        loss_of = flow_loss(self.model, self.samples, recipe, lambda: weights)
+        return run_fit(fit, loss_of, lambda: self._score_base(as_weights(weights)), max_seconds)
+
+    def _draw(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+        noise = noise_like(batch.targets, rng)
+        return draw(self.model, self.drawing_weights, batch, noise, self.recipe.lightning.num_steps)
+
+    # --- what they share ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def trained_vae(self) -> AutoencoderKLQwenImage:
+        """The first stage's result or, once it is there, that with its decoder polished; rounded as it is exported."""
+        polished = self.folder / "polished"
+        path = polished if polished.exists() else self.folder / "vae"
+        vae = AutoencoderKLQwenImage.from_pretrained(path).half().float().to(self._device)
+        vae.register_to_config(_name_or_path=path.name)  # diffusers would write the whole path into what is exported
+        return vae
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Batches of encoded pictures."""
+        return Samples(self.recipe.data, encoded(self.trained_vae, self.recipe.data, self.folder))
+
+    @cached_property
+    def model(self) -> Model:
+        """The transformer with its prompts."""
+        tokenizer = new_tokenizer()
+        prompts = Prompts(new_text_encoder(tokenizer, self.recipe.text), tokenizer)
+        transformer = new_transformer(self.recipe.transformer, self.recipe.text, self.recipe.base.fit.seed)
+        return Model(transformer.to(self._device), prompts, self._fast)
+
+    @cached_property
+    def base_weights(self) -> Weights:
+        """The base as it is exported."""
+        return self.result("refine")
+
+    @cached_property
+    def angles_weights(self) -> Weights:
+        """The base with the angles adapter fused."""
+        return fused(self.base_weights, self.result("angles"), self.recipe.angles)
+
+    @cached_property
+    def drawing_weights(self) -> Weights:
+        """The base with both adapters fused."""
+        return self.with_lightning(self.angles_weights)
+
+    def with_lightning(self, weights: Weights) -> Weights:
+        """Some weights with the few-step adapter fused."""
+        return fused(weights, self.result("lightning"), self.recipe.lightning.adapter)
+
+    def result(self, stage: str) -> dict[str, Tensor]:
+        """The average in a stage's file, rounded as it is exported."""
+        stored = load_file(self.folder / f"{stage}.safetensors", str(self._device))
+        average = {name.removeprefix("average/"): each for name, each in stored.items() if name.startswith("average/")}
+        return {name: each.half().float() for name, each in average.items()}
+
+    # --- scores on the way -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def judge(self) -> Judge:
+        """For held-out scenes."""
+        return Judge(self.model, self.trained_vae)
+
+    def _scorer(self, frozen: Weights, factors: Factors, recipe: AdapterRecipe) -> Score:
+        return lambda: self._score(as_weights(fused(frozen, factors, recipe)))
+
+    def _score(self, weights: Weights) -> Mapping[str, float]:
+        wishes = self.judge.wishes(self._wishes, weights)
+        return {**self.judge.camera(self._camera, weights), "wishes_db": wishes["wishes_db"]}
+
+    def _score_base(self, weights: Weights) -> Mapping[str, float]:
+        """Views are asked for in ordinary words; the adapter's should mean nothing."""
+        rng = np.random.default_rng(1)
+        asked = ordinary(self._camera, [view_words(pose, rng) for pose in self._camera.poses])
+        chance = self.judge.camera(self._camera, weights)["azimuth"]
+        wishes = self.judge.wishes(self._wishes, weights)
+        return {**self.judge.camera(asked, weights), "sks_azimuth": chance, **wishes}
+
+    @cached_property
+    def _camera(self) -> CameraCases:
+        return camera_cases(self._num_scored, 6)
+
+    @cached_property
+    def _wishes(self) -> dict[str, list[Case]]:
+        return wish_cases(4 * self._num_scored, held_out_words=False)

@@ -1,0 +1,238 @@
+"""What only a server can do wrong: lose an answer, forget scripts, be away, be shared."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from serve_app.config import RedisStoreSettings
+from serve_app.edits.job import JobState
+from serve_app.errors import ConfigError
+from serve_app.jobs.stores import redis_client
+from serve_app.jobs.stores.redis_store import RedisStore
+from tests.jobs.conftest import RedisStores, story
+from tests.jobs.samples import KEY, add, end, outcome, record
+from tests.processes import free_port
+
+
+@dataclass
+class Lossy:
+    """A way to Redis on which answers get lost.
+
+    Attributes:
+        loses: tells of a request whether its answer gets lost. Each loss is counted.
+    """
+
+    url: str
+    loses: Callable[[bytes], bool] = lambda request: False
+    num_lost: int = 0
+    _busy: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = urlsplit(self.url)
+        back, on = await asyncio.open_connection(there.hostname, there.port)
+        try:
+            while request := await reader.read(2**20):
+                on.write(request)
+                answer = await back.read(2**20)
+                if self.loses(request):
+                    self.num_lost += 1
+                    return
+                writer.write(answer)
+        finally:
+            for end in (writer, on):
+                end.close()
+
+
+@asynccontextmanager
+async def lossy(stores: RedisStores) -> AsyncIterator[Lossy]:
+    """Stores that are opened meanwhile go by a lossy way."""
+    way = Lossy(stores.url)
+    async with await asyncio.start_server(way.join, "127.0.0.1", 0) as server:
+        stores.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        yield way
+        await stores.close()
+    stores.url = way.url
+    stores.opened.clear()
+
+
+def nth_script(number: int) -> Callable[[bytes], bool]:
+    """Picks the `number`th request, from 1, that runs a script."""
+    seen = 0
+
+    def picks(request: bytes) -> bool:
+        nonlocal seen
+        seen += b"EVALSHA" in request
+        return b"EVALSHA" in request and seen == number
+
+    return picks
+
+
+@story
+async def test_whoever_did_not_hear_the_answer_is_told_it_again(redis_stores: RedisStores) -> None:
+    async with lossy(redis_stores) as way:
+        store = redis_stores.open()
+        await warm_up(redis_stores)
+        way.loses = nth_script(1)
+        assert await add(store, key=KEY) == "job"
+        way.loses = nth_script(1)
+        assert await store.add_outcome("job", "me", 0, outcome())
+        way.loses = nth_script(1)
+        assert await store.update("job", "me", record(JobState.FAILED, ended_at=redis_stores.now))
+        way.loses = nth_script(1)
+        assert await store.reopen("job", "me", record())
+        way.loses = nth_script(1)
+        assert await store.adopt("heir") == ["job"]
+        way.loses = nth_script(1)
+        assert await store.cancel("job", redis_stores.now)
+        assert way.num_lost == 6
+        assert await store.adopt("heir") == []
+
+
+async def warm_up(stores: RedisStores) -> None:
+    """Make Redis know the scripts, so that each call runs one once."""
+    store = stores.open()
+    await add(store, "warm")
+    await store.add_outcome("warm", "me", 0, outcome())
+    await store.cancel("warm", stores.now)
+    await store.adopt("nobody")
+
+
+@story
+async def test_jobs_whose_adoption_was_never_answered_are_told_the_next_time(
+    redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_client, "NUM_RETRIES", 0)
+    async with lossy(redis_stores) as way:
+        await warm_up(redis_stores)
+        store = redis_stores.open()
+        await add(store)
+        way.loses = nth_script(1)
+        with pytest.raises(RedisConnectionError):
+            await store.adopt("heir")
+        assert await store.beat("heir", 60) == {"job": JobState.IN_QUEUE}
+        assert await store.adopt("heir") == ["job"]
+        assert await store.adopt("heir") == []
+
+
+@story
+async def test_forgotten_scripts_are_taught_again(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await add(store)
+    async with Redis.from_url(redis_stores.url) as client:
+        await client.script_flush()
+    assert await store.cancel("job", redis_stores.now)
+
+
+@story
+async def test_stores_of_another_prefix_see_nothing(redis_stores: RedisStores) -> None:
+    await add(redis_stores.open(), key=KEY)
+    num_left = await redis_stores.num_left()
+    redis_stores.prefix = f"also:{redis_stores.prefix}"
+    other = redis_stores.open()
+    assert await other.record("job") is None
+    assert await other.adopt("heir") == []
+    assert await add(other, key=KEY) == "job"
+    assert await redis_stores.num_left() == num_left
+
+
+@story
+async def test_every_key_has_the_prefix(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    async with Redis.from_url(redis_stores.url) as client:
+        before = set(await client.keys("*"))
+        await store.beat("me", 60)
+        await add(store, key=KEY)
+        await store.add_outcome("job", "me", 0, outcome())
+        await store.adopt("heir")
+        num_new = len(set(await client.keys("*")) - before)
+    assert num_new == 6
+    assert await redis_stores.num_left() == num_new
+
+
+@story
+async def test_pictures_without_a_job_do_not_stay(redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.jobs.stores.redis_store.STAGING_MS", 1)
+    async with lossy(redis_stores) as way:
+        way.loses = lambda request: b"SET" in request and b"staged" in request
+        monkeypatch.setattr(redis_client, "NUM_RETRIES", 0)
+        with pytest.raises(RedisConnectionError):
+            await add(redis_stores.open())
+    await asyncio.sleep(0.05)
+    assert way.num_lost == 1
+    assert await redis_stores.num_left() == 0
+
+
+@story
+async def test_an_open_job_never_expires_with_its_staging(
+    redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.jobs.stores.redis_store.STAGING_MS", 200)
+    store = redis_stores.open()
+    await add(store)
+    await asyncio.sleep(0.3)
+    assert await store.pictures("job") != ()
+
+
+@story
+async def test_what_the_leases_and_ends_of_others_leave_is_forgotten_unasked(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await add(store, key=KEY, retention_s=0.2)
+    await store.add_outcome("job", "me", 0, outcome())
+    await store.beat("me", 0.2)
+    await end(store, redis_stores.now)
+    await redis_stores.let_pass(0.3)
+    assert await redis_stores.num_left() == 0
+
+
+@story
+async def test_the_password_is_in_the_environment(redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Redis.from_url(redis_stores.url) as client:
+        await client.execute_command("ACL", "SETUSER", "camera", "on", ">open sesame", "~*", "+@all")  # type: ignore[no-untyped-call]
+    redis_stores.url = redis_stores.url.replace("//", "//camera@")
+    monkeypatch.setenv("CAMERA_EDIT_REDIS_PASSWORD", "open sesame")
+    assert await add(redis_stores.open()) == "job"
+
+
+@story
+async def test_a_redis_that_is_away_is_told_after_a_while(
+    redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_client, "NUM_RETRIES", 1)
+    redis_stores.url = f"redis://127.0.0.1:{free_port()}/0"
+    with pytest.raises(RedisConnectionError):
+        await redis_stores.open().record("job")
+
+
+def test_a_url_of_another_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"jobs\.store\.url: Redis URL must specify"):
+        RedisStore(RedisStoreSettings(kind="redis", url="https://example.org"))
+
+
+@story
+async def test_a_lease_from_before_the_servers_clock_was_set_back_is_over(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await store.beat("me", 10)
+    await add(store)
+    async with Redis.from_url(redis_stores.url) as client:
+        # As the lease looks once the clock was set back by an hour.
+        assert await client.pexpire(f"{redis_stores.prefix}lease:me", 3_610_000)
+        assert await store.adopt("heir") == ["job"]
+        # A lease of a version that did not store its duration holds as long as it is there.
+        await client.set(f"{redis_stores.prefix}lease:heir", "", px=3_610_000)
+    assert await store.adopt("another") == []
+
+
+@story
+async def test_an_entry_whose_job_is_gone_is_dropped_from_the_list(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await add(store)
+    async with Redis.from_url(redis_stores.url) as client:
+        await client.delete(f"{redis_stores.prefix}job:job")
+    assert not await store.condemn("job", "me", record(JobState.FAILED, ended_at=redis_stores.now))
+    assert await store.open_jobs() == {}

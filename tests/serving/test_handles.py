@@ -1,0 +1,305 @@
+"""Deployment handles as ports: which error a caller gets for each of Ray's. No cluster; the handles are fakes."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import ray.exceptions
+import ray.serve.exceptions
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve import Application
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.app import build
+from serve_app.config import AppSettings
+from serve_app.edits.request import EditRequest, EditResult, OutputFormat, Pictures, Rewrite, RewriteJob, Sampling
+from serve_app.edits.service import EditService
+from serve_app.edits.sizes import OutputSize, Size
+from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceError, ServiceUnavailable
+from serve_app.ingress.deployment import _rewriter_port
+from serve_app.jobs.deployment import Jobs
+from serve_app.serving.handles import EditorHandle, RewriterHandle
+from tests import fakes
+
+JOB = RewriteJob("id", "a wish", 0)
+PICTURES = cast("ObjectRef[Pictures]", None)
+ANSWER_OF_JAVA = SimpleNamespace(language=1, formatted_exception_string="x")
+LOST = ("00ff", None, "")
+
+# One of each class, and what a caller gets: None where a later attempt would fail, too, so that the error stays a 500.
+RAY_ERRORS: list[tuple[type[Exception], tuple[Any, ...], type[ServiceError] | None]] = [
+    (ray.exceptions.RayError, ("x",), ServiceUnavailable),
+    (ray.exceptions.TaskCancelledError, (), ServiceUnavailable),
+    (ray.exceptions.LocalRayletDiedError, (), ServiceUnavailable),
+    (ray.exceptions.WorkerCrashedError, (), ServiceUnavailable),
+    (ray.exceptions.RayActorError, (), ServiceUnavailable),
+    (ray.exceptions.ActorDiedError, (), ServiceUnavailable),
+    (ray.exceptions.ActorUnavailableError, ("x", None), ServiceUnavailable),
+    (ray.exceptions.RaySystemError, ("x",), ServiceUnavailable),
+    (ray.exceptions.ObjectStoreFullError, ("x",), ServiceUnavailable),
+    (ray.exceptions.OutOfDiskError, ("x",), ServiceUnavailable),
+    (ray.exceptions.OutOfMemoryError, ("x",), ServiceUnavailable),
+    (ray.exceptions.NodeDiedError, ("x",), ServiceUnavailable),
+    (ray.exceptions.ObjectLostError, LOST, ServiceUnavailable),
+    (ray.exceptions.ObjectFetchTimedOutError, LOST, ServiceUnavailable),
+    (ray.exceptions.ReferenceCountingAssertionError, LOST, ServiceUnavailable),
+    (ray.exceptions.ObjectFreedError, LOST, ServiceUnavailable),
+    (ray.exceptions.OwnerDiedError, LOST, ServiceUnavailable),
+    (ray.exceptions.ObjectReconstructionFailedError, ("00ff",), ServiceUnavailable),
+    (ray.exceptions.RpcError, ("x",), ServiceUnavailable),
+    (ray.exceptions.GetTimeoutError, ("x",), ServiceUnavailable),
+    (ray.exceptions.PlasmaObjectNotAvailable, ("x",), ServiceUnavailable),
+    (ray.exceptions.AsyncioActorExit, ("x",), ServiceUnavailable),
+    (ray.exceptions.RuntimeEnvSetupError, ("x",), ServiceUnavailable),
+    (ray.exceptions.TaskPlacementGroupRemoved, ("x",), ServiceUnavailable),
+    (ray.exceptions.ActorPlacementGroupRemoved, ("x",), ServiceUnavailable),
+    (ray.exceptions.PendingCallsLimitExceeded, ("x",), ServiceUnavailable),
+    (ray.exceptions.TaskUnschedulableError, ("x",), ServiceUnavailable),
+    (ray.exceptions.ActorUnschedulableError, ("x",), ServiceUnavailable),
+    (ray.exceptions.RayChannelError, ("x",), ServiceUnavailable),
+    (ray.exceptions.RayChannelTimeoutError, ("x",), ServiceUnavailable),
+    (ray.exceptions.RayCgraphCapacityExceeded, ("x",), ServiceUnavailable),
+    (ray.exceptions.RayDirectTransportError, ("x",), ServiceUnavailable),
+    (ray.exceptions.ActorHandleNotFoundError, ("x",), ServiceUnavailable),
+    (ray.exceptions.ActorAlreadyExistsError, ("x",), None),
+    (ray.exceptions.AuthenticationError, ("x",), None),
+    (ray.exceptions.CrossLanguageError, (ANSWER_OF_JAVA,), None),
+    (ray.exceptions.ObjectRefStreamEndOfStreamError, ("x",), None),
+    (ray.exceptions.OufOfBandObjectRefSerializationException, ("x",), None),
+    (ray.exceptions.StreamingGeneratorReplayInconsistentError, ("x",), None),
+    (ray.exceptions.UnserializableException, ("x",), None),
+    (ray.exceptions.UserCodeException, ("x",), None),
+    (ray.serve.exceptions.RayServeException, ("x",), ServiceUnavailable),
+    (ray.serve.exceptions.BackPressureError, (1, 1), Overloaded),
+    (ray.serve.exceptions.RequestCancelledError, ("x",), ServiceUnavailable),
+    (ray.serve.exceptions.DeploymentUnavailableError, (DeploymentID("Rewriter"),), ServiceUnavailable),
+    (ray.serve.exceptions.ReplicaUnavailableError, ("x",), ServiceUnavailable),
+    (ray.serve.exceptions.gRPCStatusError, (ValueError("x"),), None),
+]
+BY_NAME = pytest.mark.parametrize(
+    ("problem", "ours"),
+    [(kind(*arguments), ours) for kind, arguments, ours in RAY_ERRORS],
+    ids=[kind.__name__ for kind, _, _ in RAY_ERRORS],
+)
+
+
+def in_replica(cause: Exception) -> Exception:
+    """How an exception that a replica raised comes out of its handle."""
+    untyped: Any = RayTaskError
+    problem: Exception = untyped("rewrite", "a traceback", cause, "replica", 1, "127.0.0.1").as_instanceof_cause()
+    return problem
+
+
+@dataclass
+class FakeHandle:
+    """A DeploymentHandle whose methods answer what `answer` returns or raises, at each call."""
+
+    answer: Callable[[], Awaitable[Any]]
+    responses: list["FakeResponse"] = field(default_factory=list)
+
+    def options(self, **options: object) -> "FakeHandle":
+        return self
+
+    def __getattr__(self, name: str) -> "FakeHandle":
+        return self
+
+    def remote(self, *args: object) -> "FakeResponse":
+        self.responses.append(FakeResponse(self.answer))
+        return self.responses[-1]
+
+
+@dataclass
+class FakeResponse:
+    answer: Callable[[], Awaitable[Any]]
+    is_cancelled: bool = False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.answer().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        yield await self.answer()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def raising(*problems: BaseException) -> FakeHandle:
+    """A handle whose calls raise these in turn, the last one again and again."""
+    left: Iterator[BaseException] = iter(problems)
+
+    async def answer() -> Any:
+        raise next(left, problems[-1])
+
+    return FakeHandle(answer)
+
+
+def answering(result: object) -> FakeHandle:
+    async def answer() -> Any:
+        return result
+
+    return FakeHandle(answer)
+
+
+def as_handle(fake: FakeHandle) -> DeploymentHandle[Any]:
+    return cast("DeploymentHandle[Any]", fake)
+
+
+def edit(handle: FakeHandle) -> EditResult:
+    editor = EditorHandle(as_handle(handle))
+    return asyncio.run(editor.edit(fakes.job(), PICTURES, lambda progress: None))
+
+
+def rewrite(handle: FakeHandle, timeout_s: float = 60) -> Rewrite:
+    return asyncio.run(RewriterHandle(as_handle(handle), timeout_s).rewrite(JOB, PICTURES))
+
+
+def test_the_table_holds_every_error_of_ray() -> None:
+    known = {
+        cls
+        for module in (ray.exceptions, ray.serve.exceptions)
+        for cls in vars(module).values()
+        if isinstance(cls, type) and issubclass(cls, (RayError, RayServeException))
+    }
+    assert {kind for kind, _, _ in RAY_ERRORS} == known - {RayTaskError}
+
+
+@BY_NAME
+def test_what_an_edit_that_met_an_error_of_ray_ends_with(problem: Exception, ours: type[ServiceError] | None) -> None:
+    with pytest.raises(ours or type(problem)) as caught:
+        edit(raising(problem))
+    assert type(caught.value) is (ours or type(problem))
+
+
+@BY_NAME
+def test_the_same_error_inside_a_replica_is_translated_alike(
+    problem: Exception, ours: type[ServiceError] | None
+) -> None:
+    for raised in (in_replica(problem), in_replica(in_replica(problem))):
+        with pytest.raises(ours or RayTaskError):
+            edit(raising(raised))
+
+
+def test_our_own_error_comes_out_of_a_replica_as_it_was_raised() -> None:
+    for depth in (in_replica, lambda cause: in_replica(in_replica(cause))):
+        with pytest.raises(InvalidInput) as caught:
+            edit(raising(depth(InvalidInput("too long", "prompt"))))
+        assert (type(caught.value), caught.value.message, caught.value.field) == (InvalidInput, "too long", "prompt")
+
+
+def test_an_unexpected_exception_of_an_editor_stays_unexpected() -> None:
+    with pytest.raises(RayTaskError):
+        edit(raising(in_replica(ZeroDivisionError("a bug"))))
+
+
+def test_an_edit_whose_replica_died_is_run_once_more() -> None:
+    died = raising(RayActorError(), EditFailed("second"))
+    with pytest.raises(EditFailed, match="second"):
+        edit(died)
+    assert len(died.responses) == 2
+
+
+def test_a_request_that_was_cancelled_in_the_replica_is_no_cancellation_of_the_caller() -> None:
+    """Serve raises CancelledError for both."""
+    with pytest.raises(ServiceUnavailable):
+        edit(raising(asyncio.CancelledError()))
+    with pytest.raises(ServiceUnavailable):
+        rewrite(raising(asyncio.CancelledError()))
+
+
+@pytest.mark.parametrize("port", ["edit", "rewrite"])
+def test_a_caller_that_is_cancelled_stays_cancelled_and_cancels_the_request(port: str) -> None:
+    async def cancelled() -> FakeHandle:
+        begun = asyncio.Event()
+
+        async def answer() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        handle = FakeHandle(answer)
+        editor, rewriter = EditorHandle(as_handle(handle)), RewriterHandle(as_handle(handle), 60)
+        work: dict[str, Coroutine[Any, Any, object]] = {
+            "edit": editor.edit(fakes.job(), PICTURES, lambda progress: None),
+            "rewrite": rewriter.rewrite(JOB, PICTURES),
+        }
+        task = asyncio.create_task(work.pop(port))
+        for other in work.values():
+            other.close()
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return handle
+
+    (response,) = asyncio.run(cancelled()).responses
+    assert response.is_cancelled
+
+
+@BY_NAME
+def test_no_error_of_ray_leaves_the_rewriter_as_anything_but_a_service_error(
+    problem: Exception, ours: type[ServiceError] | None
+) -> None:
+    for raised in (problem, in_replica(problem)):
+        with pytest.raises(ServiceError) as caught:
+            rewrite(raising(raised))
+        assert type(caught.value) is (ours or ServiceUnavailable)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [in_replica(ZeroDivisionError("a bug")), in_replica(TimeoutError("a bug")), RuntimeError("a bug")],
+    ids=lambda problem: type(problem).__name__,
+)
+def test_an_unexpected_failure_of_the_rewriter_is_logged_and_the_edit_goes_on(
+    problem: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = Size(64, 64)
+    request = EditRequest("the-id", "a wish", None, True, Sampling(), OutputSize(size, size), OutputFormat())
+    editor, rewriter = fakes.FakeEditor(), RewriterHandle(as_handle(raising(problem)), 60)
+    service = EditService(editor, rewriter)
+    with caplog.at_level(logging.ERROR):
+        outcome = asyncio.run(service.run(request, PICTURES))  # type: ignore[arg-type]
+    reason = "the rewriter is not available: The rewriter failed; the server's log has the reason."
+    assert (outcome.final_prompt, outcome.rewrite) == ("a wish", Rewrite(None, reason))
+    (record,) = [record for record in caplog.records if record.name == "serve_app.serving.handles"]
+    assert "the-id" in record.message
+    assert record.exc_info is not None
+    assert record.exc_info[1] is problem
+
+
+def test_a_rewriter_that_does_not_answer_is_given_up() -> None:
+    async def answer() -> None:
+        await asyncio.Event().wait()
+
+    handle = FakeHandle(answer)
+    with pytest.raises(ServiceUnavailable, match=r"did not answer within 0\.01 s"):
+        rewrite(handle, timeout_s=0.01)
+    assert handle.responses[0].is_cancelled
+
+
+def test_a_rewriter_that_answers_is_heard() -> None:
+    assert rewrite(answering(Rewrite("a precise wish"))) == Rewrite("a precise wish")
+
+
+def test_both_callers_wait_longer_than_the_rewriter_itself(tiny_settings: AppSettings) -> None:
+    assert tiny_settings.rewriter is not None
+    own_s = tiny_settings.rewriter.timeout_s
+    port = _rewriter_port(tiny_settings, as_handle(answering(None)))
+    assert port is not None
+    assert port._timeout_s > own_s
+    ingress = build(tiny_settings)._bound_deployment
+    parts = [each._bound_deployment for each in ingress.init_args if isinstance(each, Application)]
+    (arguments,) = [part.init_args for part in parts if part.name == "Jobs"]
+    bound = inspect.signature(Jobs).bind(*arguments)
+    assert bound.arguments["rewriter_wait_s"] == port._timeout_s
+
+
+def test_without_a_rewriter_there_is_no_port_to_one(tiny_settings: AppSettings) -> None:
+    assert _rewriter_port(tiny_settings.model_copy(update={"rewriter": None}), None) is None

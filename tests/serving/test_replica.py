@@ -1,0 +1,50 @@
+"""What is taken out of a log line before it is written."""
+
+import logging
+import sys
+
+import pytest
+
+from serve_app.errors import JobNotFound
+from serve_app.serving.replica import discreet
+
+
+def line(problem: Exception | None = None, request_id: str | None = None) -> logging.LogRecord:
+    exc_info = None
+    if problem is not None:
+        try:
+            raise problem
+        except Exception:
+            exc_info = sys.exc_info()
+    record = logging.LogRecord("ray.serve", logging.ERROR, "x.py", 1, "Request %s.", ("failed",), exc_info)
+    if request_id is not None:
+        record.request_id = request_id
+    return record
+
+
+def test_one_of_our_errors_is_logged_by_its_code_alone() -> None:
+    record = line(JobNotFound("There is no job my-secret."))
+    assert discreet(record)
+    assert "my-secret" not in logging.Formatter().format(record)
+    assert record.getMessage() == "Request failed. (not_found)"
+
+
+def test_what_is_none_of_ours_keeps_its_traceback() -> None:
+    record = line(RuntimeError("CUDA error"))
+    assert discreet(record)
+    assert "RuntimeError: CUDA error" in logging.Formatter().format(record)
+
+
+@pytest.mark.parametrize(
+    ("given", "logged"), [("a-sane-id", "a-sane-id"), ("any text", "-"), ("", "-"), ("x" * 129, "-")]
+)
+def test_a_request_id_that_is_none_is_not_logged(given: str, logged: str) -> None:
+    record = line(request_id=given)
+    assert discreet(record)
+    assert record.__dict__["request_id"] == logged
+
+
+def test_a_line_without_a_request_id_gets_none() -> None:
+    record = line()
+    assert discreet(record)
+    assert not hasattr(record, "request_id")

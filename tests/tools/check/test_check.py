@@ -1,0 +1,342 @@
+"""Configuration files: the shipped ones pass; each misspelling and each broken rule is told by its path."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.errors import ConfigError
+from serve_app.tools.check import check_file, describe
+from serve_app.tools.check.problems import Problems
+from serve_app.tools.check.rules import DEPLOYMENT_NAMES
+from serve_app.tools.check.schema import find_unknown_keys
+from serve_app.weights.locate import EMBEDDED
+
+ROOT = Path(__file__).parents[3]
+GPU_FILE = ROOT / "serve_config.yaml"
+CPU_FILE = ROOT / "configs" / "tiny-cpu.yaml"
+SHIPPED = [GPU_FILE, *sorted((ROOT / "configs").glob("*.yaml")), ROOT / "configs" / "kuberay" / "rayservice.yaml"]
+APP = "applications[0]"
+EDITOR = f"{APP}.deployments[2]"
+
+Edit = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Edit:
+    def write(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def problems_of(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    head, *lines = str(caught.value).splitlines()
+    assert head.startswith(f"{path}: ")
+    return lines
+
+
+def replaced(old: str, new: str, source: Path = GPU_FILE) -> str:
+    """The file's text with the last `old` up to the end of the editor's entry replaced; `old` must be there."""
+    editor, jobs, rest = source.read_text(encoding="utf-8").partition("      - name: Jobs")
+    head, found, tail = editor.rpartition(old)
+    assert found, f"{source} holds no {old!r}"
+    return head + new + tail + jobs + rest
+
+
+def with_runtime_env(value: str) -> str:
+    """The file's text up to the editor's runtime_env, and another one."""
+    return GPU_FILE.read_text(encoding="utf-8").rpartition("runtime_env:")[0] + f"runtime_env: {value}\n"
+
+
+def wrapped(serve_config: str) -> str:
+    service = {"kind": "RayService", "spec": {"serveConfigV2": serve_config}}
+    return yaml.safe_dump_all([{"kind": "PersistentVolumeClaim"}, service])
+
+
+@pytest.mark.parametrize("path", [GPU_FILE, CPU_FILE], ids=lambda path: path.name)
+def test_shipped_file_passes_and_names_all_deployments(path: Path) -> None:
+    file = check_file(path)
+    assert tuple(each.name for each in file.serve.applications[0].deployments) == DEPLOYMENT_NAMES
+    assert [lora.name for lora in file.settings[0].editor.loras] == ["lightning", "angles"]
+
+
+def test_shipped_cpu_file_fits_two_cores_beside_serve() -> None:
+    deployments = check_file(CPU_FILE).serve.applications[0].deployments
+    assert sum(each.ray_actor_options.num_cpus or 0 for each in deployments) <= 1.0
+
+
+MISSPELLINGS = [
+    ("proxy_location:", "proxy_locaton:", "proxy_locaton", "proxy_location"),
+    ("\n  host:", "\n  hosts:", "http_options.hosts", "host"),
+    ("  encoding:", "  encodings:", "logging_config.encodings", "encoding"),
+    ("route_prefix:", "route_prefx:", f"{APP}.route_prefx", "route_prefix"),
+    ("health_check_period_s:", "health_check_periods:", f"{EDITOR}.health_check_periods", "health_check_period_s"),
+    ("num_gpus:", "num_gpu:", f"{EDITOR}.ray_actor_options.num_gpu", "num_gpus"),
+    ("max_replicas:", "max_replica:", f"{EDITOR}.autoscaling_config.max_replica", "max_replicas"),
+    ("status_code:", "status:", f"{APP}.deployments[0].backpressure_config.status", "status_code"),
+    ("rewriter:", "rewritter:", f"{APP}.args.rewritter", "rewriter"),
+    ("dtype:", "dtyp:", f"{APP}.args.rewriter.dtyp", "dtype"),
+    ("weight:", "wieght:", f"{APP}.args.editor.loras[1].wieght", "weight"),
+    ("revision:", "revison:", f"{APP}.args.rewriter.source.revison", "revision"),
+]
+
+
+@pytest.mark.parametrize(("key", "misspelt", "at", "meant"), MISSPELLINGS, ids=[each[2] for each in MISSPELLINGS])
+def test_misspelt_key_is_refused_with_a_suggestion(write: Edit, key: str, misspelt: str, at: str, meant: str) -> None:
+    lines = problems_of(write(replaced(key, misspelt)))
+    assert f"{at}: unknown key (did you mean '{meant}'?)" in lines
+
+
+def test_key_unlike_any_other_is_refused_with_those_that_there_are(write: Edit) -> None:
+    lines = problems_of(write(replaced("  encoding: JSON", "  encoding: JSON\n  zzz: 1")))
+    assert len(lines) == 1
+    assert re.fullmatch(r"logging_config\.zzz: unknown key \(known: encoding, .*\)", lines[0])
+
+
+def test_runtime_env_and_user_config_are_left_free(write: Edit) -> None:
+    free = "      - name: Editor\n        user_config: {any: thing}"
+    text = with_runtime_env("{env_vars: {A: b}, any: thing}").replace("      - name: Editor", free)
+    assert check_file(write(text)).serve.applications[0].deployments[2].user_config == {"any": "thing"}
+
+
+BROKEN_RULES = [
+    # What is replaced, by what, where the problem stands, what its line says.
+    ("port: 8000", "port: http", "http_options.port", "valid integer"),
+    ("encoding: JSON", "encoding: XML", "logging_config.encoding", "Got 'XML'"),
+    ("max_replicas: 7", "max_replicas: 0", f"{EDITOR}.autoscaling_config.max_replicas", "greater than 0"),
+    ("min_replicas: 1", "min_replicas: 9", f"{EDITOR}.autoscaling_config", "max_replicas (7) must be"),
+    ("max_queued_requests: 256", "max_queued_requests: 0", EDITOR, "max_queued_requests must be"),
+    ("- name: Editor", "- name: Editr", f"{EDITOR}.name", "no such deployment (did you mean 'Editor'?)"),
+    ("- name: Editor", "- nam: Editor", f"{EDITOR}.name", "Field required"),
+    ("- name: Editor", "- name: Ingress", f"{EDITOR}.name", "Ingress is listed twice"),
+    ("- name: Editor", "- 3\n      - name: Editor", EDITOR, "must be a mapping"),
+    ("serve_app.app:build", "serve_app.app:app", f"{APP}.import_path", "must be serve_app.app:build"),
+    (
+        "num_gpus: 1",
+        "num_gpus: 0",
+        f"{EDITOR}.ray_actor_options.num_gpus",
+        "must be above 0: args.editor.device is cuda",
+    ),
+    ("num_gpus: 1", "", f"{EDITOR}.ray_actor_options.num_gpus", "must be above 0: args.editor.device is cuda"),
+    (
+        "- name: Editor",
+        "- name: Editor\n        num_replicas: 2",
+        f"{EDITOR}.num_replicas",
+        "beside autoscaling_config",
+    ),
+    ("max_ongoing_requests: 64", "max_ongoing_requests: 15", f"{EDITOR}.max_ongoing_requests", "max_batch_size (16)"),
+    ("weight: 0.9", "weight: heavy", f"{APP}.args.editor.loras[1].weight", "valid number"),
+    ("device: cuda", "device: tpu", f"{APP}.args.rewriter.device", "'cpu' or 'cuda'"),
+    ("path: Qwen/Qwen3-VL-8B-Instruct", "", f"{APP}.args.rewriter.source.path", "Field required"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "at", "message"), BROKEN_RULES)
+def test_broken_rule_is_told_by_its_path(write: Edit, old: str, new: str, at: str, message: str) -> None:
+    lines = problems_of(write(replaced(old, new)))
+    assert [line for line in lines if line.startswith(f"{at}: ") and message in line], lines
+
+
+def test_cpu_device_refuses_gpus_for_editor_and_rewriter(write: Edit) -> None:
+    text = CPU_FILE.read_text(encoding="utf-8").replace("num_gpus: 0", "num_gpus: 1")
+    assert problems_of(write(text)) == [
+        f"{EDITOR}.ray_actor_options.num_gpus: must be 0 or absent: args.editor.device is cpu",
+        f"{APP}.deployments[1].ray_actor_options.num_gpus: must be 0 or absent: args.rewriter.device is cpu",
+    ]
+
+
+def test_rewriter_on_cuda_needs_a_gpu(write: Edit) -> None:
+    text = GPU_FILE.read_text(encoding="utf-8").replace("num_gpus: 1", "num_gpus: 0", 1)
+    at = f"{APP}.deployments[1].ray_actor_options.num_gpus"
+    assert problems_of(write(text)) == [f"{at}: must be above 0: args.rewriter.device is cuda"]
+
+
+def test_deployment_on_cuda_must_be_listed(write: Edit) -> None:
+    text, _, _ = GPU_FILE.read_text(encoding="utf-8").partition("      - name: Editor")
+    message = "must list Editor with num_gpus above 0: args.editor.device is cuda"
+    assert problems_of(write(text)) == [f"{APP}.deployments: {message}"]
+
+
+def test_rewriter_deployment_without_its_settings_is_refused(write: Edit) -> None:
+    settings = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    del settings["applications"][0]["args"]["rewriter"]
+    assert problems_of(write(yaml.safe_dump(settings))) == [
+        f"{APP}.deployments[1].name: args.rewriter is not set, so there is no Rewriter"
+    ]
+
+
+def test_option_left_to_the_code_is_not_judged(write: Edit) -> None:
+    check_file(write(replaced("        max_ongoing_requests: 64\n", "")))
+
+
+def test_all_problems_are_told_at_once_and_on_one_line_each(write: Edit) -> None:
+    text = replaced("max_replicas: 7", "max_replica: 7")
+    text = text.replace("port: 8000", "port: http").replace("num_cpus: 2", "num_cpus: many", 1)
+    text = text.replace("dtype: bfloat16", "dtype: int3", 1)
+    places = [line.partition(": ")[0] for line in problems_of(write(text))]
+    assert sorted(places) == [
+        f"{APP}.args.editor.dtype",
+        f"{APP}.deployments[0].ray_actor_options.num_cpus",
+        f"{EDITOR}.autoscaling_config.max_replica",
+        "http_options.port",
+    ]
+
+
+NO_CONFIG = [
+    pytest.param("a: [1", r"cannot be read as YAML in line 1: .*", id="not YAML"),
+    pytest.param("a: 2026-02-30", r"cannot be read as YAML: .*", id="not a date"),
+    pytest.param("- a\n- b", r"must be a mapping .*", id="list"),
+    pytest.param("", r"must hold one .* holds 0 documents", id="empty"),
+    pytest.param("a: 1\n---\nb: 2", r"must hold one .* holds 2 documents", id="two documents"),
+    pytest.param(
+        "a:\n  b: 1\n  c: 2\n  'b': 3", r"cannot be read as YAML in line 4: key 'b' stands here twice", id="twice"
+    ),
+    pytest.param("kind: RayService", r"spec\.serveConfigV2: must be there, .*", id="service without config"),
+    pytest.param(
+        wrapped("a: 1\na: 2"), r"spec\.serveConfigV2: .* line 2: key 'a' stands here twice", id="twice inside"
+    ),
+    pytest.param(wrapped("just text"), r"spec\.serveConfigV2: must be a mapping .*", id="text inside"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), NO_CONFIG)
+def test_file_that_holds_no_config_is_refused(write: Edit, text: str, message: str) -> None:
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    assert re.fullmatch(f"{re.escape(str(path))}: {message}", str(caught.value)), str(caught.value)
+
+
+def test_key_may_override_a_merged_one(write: Edit) -> None:
+    text = replaced("dtype: bfloat16", "<<: {dtype: float32}\n        dtype: bfloat16")
+    assert check_file(write(text)).settings[0].rewriter is not None
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        check_file(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("text", ["{}", "applications: []", "applications: null"])
+def test_file_without_application_is_refused(write: Edit, text: str) -> None:
+    assert "applications: must list an application" in problems_of(write(text))
+
+
+@pytest.mark.parametrize("value", ["3", "{working_dir: 3}", "{py_modules: 3}"])
+def test_value_on_which_serve_breaks_is_a_problem_and_no_crash(write: Edit, value: str) -> None:
+    lines = problems_of(write(with_runtime_env(value)))
+    assert lines[0].startswith(EDITOR)
+
+
+def test_deployment_that_breaks_serve_is_one_problem_of_its_own(write: Edit) -> None:
+    assert problems_of(write(replaced("- name: Editor", "- 3\n      - name: Editor"))) == [
+        f"{EDITOR}: must be a mapping"
+    ]
+
+
+def test_num_replicas_beside_autoscaling_hides_no_other_problem(write: Edit) -> None:
+    text = replaced("- name: Editor", "- name: Editor\n        num_replicas: 2")
+    text = text.replace("health_check_timeout_s: 60", "health_check_timeout_s: 0")
+    places = [line.partition(": ")[0] for line in problems_of(write(text))]
+    assert places == [f"{EDITOR}.num_replicas", f"{EDITOR}.health_check_timeout_s"]
+
+
+def test_place_of_a_problem_holds_only_the_keys_of_the_file(write: Edit) -> None:
+    lines = problems_of(write(replaced("num_replicas: 1", "num_replicas: 0", CPU_FILE)))
+    assert f"{EDITOR}.num_replicas: Input should be greater than 0" in lines
+
+
+def test_ray_service_is_checked_inside(write: Edit) -> None:
+    text = GPU_FILE.read_text(encoding="utf-8")
+    assert check_file(write(wrapped(text))).settings == check_file(GPU_FILE).settings
+    lines = problems_of(write(wrapped(replaced("num_gpus:", "num_gpu:"))))
+    at = f"spec.serveConfigV2.{EDITOR}.ray_actor_options.num_gpu"
+    assert f"{at}: unknown key (did you mean 'num_gpus'?)" in lines
+
+
+def test_alias_is_a_known_key_and_stands_for_the_name() -> None:
+    class Inner(BaseModel):
+        value: int = Field(alias="val")
+
+    class Outer(BaseModel):
+        model_config = ConfigDict(populate_by_name=True)
+        inner: list[Inner] | None = Field(default=None, alias="in")
+
+    problems = Problems(Path("file"))
+    find_unknown_keys({"in": [{"val": 1}], "inner": [{"value": 1}]}, Outer, "", problems)
+    assert str(problems.as_error()).splitlines()[1:] == ["inner[0].value: unknown key (did you mean 'val'?)"]
+
+
+def test_describe_says_what_would_run() -> None:
+    assert describe(CPU_FILE).splitlines() == [
+        f"{CPU_FILE}: no problems",
+        "application camera-edit at http://127.0.0.1:8000/",
+        "  Ingress: 1 replica, each with 0.2 CPU and no GPU",
+        "  Rewriter: 1 replica, each with 0.2 CPU and no GPU",
+        "  Editor: 1 replica, each with 0.5 CPU and no GPU",
+        "  Jobs: 1 replica, each with 0.1 CPU and no GPU",
+        "  editor model: toy:edit on cpu in float32",
+        "  adapter lightning: toy:lightning (lightning.safetensors) at 1",
+        "  adapter angles: toy:angles (angles.safetensors) at 0.9",
+        "  rewriter model: toy:rewriter on cpu in float32",
+    ]
+    assert "  Editor: 1 to 7 replicas, each with 4 CPU and 1 GPU" in describe(GPU_FILE).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("setting", "warning"),
+    [
+        ("", "names no API keys: the service starts only with CAMERA_EDIT_API_KEYS or CAMERA_EDIT_API_KEYS_FILE"),
+        ("      allow_anonymous: true\n", "whoever reaches 0.0.0.0 may use the service"),
+        ("      api_keys_file: /run/secrets/keys\n", None),
+    ],
+)
+def test_describe_warns_of_an_open_door(write: Edit, setting: str, warning: str | None) -> None:
+    text = CPU_FILE.read_text(encoding="utf-8").replace("host: 127.0.0.1", "host: 0.0.0.0")
+    lines = describe(write(text.replace("    args:\n", f"    args:\n{setting}"))).splitlines()
+    warnings = [line for line in lines if "warning: " in line]
+    assert len(warnings) == (warning is not None)
+    assert warning is None or warning in warnings[0]
+
+
+def test_describe_refuses_what_check_refuses(write: Edit) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'num_gpus'"):
+        describe(write(replaced("num_gpus:", "num_gpu:")))
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        ("cdn.example.com", "is no origin"),
+        ("ftp://cdn.example.com", "is no origin"),
+        ("https://me@cdn.example.com", "is no origin"),
+        ("https://cdn.example.com/", "write https://cdn.example.com"),
+        ("https://CDN.example.com/pictures", "write https://cdn.example.com"),
+        ("https://cdn.example.com:443", "write https://cdn.example.com"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["jobs.webhook_origins", "fetch.origins"])
+def test_an_origin_that_nothing_would_ever_equal_is_refused(write: Edit, setting: str, origin: str, told: str) -> None:
+    group, _, key = setting.partition(".")
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    config["applications"][0]["args"][group] = {key: ["https://good.example.com", origin]}
+    (problem,) = problems_of(write(yaml.safe_dump(config)))
+    assert f"{APP}.args.{setting}[1]" in problem
+    assert told in problem
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_files_pin_each_repository_to_a_commit(path: Path) -> None:
+    (settings,) = check_file(path).settings
+    rewriter = [] if settings.rewriter is None else [settings.rewriter.source]
+    sources = [settings.editor.base, *(lora.source for lora in settings.editor.loras), *rewriter]
+    hub = [source for source in sources if not source.path.startswith(("/", *EMBEDDED))]
+    assert all(re.fullmatch("[0-9a-f]{40}", source.revision or "") for source in hub)

@@ -1,0 +1,126 @@
+"""`camera-edit run` before it starts anything; tests/service/test_doors.py has it run and stop."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ray._common.utils import get_ray_address_file
+
+from serve_app.errors import ConfigError
+from serve_app.tools import run as launch
+from serve_app.tools.check import check_file
+from serve_app.tools.run import run, url_of
+from tests.conftest import RANDOM_FILE
+from tests.processes import free_port
+
+
+@pytest.mark.parametrize(
+    ("options", "prefix", "url"),
+    [
+        ({}, "/", "http://127.0.0.1:8000"),
+        ({"host": "0.0.0.0", "port": 80}, "/", "http://127.0.0.1:80"),
+        ({"host": "::"}, "/edit", "http://[::1]:8000/edit"),
+        ({"host": "10.0.0.7", "root_path": "/gpu"}, "/edit", "http://10.0.0.7:8000/gpu/edit"),
+    ],
+)
+def test_where_the_service_is_asked_to_drain(
+    options: dict[str, object], prefix: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAMERA_EDIT_API_KEYS", "a-key")
+    config = yaml.safe_load(RANDOM_FILE.read_text())
+    config["http_options"].update(options)
+    config["applications"][0]["route_prefix"] = prefix
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert url_of(check_file(file).serve) == url
+
+
+def test_a_file_that_does_not_pass_the_check_is_not_started(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(RANDOM_FILE.read_text().replace("num_replicas", "num_replica"))
+    with pytest.raises(ConfigError, match="num_replica: unknown key"):
+        run(file, 1, print)
+
+
+def test_the_drain_at_the_end_gets_the_files_operator_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a signal. `serve run` is played by a program that waits."""
+    config = yaml.safe_load(RANDOM_FILE.read_text())
+    config["applications"][0]["args"].update(operator_keys_file="/operator-keys", api_keys_file="/api-keys")
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(config))
+    serve = tmp_path / "serve"
+    serve.write_text(f"#!/bin/sh\nkill -TERM {os.getpid()}\nexec sleep 60\n")
+    serve.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    drained: list[object] = []
+    monkeypatch.setattr(launch, "drain", lambda url, grace_s, say, keys_file: drained.append((url, grace_s, keys_file)))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert run(file, 7, print) == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert drained == [("http://127.0.0.1:8000", 7, "/operator-keys")]
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Ray records its latest cluster, in a temporary folder of the test's own."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    path = Path(get_ray_address_file(None))
+    path.parent.mkdir()
+    return path
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A program in the place of `serve` that writes the RAY_ADDRESS that it gets to this file."""
+    program, seen = tmp_path / "bin" / "serve", tmp_path / "seen"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nprintf %s "${{RAY_ADDRESS-unset}}" > {seen}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield seen
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("dead", [None, "", "no address", "127.0.0.1:", "127.0.0.1:99999999", "no.such.host.test:1"])
+def test_a_record_of_a_cluster_that_is_gone_is_not_followed(dead: str | None, record: Path, child: Path) -> None:
+    record.write_text(f"127.0.0.1:{free_port()}" if dead is None else dead)
+    lines: list[str] = []
+    assert run(RANDOM_FILE, 1, lines.append) == 0
+    assert child.read_text() == "local"
+    assert lines == [f"{record} names a cluster that does not answer: starting a new one with RAY_ADDRESS=local"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_cluster_that_answers_is_joined(host: str, record: Path, child: Path) -> None:
+    lines: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        record.write_text(f"{host}:{listening.getsockname()[1]}\n")
+        assert run(RANDOM_FILE, 1, lines.append) == 0
+    assert (child.read_text(), lines) == ("unset", [])
+
+
+def test_without_a_record_nothing_is_set(record: Path, child: Path) -> None:
+    lines: list[str] = []
+    assert run(RANDOM_FILE, 1, lines.append) == 0
+    assert (child.read_text(), lines) == ("unset", [])
+
+
+def test_an_address_in_the_environment_goes_before_the_record(
+    record: Path, child: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.write_text(f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    lines: list[str] = []
+    assert run(RANDOM_FILE, 1, lines.append) == 0
+    assert (child.read_text(), lines) == ("10.0.0.7:6379", [])
