@@ -44,6 +44,10 @@ class Policy:
     spent_s: float = 0.0
 
 
+EXECUTION_TIMEOUT = "executionTimeout exceeded"
+"""The error of a job that ran for longer than its `Policy.execution_timeout_s`: RunPod's own text."""
+
+
 @dataclass(frozen=True)
 class RepeatKey:
     """An Idempotency-Key and the fingerprint of the request that came with it."""

@@ -16,7 +16,7 @@ from serve_app.ingress.route import route_path
 _OPERATOR_PATH = re.compile(rf"^({DRAIN_PATH}|{UNDRAIN_PATH}|(/v2/[^/]+)?/purge-queue)$")
 _HOST = re.compile(r"(\[(?P<v6>[^\]]*)\]|(?P<name>[^:]*))(:\d*)?")
 # Any of these shows a proxy between the client and this machine's loopback; so does HTTP/1.0, nginx' default.
-_FORWARDING_HEADERS = ("forwarded", "x-real-ip", "via")
+_FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
 _FORWARDING_PREFIXES = ("x-forwarded-", "x-envoy-")
 _LOOPBACK_PEERS = ("127.0.0.1", "::1", "::ffff:127.0.0.1")  # not 127.0.0.6, which is Istio's proxy
 

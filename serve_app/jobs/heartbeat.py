@@ -88,7 +88,9 @@ class Heartbeat(Generic[P]):
             ServiceUnavailable: the store went away in the middle.
         """
         known = self._runner.jobs
-        states = await self._store.call_until_done(lambda store: store.beat(self._owner, self._lease_s))
+        states = await self._store.call_until_done(
+            lambda store: store.beat(self._owner, self._lease_s), is_of_one_job=False
+        )
         for job in known:
             if states.get(job.id, JobState.CANCELLED).final:
                 await self._each(job.id, self._look_again(job))

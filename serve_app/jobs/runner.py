@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from serve_app.edits.deadline import too_late
-from serve_app.edits.job import JobRecord, JobSpec, JobState
+from serve_app.edits.job import EXECUTION_TIMEOUT, JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.edits.together import all_or_none
@@ -28,9 +28,6 @@ ROOM_POLL_S = 0.5
 MAX_LOSSES = 7
 """Attempts at an edit whose editors keep dying under it. The pauses between them double, half a minute in all: for so
 long a sick replica may refuse before Serve has replaced it."""
-
-EXECUTION_TIMEOUT = "executionTimeout exceeded"
-"""RunPod's own text."""
 
 
 class Runner(Generic[P]):
@@ -86,7 +83,9 @@ class Runner(Generic[P]):
             job.deadline = loop.time() + self._left_s(record, spec.policy.timeout_s - spec.policy.spent_s)
             limits.append(job.deadline)
         if limits:
-            job.expiry = loop.call_at(min(limits), lambda: self.spawn(self._expire(job)))
+            # Not by the clock at that moment: a timer may fire a little early.
+            by_deadline = job.deadline == min(limits)
+            job.expiry = loop.call_at(min(limits), lambda: self.spawn(self._expire(job, by_deadline)))
         self._start_next()
         return job
 
@@ -210,14 +209,14 @@ class Runner(Generic[P]):
             if not record.state.final:
                 await self._store.call_until_done(lambda store: store.update(job.id, self._owner, record))
 
-    async def _expire(self, job: LiveJob) -> None:
+    async def _expire(self, job: LiveJob, by_deadline: bool) -> None:
         if job.was_picked_up and await self._is_drawn(job):
             return  # An earlier owner died after the last picture: nothing is left but its end.
         if not job.waits or job in self._ending:
             return
         if job.task is not None:
             job.task.cancel()
-        if job.deadline is not None and job.deadline <= asyncio.get_running_loop().time():
+        if by_deadline:
             problem = _too_late(job)
             await self._end(job, JobState.FAILED, str(problem), problem.code)
         else:

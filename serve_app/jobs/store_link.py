@@ -66,7 +66,9 @@ class StoreLink:
         finally:
             self._waiting.discard(hangs)
 
-    async def call_until_done(self, operation: Callable[[Store], Awaitable[T]], *, is_write: bool = True) -> T:
+    async def call_until_done(
+        self, operation: Callable[[Store], Awaitable[T]], *, is_write: bool = True, is_of_one_job: bool = True
+    ) -> T:
         """Attempts until the store answers, for what must not get lost. Ends with the task that runs it.
 
         Raises:
@@ -76,7 +78,9 @@ class StoreLink:
         try:
             while True:
                 try:
-                    return await self._attempt(operation, CALL_TIMEOUT_S, marks_away=is_write)
+                    return await self._attempt(
+                        operation, CALL_TIMEOUT_S, marks_away=is_write, is_of_one_job=is_of_one_job
+                    )
                 except ServiceUnavailable:
                     if is_write:
                         self._retrying.add(attempt)
@@ -94,11 +98,12 @@ class StoreLink:
         given_up: "asyncio.Future[None] | None" = None,
         *,
         marks_away: bool = True,
+        is_of_one_job: bool = True,
     ) -> T:
         try:
             result = await _apart(operation(self._store), timeout_s, given_up)
         except STORE_PROBLEMS as problem:
-            if _is_lasting(problem):
+            if is_of_one_job and _is_lasting(problem):
                 raise JobUnreadable(UNREADABLE) from problem
             if marks_away:
                 self._note_failure(problem)
@@ -115,7 +120,8 @@ class StoreLink:
                     hangs.set_result(None)
         if self._away_since is None:
             self._away_since = now
-            logger.error("the job store cannot be reached", exc_info=problem)
+            hint = "; its file is damaged: stop the service and move the file away" if _is_lasting(problem) else ""
+            logger.error("the job store cannot be reached%s", hint, exc_info=problem)
 
     def _note_success(self) -> None:
         if self._away_since is not None and not self.is_away:

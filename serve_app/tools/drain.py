@@ -46,7 +46,7 @@ def drain(
         ServiceUnavailable: the service never answered, or it is gone.
         ServiceError: it does not allow or does not know this request.
     """
-    deadline, reported = clock() + timeout_s, ""
+    deadline, reported, has_answered = clock() + timeout_s, "", False
     with _client(url, transport, keys_file) as client:
         for answer in _answers(client, DRAIN_PATH, clock):
             if answer.in_flight == "":
@@ -54,9 +54,9 @@ def drain(
             if answer.report != reported:
                 say(answer.report)
                 reported = answer.report
+            has_answered = has_answered or answer.in_flight is not None
             if clock() > deadline:
-                left = "unknown work" if answer.in_flight is None else answer.in_flight
-                raise DeadlineExceeded(f"{left} still in flight after {timeout_s:g} s; no new work is taken.")
+                raise _too_late(url, timeout_s, answer, has_answered)
     time.sleep(SETTLE_S)
 
 
@@ -87,6 +87,13 @@ class _Answer:
 
     in_flight: str | None
     report: str
+
+
+def _too_late(url: str, timeout_s: float, answer: _Answer, has_answered: bool) -> ServiceError:
+    if not has_answered:
+        return ServiceUnavailable(f"{url} did not answer within {timeout_s:g} s: {answer.report}")
+    left = "unknown work" if answer.in_flight is None else answer.in_flight
+    return DeadlineExceeded(f"{left} still in flight after {timeout_s:g} s; no new work is taken.")
 
 
 def _answers(client: httpx2.Client, path: str, clock: Clock) -> Iterator[_Answer]:
@@ -148,7 +155,8 @@ def _ask(client: httpx2.Client, path: str) -> str:
     answer = client.post(path)
     if answer.status_code == HTTPStatus.UNAUTHORIZED:
         raise Unauthorized(
-            f"The service needs an operator key: set {OPERATOR_KEYS.variable} or {OPERATOR_KEYS.file_variable}."
+            "The service needs an operator key, and none or a wrong one was sent: set "
+            f"{OPERATOR_KEYS.variable} or {OPERATOR_KEYS.file_variable}."
         )
     failure = f"{answer.url} answers {answer.status_code}: {answer.text}"
     if answer.status_code == HTTPStatus.FORBIDDEN:

@@ -121,6 +121,16 @@ def test_a_runpod_job_past_the_clients_timeout(tiny_settings: AppSettings, tmp_p
         check_that_it_left(editor)
 
 
+def test_a_runpod_job_past_its_timeout_beside_a_longer_execution_timeout(
+    tiny_settings: AppSettings, tmp_path: Path
+) -> None:
+    with serving(tiny_settings, tmp_path) as (client, _):
+        policy = {"executionTimeout": 60_000}
+        response = client.post("/runsync", json={**body(timeout_s=TIMEOUT_S), "policy": policy})
+        assert response.status_code == 504
+        assert "(timeout_s)" in response.json()["error"]
+
+
 def test_a_runpod_job_past_the_servers_timeout(tiny_settings: AppSettings, tmp_path: Path) -> None:
     with serving(tiny_settings, tmp_path, TIMEOUT_S) as (client, editor):
         assert client.post("/runsync", json=body()).status_code == 504
@@ -140,7 +150,7 @@ def test_a_queued_job_past_its_timeout_is_failed_for_those_who_poll(tiny_setting
 def test_a_policys_execution_timeout_is_a_failed_job_as_ever(tiny_settings: AppSettings, tmp_path: Path) -> None:
     # It may be longer than the limit for requests without one.
     with serving(tiny_settings, tmp_path, TIMEOUT_S) as (client, _):
-        response = client.post("/runsync", json={**body(), "policy": {"executionTimeout": 60_000}})
+        response = client.post("/runsync", json={**body(), "policy": {"executionTimeout": 11_000}})
         assert response.status_code == 200
         envelope = response.json()
         assert (envelope["status"], envelope["error"]) == ("FAILED", "executionTimeout exceeded")

@@ -250,7 +250,8 @@ def test_no_key_is_logged(app: Harness, guarded: Harness, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize(
-    "header", ["x-forwarded-host", "x-forwarded-proto", "x-envoy-external-address", "X-Forwarded-Port"]
+    "header",
+    ["x-forwarded-host", "x-forwarded-proto", "x-envoy-external-address", "cf-connecting-ip", "X-Forwarded-Port"],
 )
 def test_any_forwarding_header_shows_a_proxy(app: Harness, header: str) -> None:
     assert not reached(app, local(app.app).post("/drain", headers={header: "x"}))

@@ -147,3 +147,16 @@ async def test_what_the_ingress_has_used_of_the_timeout_counts(sqlite_stores: Sq
             "The request was not done within 60 s (timeout_s).",
             "deadline_exceeded",
         )
+
+
+@story
+async def test_a_timer_that_fires_early_does_not_turn_a_timeout_into_a_ttl(sqlite_stores: SqliteStores) -> None:
+    editor = FakeEditor(gate=asyncio.Semaphore(0))
+    async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1) as service:
+        await service.submit(spec("first"), [(picture(),)])
+        await until(lambda: len(editor.jobs) == 1)
+        await service.submit(spec("late", policy=Policy(timeout_s=60, ttl_s=600)), [(picture(),)])
+        expiry = service._live["late"].expiry
+        assert expiry is not None
+        expiry._run()  # type: ignore[attr-defined] # a minute early
+        assert (await end_of(service, "late"))[::2] == (JobState.FAILED, "deadline_exceeded")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import Iterator
 
 import pytest
@@ -268,3 +269,23 @@ def test_a_call_that_ignores_its_cancellation_holds_nobody_up() -> None:
 
     over = asyncio.Event()
     asyncio.run(scenario())
+
+
+@story
+async def test_a_damaged_file_is_an_outage_that_names_the_fix(
+    sqlite_stores: Stores, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CutOffStore(sqlite_stores.open())
+    async with replica_on(store.as_store, FakeEditor()) as service:
+        damaged = sqlite3.DatabaseError("database disk image is malformed")
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        store.problem, store.away = damaged, True
+        await until(lambda: _is_away(service))
+        num_calls = len(store.calls)
+        await until(lambda: store.calls[num_calls:].count("beat") >= 3)
+        assert await service.fault() == "store"
+        assert "its file is damaged: stop the service and move the file away" in caplog.text
+
+
+async def _is_away(service: Replica) -> bool:
+    return await service.fault() == "store"

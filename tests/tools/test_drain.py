@@ -195,3 +195,8 @@ def test_the_command_drains_and_undoes_it(monkeypatch: pytest.MonkeyPatch, capsy
         "drained: nothing is in flight and no new work is taken",
         "the drain is undone: new work is taken",
     ]
+
+
+def test_a_drain_that_never_reached_the_service_does_not_claim_one() -> None:
+    with pytest.raises(ServiceUnavailable, match="did not answer within 3 s: no answer, trying again: timed out"):
+        Service(SLOW, takes_s=2.0).drain(3)

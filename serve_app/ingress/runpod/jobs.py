@@ -11,7 +11,7 @@ from fastapi import Response
 from pydantic import BaseModel
 
 from serve_app.edits.deadline import Deadline
-from serve_app.edits.job import JobSpec, Policy, RepeatKey
+from serve_app.edits.job import EXECUTION_TIMEOUT, JobSpec, Policy, RepeatKey
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.ingress.asked import default, within
 from serve_app.ingress.backend import Backend
@@ -92,7 +92,8 @@ class RunPodJobs(Generic[P]):
         job = await self._jobs.wait(await self.submit(request, repeat_key, sync=True), wait_ms / 1000)
         if job.record.error_code == InvalidInput.code:
             raise InvalidInput(str(job.record.error))
-        if job.record.error_code == DeadlineExceeded.code and not _sets_execution_timeout(request.policy):
+        is_late = job.record.error_code == DeadlineExceeded.code
+        if is_late and not (_sets_execution_timeout(request.policy) and job.record.error == EXECUTION_TIMEOUT):
             raise DeadlineExceeded(str(job.record.error))
         return await asyncio.to_thread(_json, envelope, job)
 

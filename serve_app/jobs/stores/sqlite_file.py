@@ -63,6 +63,7 @@ class SqliteFile:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._db: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
+        self._is_recovering = False
         self._closed = False
 
     async def read(self, query: str, **values: object) -> list[tuple[Any, ...]]:
@@ -102,7 +103,9 @@ class SqliteFile:
         Raises:
             sqlite3.OperationalError: that cannot be used. Only the first use of a file is a matter of configuration.
         """
-        logger.error("%s was deleted or replaced while in use; restoring its jobs", self._path)
+        if not self._is_recovering:
+            self._is_recovering = True
+            logger.error("%s was deleted or replaced while in use; restoring its jobs", self._path)
         try:
             with _locked(self._path.parent):
                 if _identity(self._path) is None:
@@ -118,6 +121,7 @@ class SqliteFile:
             new.close()
             raise
         db.close()
+        self._is_recovering = False
         return new
 
     def _close(self) -> None:
