@@ -158,5 +158,5 @@ async def test_a_timer_that_fires_early_does_not_turn_a_timeout_into_a_ttl(sqlit
         await service.submit(spec("late", policy=Policy(timeout_s=60, ttl_s=600)), [(picture(),)])
         expiry = service._live["late"].expiry
         assert expiry is not None
-        expiry._run()  # type: ignore[attr-defined] # a minute early
+        expiry._run()  # a minute early
         assert (await end_of(service, "late"))[::2] == (JobState.FAILED, "deadline_exceeded")
