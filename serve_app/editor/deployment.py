@@ -9,7 +9,7 @@ import ray
 from ray import serve
 
 from serve_app.config import EditorSettings
-from serve_app.editor.engine.progress import News
+from serve_app.editor.engine.progress import ProgressChannel
 from serve_app.editor.engine.stats import EngineStats
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.metrics import EngineMetrics
@@ -29,13 +29,13 @@ class Editor:
         # They take seconds to import, with torch and diffusers: whoever only builds the application does without them.
         with without_collection():
             from serve_app.editor.engine.engine import Engine
-            from serve_app.editor.loading.load import load_giving_way
+            from serve_app.editor.loading.load import load_at_low_priority
 
         join_serve_logs()
         assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
         gpu_share = assigned.get("GPU", 1.0)
         self._engine = Engine(
-            lambda: load_giving_way(settings, gpu_share),
+            lambda: load_at_low_priority(settings, gpu_share),
             max_pack_tokens=settings.max_pack_tokens,
             max_waiting=settings.max_waiting_edits,
             wedged_after_s=settings.wedged_after_s,
@@ -56,7 +56,7 @@ class Editor:
             ServiceError: what became of this edit; its neighbours are not touched.
         """
         ticket = Ticket(replace(job, xmp=self._provenance.packet(job)), pictures)
-        news = News(ticket)
+        news = ProgressChannel(ticket)
         self._num_open += 1
         try:
             refusal = await self._hand_over(ticket)

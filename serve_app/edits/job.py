@@ -58,14 +58,14 @@ class RepeatKey:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What was asked for; it never changes. The prepared pictures travel beside it, as sets.
+    """A job as it was requested; it never changes. The prepared pictures travel beside it, as sets.
 
     Attributes:
         edits: one for each output picture.
         pictures_of: for each edit, the index of its set of pictures. Views of one upload share a set.
         retention_s: how long the job is kept after its end.
-        webhook: the URL that is told the end.
-        asked: the request's `input` without pictures, as a webhook tells it.
+        webhook: the URL that is notified of the end.
+        asked: the request's `input` without pictures, which the webhook receives.
     """
 
     id: str
@@ -145,7 +145,7 @@ class JobsPort(Protocol):
     """
 
     async def room(self) -> int:
-        """How many more jobs the queue takes now. Asked before the work of preparing one."""
+        """How many more jobs the queue takes now. Called before a request's pictures are prepared."""
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         """Store and queue a job; its id, or that of the job that the same repeat key belongs to.

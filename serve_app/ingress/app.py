@@ -16,9 +16,9 @@ from serve_app.ingress.middleware import RequestId
 from serve_app.ingress.openai.routes import openai_router
 from serve_app.ingress.openapi import document
 from serve_app.ingress.operator_gate import OperatorGate
-from serve_app.ingress.proxy_gate import TellLimit
+from serve_app.ingress.proxy_gate import QueueLimitHeader
 from serve_app.ingress.runpod.routes import runpod_router
-from serve_app.ingress.steering import NoSteering
+from serve_app.ingress.steering import RejectControlHeaders
 
 P = TypeVar("P")
 
@@ -32,10 +32,10 @@ def build_app(backend: Backend[P]) -> FastAPI:
         strict_content_type=False,  # a body without a Content-Type is read as JSON
     )
     jobs = backend.settings.jobs
-    app.add_middleware(TellLimit, limit=jobs.max_active_jobs + jobs.max_queued_jobs)
+    app.add_middleware(QueueLimitHeader, limit=jobs.max_active_jobs + jobs.max_queued_jobs)
     app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
     app.add_middleware(DrainGate, draining=backend.draining)
-    app.add_middleware(NoSteering)
+    app.add_middleware(RejectControlHeaders)
     app.add_middleware(ApiKeys, keys=backend.api_keys)
     app.add_middleware(
         OperatorGate,

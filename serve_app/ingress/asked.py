@@ -17,7 +17,7 @@ N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
-class GivenPicture:
+class PictureSource:
     """A picture and the field it came in: a file's bytes, or a text that is base64, a data URL or an http(s) URL."""
 
     field: str
@@ -25,7 +25,7 @@ class GivenPicture:
 
 
 @dataclass(frozen=True)
-class AskedEdit:
+class ParsedEdit:
     """One output picture: `pictures` is the index of its set of input pictures."""
 
     prompt: str
@@ -35,7 +35,7 @@ class AskedEdit:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """All edits of a request and what is common to them. Each set of pictures is decoded once.
 
     Attributes:
@@ -43,8 +43,8 @@ class Asked:
         timeout_s: seconds from its arrival until it is given up; None: no such limit.
     """
 
-    picture_sets: tuple[tuple[GivenPicture, ...], ...]
-    edits: tuple[AskedEdit, ...]
+    picture_sets: tuple[tuple[PictureSource, ...], ...]
+    edits: tuple[ParsedEdit, ...]
     rewrite_prompt: bool
     sampling: Sampling
     width: int | None

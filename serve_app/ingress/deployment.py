@@ -18,9 +18,9 @@ from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, require_keys
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.drain import Draining
-from serve_app.ingress.load import Pace
-from serve_app.ingress.metrics import Measured, RequestMetrics
-from serve_app.ingress.paced_editor import PacedEditor
+from serve_app.ingress.load import ThroughputMeter
+from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
+from serve_app.ingress.paced_editor import MeteredEditor
 from serve_app.ingress.prepare import Preparer
 from serve_app.serving.handles import EditorHandle, JobsHandle, RewriterHandle, ask_all, fault, share, worker_counts
 from serve_app.serving.replica import join_serve_logs
@@ -44,8 +44,8 @@ class Ingress:
         api_keys, operator_keys = _checked_keys(settings, give_up)
         me = serve.get_replica_context()
         jobs_port = JobsHandle(jobs)
-        pace = Pace(jobs_port)
-        paced = PacedEditor(EditorHandle(editor), pace)
+        pace = ThroughputMeter(jobs_port)
+        paced = MeteredEditor(EditorHandle(editor), pace)
         self._draining = Draining()
         self._backend = Backend(
             settings=settings,
@@ -75,7 +75,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = build_app(self._backend)
-        app.add_middleware(Measured, metrics=RequestMetrics())
+        app.add_middleware(MetricsMiddleware, metrics=RequestMetrics())
         return app
 
 

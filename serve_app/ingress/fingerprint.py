@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterable
 
 from serve_app.edits.images import decode_base64
-from serve_app.ingress.asked import GivenPicture
+from serve_app.ingress.asked import PictureSource
 
 
-def fingerprint_of(fields: str, pictures: Iterable[GivenPicture], max_picture_bytes: int) -> str:
+def fingerprint_of(fields: str, pictures: Iterable[PictureSource], max_picture_bytes: int) -> str:
     """A hex digest. Hashes all bytes of the pictures: not on an event loop.
 
     Args:

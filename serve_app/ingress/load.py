@@ -1,4 +1,4 @@
-"""How fast edits come through, and so when to come back."""
+"""Throughput of edits, from which Retry-After is computed."""
 
 import asyncio
 import math
@@ -20,7 +20,7 @@ LOOK_EVERY_S = 1.0
 _PATIENCE_S = 10.0
 
 
-class Pace:
+class ThroughputMeter:
     """What waits, over what was finished per second of late. Seconds per edit and the number that run at once are both
     in that rate, whatever the number of editors and the sizes of the edits. Lives on one event loop.
 

@@ -44,7 +44,7 @@ class RequestMetrics:
         self._seconds.observe(seconds, labels)
 
 
-class Measured:
+class MetricsMiddleware:
     """ASGI middleware: counts each request and its time."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:

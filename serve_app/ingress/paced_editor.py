@@ -1,18 +1,18 @@
-"""The editor, with an eye on the clock."""
+"""Wraps an EditorPort and counts waiting, running and finished edits."""
 
 from typing import Generic, TypeVar
 
 from serve_app.edits.request import EditJob, EditResult, Progress
 from serve_app.edits.service import EditorPort, OnProgress
-from serve_app.ingress.load import Pace
+from serve_app.ingress.load import ThroughputMeter
 
 P = TypeVar("P", contravariant=True)
 
 
-class PacedEditor(Generic[P]):
-    """An EditorPort that tells a Pace what waits, runs and is done."""
+class MeteredEditor(Generic[P]):
+    """An EditorPort that reports to a ThroughputMeter what waits, runs and is done."""
 
-    def __init__(self, editor: EditorPort[P], pace: Pace) -> None:
+    def __init__(self, editor: EditorPort[P], pace: ThroughputMeter) -> None:
         self._editor = editor
         self._pace = pace
 

@@ -10,7 +10,7 @@ from serve_app.edits.request import EditRequest, Pictures
 from serve_app.edits.sizes import OutputSize, Size, output_size
 from serve_app.edits.together import all_or_none
 from serve_app.errors import InvalidInput
-from serve_app.ingress.asked import Asked, AskedEdit, GivenPicture
+from serve_app.ingress.asked import ParsedEdit, ParsedRequest, PictureSource
 from serve_app.ingress.fetch import Fetcher
 
 
@@ -32,7 +32,7 @@ class Preparer:
         self._fetcher = Fetcher(settings.fetch, settings.limits.max_picture_bytes)
         self._threads = ThreadPoolExecutor(settings.limits.num_decode_threads, thread_name_prefix="decode")
 
-    async def __call__(self, request_id: str, asked: Asked) -> Prepared:
+    async def __call__(self, request_id: str, asked: ParsedRequest) -> Prepared:
         """Decode each set of pictures once, and settle each edit's size.
 
         Raises:
@@ -49,21 +49,21 @@ class Preparer:
         pictures = tuple(pictures for pictures, _ in decoded)
         return Prepared(tuple(edits), pictures, tuple(edit.pictures for edit in asked.edits))
 
-    async def _decode_set(self, given: tuple[GivenPicture, ...]) -> tuple[Pictures, Size]:
+    async def _decode_set(self, given: tuple[PictureSource, ...]) -> tuple[Pictures, Size]:
         whole = await all_or_none(self._fetched(picture) for picture in given)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, whole)
 
-    async def _fetched(self, picture: GivenPicture) -> GivenPicture:
+    async def _fetched(self, picture: PictureSource) -> PictureSource:
         if isinstance(picture.content, bytes) or not picture.content.lower().startswith(("http://", "https://")):
             return picture
         return replace(picture, content=await self._fetcher(picture.content, picture.field))
 
-    def _decode(self, given: list[GivenPicture]) -> tuple[Pictures, Size]:
+    def _decode(self, given: list[PictureSource]) -> tuple[Pictures, Size]:
         """Pictures at the model's sizes, and the first one's own size. Runs on a decoder thread."""
         opened = [read_picture(self._bytes(picture), picture.field, self._limits) for picture in given]
         return tuple(prepare(picture, self._sizes) for picture in opened), Size(*opened[0].size)
 
-    def _bytes(self, picture: GivenPicture) -> bytes:
+    def _bytes(self, picture: PictureSource) -> bytes:
         most = self._limits.max_picture_bytes
         if isinstance(picture.content, str):
             return decode_base64(picture.content, picture.field, most)
@@ -89,7 +89,7 @@ def check_output_size(size: OutputSize, limits: LimitSettings, side_fields: tupl
             )
 
 
-def _request(request_id: str, asked: Asked, edit: AskedEdit, size: OutputSize) -> EditRequest:
+def _request(request_id: str, asked: ParsedRequest, edit: ParsedEdit, size: OutputSize) -> EditRequest:
     return EditRequest(
         request_id=request_id,
         prompt=edit.prompt,

@@ -1,5 +1,5 @@
-"""What Serve's own proxy puts in front of itself, so that no client steers it or writes into its log, and none hears
-its words.
+"""ASGI middleware for Serve's HTTP proxy: strips client-set control headers, rejects work when the queue is full, and
+rewrites the proxy's plain-text errors as JSON.
 
 Serve 2.60 lets the header `x-request-timeout-seconds` set the time after which it gives a request up, and
 `x-request-disconnect-disabled: ?1` keep a request running whose client has gone (`ray/serve/_private/http_util.py`).
@@ -11,8 +11,8 @@ whose environment the proxies inherit.
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.ingress.proxy_answers import OwnWords
-from serve_app.ingress.proxy_gate import FullGate
+from serve_app.ingress.proxy_answers import ProxyErrorMiddleware
+from serve_app.ingress.proxy_gate import QueueFullMiddleware
 from serve_app.serving.request_id import is_sane
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
@@ -22,13 +22,13 @@ _DROPPED = frozenset({TIMEOUT_HEADER.encode(), STAYING_HEADER.encode()})
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for."""
-    return [Middleware(DropSteering), Middleware(FullGate), Middleware(OwnWords)]
+    """The middleware in its order, as Serve's callback returns it."""
+    return [Middleware(StripControlHeaders), Middleware(QueueFullMiddleware), Middleware(ProxyErrorMiddleware)]
 
 
-class DropSteering:
-    """ASGI middleware: the steering headers are as if they had not been sent, and so is an `x-request-id` that is none,
-    for Serve logs it and puts it on the answer as it came."""
+class StripControlHeaders:
+    """ASGI middleware: removes the control headers, and an `x-request-id` with other characters than ours, since Serve
+    logs it and returns it unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What Serve's proxy answers by itself, in plain text, becomes an answer of this API.
+"""Rewrites the plain-text errors of Serve's proxy as this API's JSON.
 
 When the replica that held a request dies, Serve 2.60 answers 500 with the text of its exception, or nothing at all,
 and 503 where a deployment is gone (`get_http_response_status` in `ray/serve/_private/http_util.py`). All of it passes;
@@ -26,9 +26,9 @@ _MEANING: dict[int, ServiceError] = {
 }
 
 
-class OwnWords:
-    """ASGI middleware of the proxy: its refusals in the dialect of the path, with Retry-After. Serve's own routes
-    (`/-/healthz`, `/-/routes`) are left as they are."""
+class ProxyErrorMiddleware:
+    """ASGI middleware of the proxy: writes its errors in the dialect of the path, with Retry-After. Serve's own routes
+    (`/-/healthz`, `/-/routes`) stay as they are."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

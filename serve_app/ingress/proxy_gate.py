@@ -1,4 +1,4 @@
-"""A full queue is told of in the proxy, for a moment, so that a storm of clients costs the application nothing."""
+"""Rejects work in Serve's proxy while the queue is full, before request bodies reach the application."""
 
 import time
 from collections import deque
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import Overloaded
 from serve_app.ingress.drain import is_work
 from serve_app.ingress.error_responses import refusal, speaks_openai
-from serve_app.ingress.metrics import Measured, RequestMetrics
+from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.middleware import RequestId
 from serve_app.ingress.proxy_answers import FULL
 
@@ -22,8 +22,8 @@ LIMIT_HEADER = "x-queue-limit"
 """How many jobs may be unfinished at once; on the application's answers to jobs."""
 
 
-class TellLimit:
-    """ASGI middleware of the application: puts the header on its answers to jobs."""
+class QueueLimitHeader:
+    """ASGI middleware of the application: adds the queue's limit to its answers to jobs, for the proxy to read."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -86,16 +86,17 @@ class _Queue:
             self.full_until = None
 
 
-class FullGate:
-    """ASGI middleware of the proxy: where the application has just answered work with 429, or holds as much unanswered
-    work as its queue has places, more work of that dialect is refused here, before its body is read; now and then one
-    request is let through to try. Work with an Idempotency-Key passes, for it may have been done already."""
+class QueueFullMiddleware:
+    """ASGI middleware of the proxy: where the application has just answered work with 429, or has as many unanswered
+    requests as its queue has places, rejects more work of that dialect before its body is read. Now and then one
+    request passes, to find out whether there is room again. Work with an Idempotency-Key passes, since it may be done
+    already."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._clock = clock
         self._queues = {speaks: _Queue() for speaks in (False, True)}
-        self._refuse = RequestId(Measured(self._told, RequestMetrics()))
+        self._refuse = RequestId(MetricsMiddleware(self._told, RequestMetrics()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not is_work(scope["method"], scope["path"]):

@@ -1,5 +1,5 @@
-"""The last word on steering headers: a Serve file may leave the proxies without `serve_app.ingress.proxy`, and HAProxy
-does without it."""
+"""The application's own check of control headers: a Serve file may omit `serve_app.ingress.proxy`, and HAProxy does not
+run it."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -9,9 +9,9 @@ from serve_app.ingress.error_responses import refusal
 from serve_app.ingress.proxy import STAYING_HEADER
 
 
-class NoSteering:
-    """ASGI middleware: a request that would run on without its client is refused. One that set itself a time limit
-    harms nobody else."""
+class RejectControlHeaders:
+    """ASGI middleware: rejects a request that would go on running without its client. One that sets its own time limit
+    affects no other request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

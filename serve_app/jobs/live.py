@@ -67,7 +67,7 @@ class LiveJob:
 
 
 @dataclass
-class Feed:
+class StreamCursor:
     """What the listeners of a job's stream have received: pictures by index, and the last steps."""
 
     pictures: set[int] = field(default_factory=set)

@@ -15,7 +15,7 @@ from serve_app.edits.request import EditOutcome, Pictures
 from serve_app.edits.service import EditService
 from serve_app.errors import InvalidInput, JobUnreadable, Overloaded, ServiceUnavailable
 from serve_app.jobs.heartbeat import Heartbeat
-from serve_app.jobs.live import Feed, LiveJob
+from serve_app.jobs.live import LiveJob, StreamCursor
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.store_link import ADD_TIMEOUT_S, StoreLink
 from serve_app.jobs.stores.store import Store, not_found, read_job
@@ -65,7 +65,7 @@ class JobService(Generic[P]):
             clock,
         )
         self._live: dict[str, LiveJob] = {}
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, StreamCursor] = {}
         self._most = settings.max_active_jobs + settings.max_queued_jobs
         self._adding: Counter[str] = Counter()
         self._num_retried = 0
@@ -124,7 +124,7 @@ class JobService(Generic[P]):
 
     async def news(self, job_id: str, wait_s: float) -> JobNews:
         began = _now()
-        feed = self._feeds.setdefault(job_id, Feed())
+        feed = self._feeds.setdefault(job_id, StreamCursor())
         while True:
             live = self._live.get(job_id)
             changed = live.changed() if live is not None else None
@@ -247,7 +247,7 @@ class JobService(Generic[P]):
             raise not_found(job_id)
         return spec
 
-    async def _news(self, job_id: str, feed: Feed, state: JobState) -> JobNews:
+    async def _news(self, job_id: str, feed: StreamCursor, state: JobState) -> JobNews:
         live = self._live.get(job_id)
         if live is not None:
             outcomes: Mapping[int, EditOutcome] = live.outcomes

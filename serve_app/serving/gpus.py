@@ -1,4 +1,4 @@
-"""Is there a GPU, or will there be one? Asked before anything is deployed.
+"""Checks before anything is deployed whether the cluster has a GPU, or may get one.
 
 Serve itself waits for ever for a resource that no node has, and `serve run FILE` goes on sleeping even after its
 application has failed. So a configuration that needs a GPU is refused where none is and none can come, and the waiting

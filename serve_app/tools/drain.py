@@ -21,14 +21,14 @@ FIRST_ANSWER_S = 10.0
 GONE_S = 60.0
 """After so many seconds of refused connections in a row, the service counts as gone."""
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 Clock = Callable[[], float]
 
 
 def drain(
     url: str,
     timeout_s: float,
-    say: Say,
+    say: Print,
     transport: httpx2.BaseTransport | None = None,
     keys_file: str | None = None,
     clock: Clock = time.monotonic,

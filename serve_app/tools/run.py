@@ -16,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.errors import ConfigError, ServiceError
 from serve_app.tools.check import check_file
-from serve_app.tools.drain import Say, drain
+from serve_app.tools.drain import Print, drain
 from serve_app.tools.recorded_cluster import ADDRESS_VARIABLE, stale_record
 
 STOP_S = 60.0
@@ -29,7 +29,7 @@ class _Again(Exception):
     """A second signal: the work is not worth waiting for."""
 
 
-def run(file: Path, grace_s: float, say: Say) -> int:
+def run(file: Path, grace_s: float, say: Print) -> int:
     """Run the file until its end, or until SIGTERM or Ctrl-C: then take no new work, finish what was taken within
     `grace_s` seconds, and stop. A second signal stops at once. Returns the exit status.
 
@@ -63,7 +63,7 @@ def run(file: Path, grace_s: float, say: Say) -> int:
         _stop(process)
 
 
-def _environment(say: Say) -> dict[str, str]:
+def _environment(say: Print) -> dict[str, str]:
     """For `serve run`: this process's own, but where Ray would look for a cluster that is gone."""
     path = stale_record()
     if path is None:
@@ -85,7 +85,7 @@ def _again(number: int, frame: FrameType | None) -> None:
     raise _Again
 
 
-def _drained(url: str, keys_file: str | None, grace_s: float, say: Say) -> int:
+def _drained(url: str, keys_file: str | None, grace_s: float, say: Print) -> int:
     try:
         drain(url, grace_s, say, keys_file=keys_file)
     except ServiceError as problem:

@@ -9,8 +9,8 @@ from serve_app.edits.job import JobCounts
 from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
 from serve_app.edits.service import OnProgress
 from serve_app.errors import EditFailed, Overloaded, ServiceUnavailable
-from serve_app.ingress.load import LOOK_EVERY_S, MAX_S, MIN_S, UNKNOWN_S, WINDOW_S, Pace
-from serve_app.ingress.paced_editor import PacedEditor
+from serve_app.ingress.load import LOOK_EVERY_S, MAX_S, MIN_S, UNKNOWN_S, WINDOW_S, ThroughputMeter
+from serve_app.ingress.paced_editor import MeteredEditor
 from tests.fakes import FakeEditor, job, picture
 from tests.ingress.openai_harness import FakeJobs, harness, told, until
 
@@ -34,7 +34,7 @@ class Scene:
     def __init__(self, tiny_settings: AppSettings) -> None:
         self.now_s = 100.0
         self.jobs = CountedJobs(harness(tiny_settings).backend.service)
-        self.pace = Pace(self.jobs, lambda: self.now_s)
+        self.pace = ThroughputMeter(self.jobs, lambda: self.now_s)
 
     def look(self, after_s: float, counted: JobCounts | Exception) -> None:
         self.now_s += after_s
@@ -125,14 +125,14 @@ def ignore(progress: Progress) -> None:
     pass
 
 
-def counts(pace: Pace) -> tuple[int, int, int]:
+def counts(pace: ThroughputMeter) -> tuple[int, int, int]:
     return pace.num_waiting, pace.num_running, pace.num_done
 
 
 def test_an_edit_waits_runs_and_is_done(scene: Scene) -> None:
     async def scenario() -> None:
         fake = FakeEditor(gate=asyncio.Semaphore(0))
-        editor = PacedEditor(fake, scene.pace)
+        editor = MeteredEditor(fake, scene.pace)
         seen: list[Progress] = []
         task = asyncio.create_task(editor.edit(job("a"), (picture(),), seen.append))
         assert counts(scene.pace) == (0, 0, 0)
@@ -157,7 +157,7 @@ def test_an_edit_that_fails_is_neither_waiting_nor_done(scene: Scene, taken_up: 
             raise EditFailed("broken")
 
     with pytest.raises(EditFailed):
-        asyncio.run(PacedEditor(Failing(), scene.pace).edit(job("a"), (picture(),), ignore))
+        asyncio.run(MeteredEditor(Failing(), scene.pace).edit(job("a"), (picture(),), ignore))
     assert counts(scene.pace) == (0, 0, 0)
 
 

@@ -8,18 +8,22 @@ import pytest
 from serve_app.config import AppSettings
 from serve_app.edits.request import OutputFormat, Sampling
 from serve_app.errors import InvalidInput
-from serve_app.ingress.asked import Asked, AskedEdit, GivenPicture
+from serve_app.ingress.asked import ParsedEdit, ParsedRequest, PictureSource
 from serve_app.ingress.prepare import Preparer
 
-SLOW, BROKEN = GivenPicture("slow", "https://slow/picture"), GivenPicture("broken", "https://broken/picture")
-ONE_SET = Asked(((SLOW, BROKEN),), (AskedEdit("x", None, 1, 0),), False, Sampling(), None, None, OutputFormat())
+SLOW, BROKEN = PictureSource("slow", "https://slow/picture"), PictureSource("broken", "https://broken/picture")
+ONE_SET = ParsedRequest(
+    ((SLOW, BROKEN),), (ParsedEdit("x", None, 1, 0),), False, Sampling(), None, None, OutputFormat()
+)
 TWO_SETS = replace(
-    ONE_SET, picture_sets=((SLOW,), (BROKEN,)), edits=(AskedEdit("x", None, 1, 0), AskedEdit("y", None, 1, 1))
+    ONE_SET, picture_sets=((SLOW,), (BROKEN,)), edits=(ParsedEdit("x", None, 1, 0), ParsedEdit("y", None, 1, 1))
 )
 
 
 @pytest.mark.parametrize("asked", [ONE_SET, TWO_SETS], ids=["references", "batch"])
-def test_a_picture_that_cannot_be_fetched_ends_the_fetches_beside_it(tiny_settings: AppSettings, asked: Asked) -> None:
+def test_a_picture_that_cannot_be_fetched_ends_the_fetches_beside_it(
+    tiny_settings: AppSettings, asked: ParsedRequest
+) -> None:
     begun, ended = [], []
 
     async def fetch(url: str, field: str) -> bytes:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.ingress.proxy_answers import OwnWords
+from serve_app.ingress.proxy_answers import ProxyErrorMiddleware
 
 SECRET = "Traceback: /home/ray/secret.py"
 
@@ -34,7 +34,7 @@ def test_the_death_of_a_replica_is_a_500_of_serve() -> None:
 @pytest.mark.parametrize(("status", "told"), [(500, 503), (503, 503), (429, 429)])
 @pytest.mark.parametrize("path", ["/runsync", "/v1/images/edits"])
 def test_its_refusals_are_told_in_the_dialect(path: str, status: int, told: int) -> None:
-    answer = TestClient(OwnWords(serves(status, [(b"x-request-id", b"mine")]))).post(path)
+    answer = TestClient(ProxyErrorMiddleware(serves(status, [(b"x-request-id", b"mine")]))).post(path)
     assert answer.status_code == told
     assert int(answer.headers["retry-after"]) == 5
     assert answer.headers["x-request-id"] == "mine"
@@ -45,18 +45,18 @@ def test_its_refusals_are_told_in_the_dialect(path: str, status: int, told: int)
 
 
 def test_its_own_retry_after_stays() -> None:
-    answer = TestClient(OwnWords(serves(429, retry_after_headers(7)))).post("/runsync")
+    answer = TestClient(ProxyErrorMiddleware(serves(429, retry_after_headers(7)))).post("/runsync")
     assert answer.headers["retry-after"] == "7"
 
 
 @pytest.mark.parametrize("status", [200, 404])
 def test_other_answers_of_serve_pass(status: int) -> None:
-    answer = TestClient(OwnWords(serves(status))).get("/runsync")
+    answer = TestClient(ProxyErrorMiddleware(serves(status))).get("/runsync")
     assert (answer.status_code, answer.text) == (status, SECRET)
 
 
 def test_its_health_route_speaks_for_itself() -> None:
-    answer = TestClient(OwnWords(serves(503))).get("/-/healthz")
+    answer = TestClient(ProxyErrorMiddleware(serves(503))).get("/-/healthz")
     assert (answer.status_code, answer.text) == (503, SECRET)
 
 
@@ -65,7 +65,7 @@ def test_its_health_route_speaks_for_itself() -> None:
 )
 def test_what_the_application_answers_passes(answer: Response) -> None:
     app = Starlette(routes=[Route("/runsync", lambda _: answer)])
-    passed = TestClient(OwnWords(app)).get("/runsync")
+    passed = TestClient(ProxyErrorMiddleware(app)).get("/runsync")
     assert (passed.status_code, passed.text) == (answer.status_code, bytes(answer.body).decode())
     assert "retry-after" not in passed.headers
 
@@ -76,7 +76,7 @@ def test_no_answer_at_all_is_one(fails: bool) -> None:
         if fails:
             raise RuntimeError(SECRET)
 
-    answer = TestClient(OwnWords(app)).post("/runsync")
+    answer = TestClient(ProxyErrorMiddleware(app)).post("/runsync")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert SECRET not in answer.text
 
@@ -87,4 +87,4 @@ def test_what_breaks_off_stays_broken() -> None:
         raise RuntimeError(SECRET)
 
     with pytest.raises(RuntimeError):
-        TestClient(OwnWords(app)).post("/runsync")
+        TestClient(ProxyErrorMiddleware(app)).post("/runsync")

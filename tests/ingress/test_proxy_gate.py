@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from serve_app.ingress import proxy_gate
-from serve_app.ingress.proxy_gate import FULL_S, LIMIT_HEADER, FullGate, TellLimit
+from serve_app.ingress.proxy_gate import FULL_S, LIMIT_HEADER, QueueFullMiddleware, QueueLimitHeader
 
 RUN, EDITS = "/v2/mine/run", "/v1/images/edits"
 
@@ -51,9 +51,9 @@ class Behind:
         self.app = app
         self.client = TestClient(self.gate(limit=1000))
 
-    def gate(self, limit: int) -> FullGate:
+    def gate(self, limit: int) -> QueueFullMiddleware:
         """Before an application whose queue has so many places."""
-        return FullGate(TellLimit(self.app, limit), clock=lambda: self.now)
+        return QueueFullMiddleware(QueueLimitHeader(self.app, limit), clock=lambda: self.now)
 
     def clients(self, limit: int) -> httpx2.AsyncClient:
         """Of another gate, for requests at the same time."""
@@ -217,7 +217,7 @@ def test_a_key_that_is_sent_again_and_again_takes_no_more_memory_than_the_queue_
 
 def test_without_a_limit_only_the_last_moment_is_kept(behind: Behind) -> None:
     behind.statuses = [200] * 20
-    gate = FullGate(behind.app, clock=lambda: behind.now)
+    gate = QueueFullMiddleware(behind.app, clock=lambda: behind.now)
     client = TestClient(gate)
     for _ in range(20):
         client.post(RUN, headers={"Idempotency-Key": "k"})

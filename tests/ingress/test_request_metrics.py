@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.config import AppSettings
-from serve_app.ingress.metrics import Measured, RequestMetrics
+from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from tests.ingress.openai_harness import DATA_URL, EDITS, harness
 
 
@@ -33,7 +33,7 @@ def counted() -> Counted:
 @pytest.fixture
 def client(counted: Counted) -> TestClient:
     app = FastAPI()
-    app.add_middleware(Measured, metrics=counted)
+    app.add_middleware(MetricsMiddleware, metrics=counted)
 
     @app.get("/status/{job_id}")
     async def status(job_id: str) -> str:
@@ -73,7 +73,7 @@ def test_a_client_that_left_is_counted_as_gone(counted: Counted) -> None:
 
     async def leave() -> None:
         scope = {"type": "http", "path": "/run"}
-        request = asyncio.create_task(Measured(endless, counted)(scope, nothing, nowhere))
+        request = asyncio.create_task(MetricsMiddleware(endless, counted)(scope, nothing, nowhere))
         await asyncio.sleep(0)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
@@ -103,7 +103,7 @@ def test_what_belongs_to_no_dialect_is_counted_as_the_services(
     tiny_settings: AppSettings, counted: Counted, method: str, path: str, dialect: str, prefix: str
 ) -> None:
     app = harness(tiny_settings).app
-    app.add_middleware(Measured, metrics=counted)
+    app.add_middleware(MetricsMiddleware, metrics=counted)
     TestClient(app, root_path=prefix).request(method, prefix + path)
     assert [end[0] for end in counted.ends] == [dialect]
 
@@ -115,7 +115,7 @@ def test_a_request_is_counted_under_the_name_of_its_key_and_never_under_the_key(
     tiny_settings: AppSettings, counted: Counted, key: str, name: str
 ) -> None:
     app = harness(tiny_settings, api_keys=("acme:k-1", "k-2", "no name:k-3"))
-    app.app.add_middleware(Measured, metrics=counted)
+    app.app.add_middleware(MetricsMiddleware, metrics=counted)
     sent = key.removeprefix("acme:")
     fields = {"prompt": "x", "image": DATA_URL}
     assert app.client.post(EDITS, json=fields, headers={"authorization": f"Bearer {sent}"}).status_code == 200

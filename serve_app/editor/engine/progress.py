@@ -11,7 +11,7 @@ MIN_INTERVAL_S = 0.1
 """Between two steps that are told. What is taken up and what has a preview is always told."""
 
 
-class News:
+class ProgressChannel:
     """Listens to a ticket and tells what happened until its end. Made and read on one event loop."""
 
     def __init__(self, ticket: Ticket, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,4 +1,4 @@
-"""Edits in the engine's thread's hands: waiting to begin, then being drawn."""
+"""Edits owned by the engine thread: waiting to begin, then being drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ from serve_app.weights.locate import MODEL_FILES, locate
 logger = logging.getLogger(__name__)
 
 
-def load_giving_way(settings: EditorSettings, gpu_share: float) -> EditModel:
+def load_at_low_priority(settings: EditorSettings, gpu_share: float) -> EditModel:
     """Load the model on the thread that alone will run it. Where that is on the cores that requests are answered on,
     they go first: this thread, and those that it starts, get the lowest priority. On a GPU, keep within the share of
     its memory.

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from serve_app.config import LimitSettings
 from serve_app.errors import EditCancelled, InvalidInput
-from serve_app.ingress.asked import GivenPicture
+from serve_app.ingress.asked import PictureSource
 from serve_app.ingress.openai.request import OpenAIEdit, OpenAIForm, OpenAIJson
 from serve_app.ingress.openai.values import value_of
 from serve_app.ingress.validation import NOT_JSON, echo, from_validation
@@ -30,14 +30,14 @@ _JSON_PICTURES = ("images", "image", "url")
 
 
 @dataclass(frozen=True)
-class Posted:
+class OpenAIBody:
     """What came in a body."""
 
     edit: OpenAIEdit
-    pictures: tuple[GivenPicture, ...]
+    pictures: tuple[PictureSource, ...]
 
 
-async def read_posted(request: Request, limits: LimitSettings) -> Posted:
+async def read_posted(request: Request, limits: LimitSettings) -> OpenAIBody:
     """The body by its Content-Type; without one it is JSON.
 
     Raises:
@@ -77,7 +77,7 @@ async def _content(part: str | UploadFile) -> str | bytes:
     return await part.read() if part.size or part.filename else ""
 
 
-def _from_form(parts: Sequence[tuple[str, str | bytes]]) -> Posted:
+def _from_form(parts: Sequence[tuple[str, str | bytes]]) -> OpenAIBody:
     pictures = [
         (name.removesuffix("[]"), content) for name, content in parts if name in _FORM_PICTURES and content != ""
     ]
@@ -88,17 +88,17 @@ def _from_form(parts: Sequence[tuple[str, str | bytes]]) -> Posted:
         if name in fields:
             raise InvalidInput(f"{name} comes more than once. Give it once.", name)
         fields[name] = value_of(name, content)
-    return Posted(_checked(OpenAIForm, fields), _numbered(pictures))
+    return OpenAIBody(_checked(OpenAIForm, fields), _numbered(pictures))
 
 
-def _from_json(body: bytes) -> Posted:
+def _from_json(body: bytes) -> OpenAIBody:
     try:
         fields = json.loads(body, strict=False)  # as in LenientRoute: shells leave line breaks in base64
     except (ValueError, RecursionError) as problem:
         raise InvalidInput(NOT_JSON) from problem
     edit = _checked(OpenAIJson, fields)
     pictures = [(name, text) for name in fields if name in _JSON_PICTURES for text in edit.texts(name)]
-    return Posted(edit, _numbered(pictures))
+    return OpenAIBody(edit, _numbered(pictures))
 
 
 def _checked(model: type[E], fields: object) -> E:
@@ -110,10 +110,10 @@ def _checked(model: type[E], fields: object) -> E:
         raise from_validation([{**first, "loc": ("body", *first["loc"])}], model) from None
 
 
-def _numbered(pictures: Sequence[tuple[str, str | bytes]]) -> tuple[GivenPicture, ...]:
+def _numbered(pictures: Sequence[tuple[str, str | bytes]]) -> tuple[PictureSource, ...]:
     """Pictures under their field's name, with a number where there are several of that name."""
     totals, seen, given = Counter(name for name, _ in pictures), Counter[str](), []
     for name, content in pictures:
-        given.append(GivenPicture(f"{name}[{seen[name]}]" if totals[name] > 1 else name, content))
+        given.append(PictureSource(f"{name}[{seen[name]}]" if totals[name] > 1 else name, content))
         seen[name] += 1
     return tuple(given)

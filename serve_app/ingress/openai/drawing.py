@@ -16,22 +16,22 @@ from serve_app.ingress.prepare import Prepared
 
 P = TypeVar("P")
 
-Put = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawResult:
     """All pictures of a request, in order, and when the last one was done, in seconds since the epoch."""
 
     outcomes: Sequence[EditOutcome]
     at: float
 
 
-Draw = Callable[[Put], Coroutine[Any, Any, Drawn]]
+Draw = Callable[[OnEvent], Coroutine[Any, Any, DrawResult]]
 """Draws all pictures of a request and reports its events; it raises what it failed with."""
 
 
-async def draw_now(backend: Backend[P], prepared: Prepared, deadline: Deadline, put: Put) -> Drawn:
+async def draw_now(backend: Backend[P], prepared: Prepared, deadline: Deadline, put: OnEvent) -> DrawResult:
     """Draw while the client waits; where this is cancelled, all its edits are.
 
     Raises:
@@ -43,18 +43,18 @@ async def draw_now(backend: Backend[P], prepared: Prepared, deadline: Deadline, 
         _draw_one(backend.service, index, edit, shared[prepared.pictures_of[index]], deadline, put)
         for index, edit in enumerate(prepared.edits)
     )
-    return Drawn(outcomes, time.time())
+    return DrawResult(outcomes, time.time())
 
 
 async def _draw_one(
-    service: EditService[P], index: int, edit: EditRequest, pictures: P, deadline: Deadline, put: Put
+    service: EditService[P], index: int, edit: EditRequest, pictures: P, deadline: Deadline, put: OnEvent
 ) -> EditOutcome:
     outcome = await service.run(edit, pictures, partial(_tell, put, index, edit.num_previews, []), deadline)
     put(Finished(index, outcome))
     return outcome
 
 
-def _tell(put: Put, index: int, num_previews: int, told: list[Preview], progress: Progress) -> None:
+def _tell(put: OnEvent, index: int, num_previews: int, told: list[Preview], progress: Progress) -> None:
     # An edit that is run once more, on another replica, tells its previews again.
     if progress.preview is not None and len(told) < num_previews:
         told.append(Preview(index, len(told), progress.preview))

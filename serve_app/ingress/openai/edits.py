@@ -12,7 +12,7 @@ from serve_app.ingress.asked import default
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.openai.answers import OpenAILook, images
 from serve_app.ingress.openai.body import read_posted
-from serve_app.ingress.openai.drawing import Draw, Drawn, draw_now
+from serve_app.ingress.openai.drawing import Draw, DrawResult, draw_now
 from serve_app.ingress.openai.jobs import draw_as_job, find_or_submit
 from serve_app.ingress.openai.parse import parse_posted
 from serve_app.ingress.openai.stream import EventStream, server_sent
@@ -58,6 +58,6 @@ def _look(edit: EditRequest, quality: str | None) -> OpenAILook:
     )
 
 
-def _json(drawn: Drawn, look: OpenAILook) -> Response:
+def _json(drawn: DrawResult, look: OpenAILook) -> Response:
     """Rendered off the event loop: pictures in base64 take their time."""
     return Response(images(drawn.outcomes, drawn.at, look).model_dump_json(), media_type="application/json")

@@ -13,12 +13,12 @@ from typing import TypeVar
 from serve_app.edits.deadline import Deadline
 from serve_app.edits.job import Job, JobSpec, JobsPort, JobState, Policy, RepeatKey
 from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, ServiceError, error_class
-from serve_app.ingress.asked import Asked
+from serve_app.ingress.asked import ParsedRequest
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.fingerprint import fingerprint_of
 from serve_app.ingress.job_line import describe
-from serve_app.ingress.openai.body import Posted
-from serve_app.ingress.openai.drawing import Drawn, Put
+from serve_app.ingress.openai.body import OpenAIBody
+from serve_app.ingress.openai.drawing import DrawResult, OnEvent
 from serve_app.ingress.openai.events import Finished
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ _ENDS: dict[JobState, type[ServiceError]] = {
 
 
 async def find_or_submit(
-    backend: Backend[P], repeat_key: str, posted: Posted, asked: Asked, deadline: Deadline
+    backend: Backend[P], repeat_key: str, posted: OpenAIBody, asked: ParsedRequest, deadline: Deadline
 ) -> JobSpec:
     """The job that the key belongs to already, or a new one. A known one is found before any picture is decoded, and
     also while the service drains or its queue is full: for its client there is no other way to the result.
@@ -64,7 +64,7 @@ async def find_or_submit(
     return await deadline.bound(_submit(backend, key, asked, deadline))
 
 
-async def _submit(backend: Backend[P], key: RepeatKey, asked: Asked, deadline: Deadline) -> JobSpec:
+async def _submit(backend: Backend[P], key: RepeatKey, asked: ParsedRequest, deadline: Deadline) -> JobSpec:
     job_id = f"img-{uuid.uuid4()}"
     prepared = await backend.prepare(job_id, asked)
     spec = JobSpec(
@@ -83,7 +83,7 @@ async def _submit(backend: Backend[P], key: RepeatKey, asked: Asked, deadline: D
     return replace(spec, id=kept_id)
 
 
-async def draw_as_job(jobs: JobsPort, job_id: str, deadline: Deadline, put: Put) -> Drawn:
+async def draw_as_job(jobs: JobsPort, job_id: str, deadline: Deadline, put: OnEvent) -> DrawResult:
     """Wait for a job's end; where this is cancelled, the job goes on. The job's event feed is consumed once, so
     pictures are sent only at the end.
 
@@ -96,7 +96,7 @@ async def draw_as_job(jobs: JobsPort, job_id: str, deadline: Deadline, put: Put)
         raise _error_of(job)
     for index, outcome in enumerate(job.outcomes):
         put(Finished(index, outcome))
-    return Drawn(job.outcomes, _ended_at(job))
+    return DrawResult(job.outcomes, _ended_at(job))
 
 
 async def _ended(jobs: JobsPort, job_id: str) -> Job:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from serve_app.config import AppSettings, LimitSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput, MissingField
-from serve_app.ingress.asked import MAX_SEED, Asked, AskedEdit, checked_prompt, default, output_format, within
-from serve_app.ingress.openai.body import Posted
+from serve_app.ingress.asked import MAX_SEED, ParsedEdit, ParsedRequest, checked_prompt, default, output_format, within
+from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.request import OpenAIEdit
 from serve_app.ingress.validation import echo
 from serve_app.ingress.views import poses
@@ -20,7 +20,7 @@ RANDOM_SEEDS = 2**31
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 
 
-def parse_posted(posted: Posted, settings: AppSettings) -> Asked:
+def parse_posted(posted: OpenAIBody, settings: AppSettings) -> ParsedRequest:
     """Check an edit against the limits and give every absent field its default; a seed is drawn where none is given.
 
     Raises:
@@ -36,7 +36,7 @@ def parse_posted(posted: Posted, settings: AppSettings) -> Asked:
     width, height = _size(edit.size, limits)
     num_previews = within(default(edit.partial_images, 0), 0, MAX_PARTIAL_IMAGES, "partial_images")
     quality = within(default(edit.output_compression, 100), 0, 100, "output_compression")
-    return Asked(
+    return ParsedRequest(
         picture_sets=(posted.pictures,),
         edits=edits,
         rewrite_prompt=bool(edit.rewrite_prompt),
@@ -76,20 +76,20 @@ def _check_model(model: str | None, served: Sequence[str]) -> None:
 
 def _edits(
     edit: OpenAIEdit, prompt: str, cameras: Sequence[CameraPose | None], limits: LimitSettings
-) -> tuple[AskedEdit, ...]:
+) -> tuple[ParsedEdit, ...]:
     """One edit for each view, or for each variant."""
     num_variants = within(default(edit.n, 1), 1, min(MAX_VARIANTS, limits.max_edits_per_request), "n")
     # So that the last variant's seed is still a seed.
     seed = within(default(edit.seed, secrets.randbelow(RANDOM_SEEDS)), 0, MAX_SEED - num_variants + 1, "seed")
     if edit.views is None:
-        return tuple(AskedEdit(prompt, cameras[0], seed + index, 0) for index in range(num_variants))
+        return tuple(ParsedEdit(prompt, cameras[0], seed + index, 0) for index in range(num_variants))
     if num_variants > 1:
         raise InvalidInput("n cannot be above 1 beside views: each view is one picture.", "n")
     if len(cameras) > limits.max_edits_per_request:
         raise InvalidInput(
             f"views holds {len(cameras)} poses; at most {limits.max_edits_per_request} go into one request.", "views"
         )
-    return tuple(AskedEdit(prompt, camera, seed, 0) for camera in cameras)
+    return tuple(ParsedEdit(prompt, camera, seed, 0) for camera in cameras)
 
 
 def _size(size: str | None, limits: LimitSettings) -> tuple[int | None, int | None]:

@@ -7,9 +7,9 @@ from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput
 from serve_app.ingress.asked import (
     MAX_SEED,
-    Asked,
-    AskedEdit,
-    GivenPicture,
+    ParsedEdit,
+    ParsedRequest,
+    PictureSource,
     checked_prompt,
     default,
     output_format,
@@ -19,7 +19,7 @@ from serve_app.ingress.runpod.request import RunPodInput
 from serve_app.ingress.views import poses
 
 
-def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool = False) -> Asked:
+def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool = False) -> ParsedRequest:
     """Check an `input` against the limits and give every absent field its default.
 
     Raises:
@@ -34,7 +34,7 @@ def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool
     else:
         sets, edits = (pictures,), _views(given.prompt or "", cameras, sampling.seed)
     _check(sets, edits, isinstance(given.prompt, list), limits)
-    return Asked(
+    return ParsedRequest(
         picture_sets=sets,
         edits=edits,
         rewrite_prompt=bool(given.rewrite_prompt),
@@ -51,14 +51,14 @@ def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool
     )
 
 
-def given_pictures(given: RunPodInput) -> tuple[GivenPicture, ...]:
+def given_pictures(given: RunPodInput) -> tuple[PictureSource, ...]:
     """All pictures of an `input` with their fields, in order.
 
     Raises:
         InvalidInput: there is none.
     """
-    single = [GivenPicture("input.image", given.image)] if given.image is not None else []
-    several = [GivenPicture(f"input.images[{i}]", picture) for i, picture in enumerate(given.images or [])]
+    single = [PictureSource("input.image", given.image)] if given.image is not None else []
+    several = [PictureSource(f"input.images[{i}]", picture) for i, picture in enumerate(given.images or [])]
     if not single and not several:
         raise InvalidInput("No picture: give input.image, or input.images, in base64.", "input.image")
     return (*single, *several)
@@ -66,11 +66,11 @@ def given_pictures(given: RunPodInput) -> tuple[GivenPicture, ...]:
 
 def _batch(
     given: RunPodInput,
-    pictures: tuple[GivenPicture, ...],
+    pictures: tuple[PictureSource, ...],
     prompts: list[str],
     cameras: Sequence[CameraPose | None],
     seed: int,
-) -> tuple[tuple[tuple[GivenPicture, ...], ...], tuple[AskedEdit, ...]]:
+) -> tuple[tuple[tuple[PictureSource, ...], ...], tuple[ParsedEdit, ...]]:
     """One edit for each prompt and its picture."""
     if given.views is not None:
         raise InvalidInput("input.views needs one prompt, a string, not a list of them.", "input.views")
@@ -80,16 +80,16 @@ def _batch(
             "For one edit with several references, give one string.",
             "input.prompt",
         )
-    edits = tuple(AskedEdit(prompt, cameras[0], seed, index) for index, prompt in enumerate(prompts))
+    edits = tuple(ParsedEdit(prompt, cameras[0], seed, index) for index, prompt in enumerate(prompts))
     return tuple((picture,) for picture in pictures), edits
 
 
-def _views(prompt: str, cameras: Sequence[CameraPose | None], seed: int) -> tuple[AskedEdit, ...]:
-    return tuple(AskedEdit(prompt, camera, seed, 0) for camera in cameras)
+def _views(prompt: str, cameras: Sequence[CameraPose | None], seed: int) -> tuple[ParsedEdit, ...]:
+    return tuple(ParsedEdit(prompt, camera, seed, 0) for camera in cameras)
 
 
 def _check(
-    sets: Sequence[Sequence[GivenPicture]], edits: Sequence[AskedEdit], is_batch: bool, limits: LimitSettings
+    sets: Sequence[Sequence[PictureSource]], edits: Sequence[ParsedEdit], is_batch: bool, limits: LimitSettings
 ) -> None:
     if len(edits) > limits.max_edits_per_request:
         field = "input.images" if is_batch else "input.views"

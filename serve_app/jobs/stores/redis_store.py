@@ -23,7 +23,7 @@ from serve_app.jobs.stores.codec import (
 )
 from serve_app.jobs.stores.redis_client import open_redis
 from serve_app.jobs.stores.repeats import fingerprint_of, require_same
-from serve_app.jobs.stores.standing import Standing
+from serve_app.jobs.stores.standing import StoredState
 from serve_app.jobs.stores.store import Store
 
 STAGING_MS = 60_000
@@ -54,7 +54,7 @@ class RedisStore(Store):
         self._unanswered: dict[str, str] = {}
 
     async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
-        standing = Standing(record, owner, spec.retention_s)
+        standing = StoredState(record, owner, spec.retention_s)
         staged = self._key("staged", _call())
         data = await asyncio.to_thread(dump_pictures, pictures)
         await self._redis.set(staged, data, px=STAGING_MS)
@@ -116,7 +116,7 @@ class RedisStore(Store):
             return False
         if held[1] != owner.encode() or not await self._ask("HEXISTS", self._prefix + "open", job_id):
             return False
-        standing = Standing(record, owner, _seconds(held[2]))
+        standing = StoredState(record, owner, _seconds(held[2]))
         args = [held[0] or b"", owner, dump_record(record), owner, *self._settled(standing), 0]
         return bool(await self._change(args=[self._prefix, job_id, _call(), *args]))
 
@@ -148,14 +148,16 @@ class RedisStore(Store):
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def _rewrite(self, job_id: str, rule: Callable[[Standing], Standing | None], *, afresh: bool = False) -> bool:
+    async def _rewrite(
+        self, job_id: str, rule: Callable[[StoredState], StoredState | None], *, afresh: bool = False
+    ) -> bool:
         """Change a job as `rule` says, None being a refusal; again where somebody else was quicker."""
         while True:
             held = await self._ask("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
             if None in held:
                 return False
             record, owner, retention_s = held
-            new = rule(Standing(load_record(record), owner.decode(), float(retention_s)))
+            new = rule(StoredState(load_record(record), owner.decode(), float(retention_s)))
             if new is None:
                 return False
             args = [record, owner, dump_record(new.record), new.owner, *self._settled(new), int(afresh)]
@@ -165,7 +167,7 @@ class RedisStore(Store):
     def _key(self, kind: str, name: str) -> str:
         return f"{self._prefix}{kind}:{name}"
 
-    def _settled(self, standing: Standing) -> tuple[str, str]:
+    def _settled(self, standing: StoredState) -> tuple[str, str]:
         """How an open job is listed; how many milliseconds any other has left."""
         entry = _entry(standing.record.state, standing.owner)
         if standing.expires_at is None:
@@ -177,7 +179,7 @@ def _call() -> str:
     return uuid.uuid4().hex
 
 
-def _fields(spec: JobSpec, standing: Standing) -> list[str | bytes]:
+def _fields(spec: JobSpec, standing: StoredState) -> list[str | bytes]:
     return [
         *("spec", dump_spec(spec), "record", dump_record(standing.record), "owner", standing.owner),
         *("retention_s", repr(spec.retention_s), "fingerprint", fingerprint_of(spec.repeat_key)),

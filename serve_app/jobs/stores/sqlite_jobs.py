@@ -9,7 +9,7 @@ from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome
 from serve_app.jobs.stores.codec import dump_outcome, dump_record, dump_spec, load_record, load_state
 from serve_app.jobs.stores.repeats import fingerprint_of, require_same
-from serve_app.jobs.stores.standing import Standing
+from serve_app.jobs.stores.standing import StoredState
 
 KEPT = "jobs.id = :id AND (expires_at IS NULL OR expires_at > :now)"
 """Picks a job that is not to be forgotten yet, though it may lie there until the next sweep."""
@@ -24,7 +24,7 @@ SAME = """SELECT id, fingerprint FROM jobs
 """Picks the kept job of an id, or else of a repeat key."""
 
 
-def add(db: sqlite3.Connection, spec: JobSpec, pictures: bytes, standing: Standing, now: float) -> str:
+def add(db: sqlite3.Connection, spec: JobSpec, pictures: bytes, standing: StoredState, now: float) -> str:
     forget_jobs(db, now)
     values: dict[str, Any] = {
         "id": spec.id,
@@ -54,14 +54,14 @@ def add_outcome(db: sqlite3.Connection, job_id: str, owner: str, index: int, out
     return True
 
 
-def standing_of(db: sqlite3.Connection, job_id: str, now: float) -> Standing | None:
+def standing_of(db: sqlite3.Connection, job_id: str, now: float) -> StoredState | None:
     query = f"SELECT record, owner, retention_s FROM jobs WHERE {KEPT}"
     row = db.execute(query, {"id": job_id, "now": now}).fetchone()
-    return None if row is None else Standing(load_record(row[0]), *row[1:])
+    return None if row is None else StoredState(load_record(row[0]), *row[1:])
 
 
 def change(
-    db: sqlite3.Connection, job_id: str, rule: Callable[[Standing], Standing | None], afresh: bool, now: float
+    db: sqlite3.Connection, job_id: str, rule: Callable[[StoredState], StoredState | None], afresh: bool, now: float
 ) -> bool:
     standing = standing_of(db, job_id, now)
     if standing is None or (new := rule(standing)) is None:
@@ -77,11 +77,11 @@ def condemn(db: sqlite3.Connection, job_id: str, owner: str, record: JobRecord) 
     row = db.execute(query, (job_id, owner)).fetchone()
     if row is None:
         return False
-    _write(db, job_id, Standing(record, owner, row[0]))
+    _write(db, job_id, StoredState(record, owner, row[0]))
     return True
 
 
-def _write(db: sqlite3.Connection, job_id: str, new: Standing) -> None:
+def _write(db: sqlite3.Connection, job_id: str, new: StoredState) -> None:
     db.execute(
         "UPDATE jobs SET record = ?, state = ?, owner = ?, expires_at = ? WHERE id = ?",
         (dump_record(new.record), new.record.state, new.owner, new.expires_at, job_id),

@@ -14,7 +14,7 @@ from serve_app.jobs.stores.codec import dump_pictures, load_outcome, load_pictur
 from serve_app.jobs.stores.repeats import fingerprint_of, require_same
 from serve_app.jobs.stores.sqlite_file import SqliteFile
 from serve_app.jobs.stores.sqlite_jobs import KEPT, OVER
-from serve_app.jobs.stores.standing import Standing
+from serve_app.jobs.stores.standing import StoredState
 from serve_app.jobs.stores.store import Store
 
 
@@ -58,7 +58,7 @@ class SqliteStore(Store):
 
     async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
         data = await asyncio.to_thread(dump_pictures, pictures)
-        standing = Standing(record, self._boot + owner, spec.retention_s)
+        standing = StoredState(record, self._boot + owner, spec.retention_s)
         now = self._clock()
         return await self._file.write(lambda db: sqlite_jobs.add(db, spec, data, standing, now))
 
@@ -129,6 +129,8 @@ class SqliteStore(Store):
     async def close(self) -> None:
         await self._file.close()
 
-    async def _change(self, job_id: str, rule: Callable[[Standing], Standing | None], *, afresh: bool = False) -> bool:
+    async def _change(
+        self, job_id: str, rule: Callable[[StoredState], StoredState | None], *, afresh: bool = False
+    ) -> bool:
         now = self._clock()
         return await self._file.write(lambda db: sqlite_jobs.change(db, job_id, rule, afresh, now))

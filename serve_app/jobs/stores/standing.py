@@ -1,4 +1,4 @@
-"""How a job stands in a store, and who may change that in which way."""
+"""The part of a stored job that changes, and the rules of who may change it."""
 
 from dataclasses import dataclass, replace
 
@@ -6,8 +6,8 @@ from serve_app.edits.job import JobRecord, JobState
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What changes of a stored job. The methods that give a new standing give None where the change is refused.
+class StoredState:
+    """What changes of a stored job. The methods that return a new state return None where the change is refused.
 
     Attributes:
         retention_s: of the job's spec, which never changes.
@@ -29,7 +29,7 @@ class Standing:
     def takes_outcomes(self, owner: str) -> bool:
         return owner == self.owner and not self.record.state.final
 
-    def updated(self, owner: str, record: JobRecord) -> "Standing | None":
+    def updated(self, owner: str, record: JobRecord) -> "StoredState | None":
         if owner != self.owner or not self.record.open:
             return None
         # A job ends once, also one that is open still because its webhook has to be told.
@@ -37,12 +37,12 @@ class Standing:
             return None
         return replace(self, record=record)
 
-    def cancelled(self, ended_at: float) -> "Standing | None":
+    def cancelled(self, ended_at: float) -> "StoredState | None":
         if self.record.state.final:
             return None
         return replace(self, record=replace(self.record, state=JobState.CANCELLED, ended_at=ended_at))
 
-    def reopened(self, owner: str, record: JobRecord) -> "Standing | None":
+    def reopened(self, owner: str, record: JobRecord) -> "StoredState | None":
         if not self.record.state.retryable:
             return None
         return replace(self, record=record, owner=owner)

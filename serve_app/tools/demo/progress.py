@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 class Reporter:
@@ -17,7 +17,7 @@ class Reporter:
         self._console = console
 
     @contextmanager
-    def step(self, doing: str, done: str) -> Iterator[Say]:
+    def step(self, doing: str, done: str) -> Iterator[Print]:
         """Show `doing` while the block runs and `done` with its seconds after; the block may say what it is at."""
         began = time.monotonic()
         with self._turning_line() as bar:

@@ -18,7 +18,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Serve
 from serve_app.config import TINY_FILE
 from serve_app.errors import StartupError
 from serve_app.tools.check import ServeFile, check_file
-from serve_app.tools.demo.progress import Reporter, Say
+from serve_app.tools.demo.progress import Print, Reporter
 
 HOST = "127.0.0.1"
 
@@ -116,7 +116,7 @@ def _deploy(config: ServeDeploySchema, port: int) -> None:
     client.deploy_apps(config.model_copy(update={"http_options": http_options}))
 
 
-def _wait_until_loaded(name: str, log_folder: Path, say: Say) -> None:
+def _wait_until_loaded(name: str, log_folder: Path, say: Print) -> None:
     deadline = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline:
         application = serve.status().applications.get(name)

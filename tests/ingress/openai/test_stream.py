@@ -14,10 +14,10 @@ from serve_app.edits.deadline import Deadline
 from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
 from serve_app.edits.service import OnProgress
 from serve_app.errors import EditFailed, ServiceError
-from serve_app.ingress.asked import GivenPicture
+from serve_app.ingress.asked import PictureSource
 from serve_app.ingress.openai import stream as openai_stream
 from serve_app.ingress.openai.answers import OpenAILook
-from serve_app.ingress.openai.body import Posted
+from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.drawing import draw_now
 from serve_app.ingress.openai.parse import parse_posted
 from serve_app.ingress.openai.request import OpenAIEdit
@@ -98,7 +98,7 @@ def test_what_is_wrong_before_the_first_byte_is_a_status(app: Harness) -> None:
 async def stream_of(app: Harness, **fields: Any) -> AsyncGenerator[bytes]:
     """The stream of an edit, as the route makes it."""
     edit = OpenAIEdit.model_validate({"prompt": "x", "stream": True, **fields})
-    asked = parse_posted(Posted(edit, (GivenPicture("image", PNG),)), app.settings)
+    asked = parse_posted(OpenAIBody(edit, (PictureSource("image", PNG),)), app.settings)
     prepared = await app.backend.prepare("request", asked)
     return server_sent(partial(draw_now, app.backend, prepared, Deadline()), LOOK, alone=len(prepared.edits) == 1)
 

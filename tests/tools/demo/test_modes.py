@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.config import LimitSettings
 from serve_app.edits.camera import CameraPose
-from serve_app.ingress.asked import Asked
+from serve_app.ingress.asked import ParsedRequest
 from serve_app.ingress.runpod.parse import parse_input
 from serve_app.ingress.runpod.request import RunPodRequest
 from serve_app.tiny.wishes import wishes_of
@@ -29,7 +29,7 @@ MODE = {mode.name: mode for mode in MODES}
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 
 
-def read(mode: Mode) -> Asked:
+def read(mode: Mode) -> ParsedRequest:
     """What the server makes of the mode's payload."""
     request = RunPodRequest.model_validate_json(json.dumps(mode.payload(FILES)))
     return parse_input(request.input, LimitSettings())
