@@ -1,20 +1,17 @@
 """Draining: work that was accepted is finished, new work is rejected."""
 
-import re
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import ServiceUnavailable
+from serve_app.ingress.dialects import is_repeatable_work, is_work
 from serve_app.ingress.error_responses import refusal
 from serve_app.ingress.route import route_path
 
 DRAIN_PATH, UNDRAIN_PATH = "/drain", "/undrain"
 
-# Both are matched as Starlette matches its routes, whose `$` also admits a newline at the end.
-_WORK = re.compile(r"^((/v2/[^/]+)?/(run|runsync|retry/[^/]+)|(/v2/[^/]+/openai)?/v1/images/edits)$")
-_RETRY = re.compile(r"^(/v2/[^/]+)?/retry/[^/]+$")
 # Not counted: a drain must not wait for its own requests.
 _UNCOUNTED = ("/health", DRAIN_PATH, UNDRAIN_PATH)
 
@@ -50,11 +47,6 @@ class Draining:
         return self.num_requests
 
 
-def is_work(method: str, path: str) -> bool:
-    """Whether a request asks for edits; the others only read their state or end them."""
-    return method == "POST" and _WORK.match(path) is not None
-
-
 class DrainGate:
     """ASGI middleware: counts requests, and rejects new work while draining. Other requests pass, so that clients can
     fetch their results; so does work with an Idempotency-Key, which its route accepts if it repeats earlier work."""
@@ -81,7 +73,6 @@ class DrainGate:
 
 
 def _is_new_work(scope: Scope) -> bool:
-    """Retries ignore the key, so with one they are new work all the same."""
-    path = route_path(scope)
-    may_repeat = "idempotency-key" in Headers(scope=scope) and _RETRY.match(path) is None
-    return is_work(scope["method"], path) and not may_repeat
+    method, path = scope["method"], route_path(scope)
+    may_repeat = "idempotency-key" in Headers(scope=scope) and is_repeatable_work(method, path)
+    return is_work(method, path) and not may_repeat

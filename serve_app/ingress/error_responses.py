@@ -1,4 +1,4 @@
-"""Refusals in the words of the dialect that was spoken."""
+"""Error responses in the dialect of the request's path."""
 
 import logging
 from collections.abc import Callable
@@ -9,9 +9,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve_app.errors import ServiceError
-from serve_app.ingress.openai.answers import OpenAIError, OpenAIProblem
+from serve_app.ingress.dialects import dialect_of
 from serve_app.ingress.route import route_template
-from serve_app.ingress.runpod.answers import RunPodError
 from serve_app.ingress.runpod.request import RunPodRequest
 from serve_app.ingress.validation import NOT_JSON, from_validation
 
@@ -28,18 +27,9 @@ _HINTS = {
 }
 
 
-def speaks_openai(path: str) -> bool:
-    """Whether a path is one of OpenAI's."""
-    return path.startswith("/v1/") or "/openai/v1/" in path
-
-
 def refuse(path: str, status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
-    """The answer to a request that is not taken, in the dialect of its path."""
-    body = (
-        OpenAIError(detail=message, error=OpenAIProblem.told(status, code, message, field))
-        if speaks_openai(path)
-        else RunPodError(error=message)
-    )
+    """The answer to a request that is rejected, in the dialect of its path."""
+    body = dialect_of(path).error_body(status, code, message, field)
     return JSONResponse(body.model_dump(), status, {"retry-after": str(RETRY_AFTER_S)} if status in (429, 503) else {})
 
 

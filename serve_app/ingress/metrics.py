@@ -1,13 +1,12 @@
 """Requests as Prometheus metrics, exported by Ray on each node."""
 
 import time
-from typing import Literal
 
 from ray.util.metrics import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.ingress.dialects import dialect_of
 from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
-from serve_app.ingress.error_responses import speaks_openai
 from serve_app.ingress.route import route_path, route_template
 from serve_app.serving.metrics import SECONDS
 
@@ -71,12 +70,10 @@ class MetricsMiddleware:
         finally:
             key = scope.get("state", {}).get("key_name", "")
             self._metrics.ended(
-                dialect_of(route_path(scope)), route_template(scope), key, status, time.monotonic() - began
+                _dialect_label(route_path(scope)), route_template(scope), key, status, time.monotonic() - began
             )
 
 
-def dialect_of(path: str) -> Literal["openai", "runpod", "service"]:
+def _dialect_label(path: str) -> str:
     """The dialect of a route path; what belongs to none of them is `service`."""
-    if path in _SERVICE_PATHS:
-        return "service"
-    return "openai" if speaks_openai(path) else "runpod"
+    return "service" if path in _SERVICE_PATHS else dialect_of(path).name

@@ -9,8 +9,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import Overloaded
-from serve_app.ingress.drain import is_work
-from serve_app.ingress.error_responses import refusal, speaks_openai
+from serve_app.ingress.dialects import DIALECTS, dialect_of, is_work
+from serve_app.ingress.error_responses import refusal
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.middleware import RequestId
 from serve_app.ingress.proxy_answers import FULL
@@ -36,7 +36,7 @@ class QueueLimitHeader:
             await send(message)
 
         is_work_here = scope["type"] == "http" and is_work(scope["method"], scope["path"])
-        is_job = is_work_here and not speaks_openai(scope["path"])
+        is_job = is_work_here and dialect_of(scope["path"]).makes_jobs
         await self._app(scope, receive, tell if is_job else send)
 
 
@@ -95,14 +95,14 @@ class QueueFullMiddleware:
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._clock = clock
-        self._queues = {speaks: _Queue() for speaks in (False, True)}
+        self._queues = {dialect.name: _Queue() for dialect in DIALECTS}
         self._refuse = RequestId(MetricsMiddleware(self._told, RequestMetrics()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not is_work(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
-        queue, now = self._queues[speaks_openai(scope["path"])], self._clock()
+        queue, now = self._queues[dialect_of(scope["path"]).name], self._clock()
         if "idempotency-key" not in Headers(scope=scope) and (queue.is_full(now) or queue.has_no_room(now)):
             await self._refuse(scope, receive, send)
         else:
@@ -145,5 +145,5 @@ class QueueFullMiddleware:
     async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         answer = refusal(path, FULL)
-        answer.headers["retry-after"] = self._queues[speaks_openai(path)].retry_after
+        answer.headers["retry-after"] = self._queues[dialect_of(path).name].retry_after
         await answer(scope, receive, send)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from fastapi import FastAPI
 
-from serve_app.ingress.error_responses import speaks_openai
+from serve_app.ingress.dialects import dialect_of
 from tests.fuzz.bodies import Call
 from tests.fuzz.limits import MAX_REFUSAL_BYTES, SETTINGS
 from tests.ingress.openai_harness import harness
@@ -95,7 +95,7 @@ class Exchange:
         if self.status == 200:
             return
         told = json.loads(self.text)
-        assert told.keys() == ({"detail", "error"} if speaks_openai(self._call.path) else {"error"})
+        assert told.keys() == ({"detail", "error"} if dialect_of(self._call.path).name == "openai" else {"error"})
         assert len(self.text) <= MAX_REFUSAL_BYTES, f"an answer of {len(self.text)} bytes"
         assert b"Traceback" not in self.text
 

@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 from serve_app.config import AppSettings
 from serve_app.errors import ServiceUnavailable
 from serve_app.ingress.app import build_app
-from serve_app.ingress.drain import Draining, is_work
+from serve_app.ingress.dialects import DIALECTS, dialect_of, is_work
+from serve_app.ingress.drain import Draining
 from tests.ingress.openai_harness import DATA_URL, EDITS, Call, Harness, harness, local, told, until
 
 
@@ -157,3 +158,11 @@ def test_every_route_that_asks_for_edits_is_work(app: Harness) -> None:
     assert {path for path in posted if not path.endswith(ends)} == work
     assert {"/run", "/v2/{endpoint_id}/runsync", EDITS, "/v2/{endpoint_id}/retry/{job_id}"} <= work
     assert not is_work("GET", EDITS)
+
+
+def test_every_path_has_one_dialect_and_its_work_is_its_own(app: Harness) -> None:
+    paths = [str(each.path) for each in iter_route_contexts(app.app.routes)]
+    for dialect in DIALECTS:
+        assert any(dialect_of(path) is dialect for path in paths)
+        assert all(dialect_of(path) is dialect for path in paths if dialect.work.match(path))
+        assert dialect.error_body(400, "code", "message", None).model_dump(exclude_none=True)

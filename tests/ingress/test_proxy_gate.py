@@ -212,7 +212,7 @@ def test_a_key_that_is_sent_again_and_again_takes_no_more_memory_than_the_queue_
     client = TestClient(gate)
     for _ in range(20):
         assert client.post(RUN, headers={"Idempotency-Key": "k"}).status_code == 200
-    assert [len(queue.queued_at) for queue in gate._queues.values()] == [3, 0]
+    assert {name: len(queue.queued_at) for name, queue in gate._queues.items()} == {"runpod": 3, "openai": 0}
 
 
 def test_without_a_limit_only_the_last_moment_is_kept(behind: Behind) -> None:
@@ -222,4 +222,4 @@ def test_without_a_limit_only_the_last_moment_is_kept(behind: Behind) -> None:
     for _ in range(20):
         client.post(RUN, headers={"Idempotency-Key": "k"})
         behind.now += FULL_S / 4
-    assert len(gate._queues[False].queued_at) == 4
+    assert len(gate._queues["runpod"].queued_at) == 4

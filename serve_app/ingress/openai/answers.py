@@ -17,13 +17,13 @@ class OpenAIProblem(BaseModel):
     code: str | None
 
     @classmethod
-    def told(cls, status: int, code: str, message: str, field: str | None) -> Self:
+    def made(cls, status: int, code: str, message: str, field: str | None) -> Self:
         kind = "invalid_request_error" if status < 500 else "server_error"
         return cls(message=message, type=kind, param=field, code=code)
 
     @classmethod
     def of(cls, problem: ServiceError) -> Self:
-        return cls.told(problem.status, problem.code, problem.message, problem.field)
+        return cls.made(problem.status, problem.code, problem.message, problem.field)
 
 
 class OpenAIError(BaseModel):
@@ -125,3 +125,8 @@ def drawn(outcome: EditOutcome) -> OpenAIDrawn:
 
 def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+def error_body(status: int, code: str, message: str, field: str | None) -> OpenAIError:
+    """What a request that is rejected gets."""
+    return OpenAIError(detail=message, error=OpenAIProblem.made(status, code, message, field))

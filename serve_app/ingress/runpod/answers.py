@@ -138,3 +138,8 @@ def _base64(outcome: EditOutcome) -> str:
 
 def _milliseconds(since_s: float | None, until_s: float | None) -> int | None:
     return None if since_s is None or until_s is None else max(0, round((until_s - since_s) * 1000))
+
+
+def error_body(status: int, code: str, message: str, field: str | None) -> RunPodError:
+    """What a request that is rejected gets: RunPod's clients read a message alone."""
+    return RunPodError(error=message)
