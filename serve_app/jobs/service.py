@@ -83,7 +83,7 @@ class JobService(Generic[P]):
         await self._store.close()
 
     async def room(self) -> int:
-        self._require_store()
+        self._store.require()  # before a request is prepared that could not be stored
         return self._num_places
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
@@ -215,11 +215,6 @@ class JobService(Generic[P]):
         finally:
             self._adding[job_id] -= 1
             self._adding += Counter()  # drops what is zero
-
-    def _require_store(self) -> None:
-        """Refuse work before it is prepared, which could not be stored."""
-        if self._store.is_away:
-            raise ServiceUnavailable("The job store cannot be reached right now; try again.")
 
     def _enlist(self, spec: JobSpec, record: JobRecord) -> None:
         self._live[spec.id] = self._runner.enlist(spec, record)

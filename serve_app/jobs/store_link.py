@@ -51,14 +51,21 @@ class StoreLink:
     def is_away(self) -> bool:
         return bool(self._retrying) or self._clock() < self._away_until
 
+    def require(self) -> None:
+        """
+        Raises:
+            ServiceUnavailable: the store counts as away.
+        """
+        if self.is_away:
+            raise _unavailable()
+
     async def call(self, operation: Callable[[Store], Awaitable[T]], timeout_s: float = CALL_TIMEOUT_S) -> T:
         """One attempt, for a request that waits for it. Ends when any other call finds that the store hangs.
 
         Raises:
             ServiceUnavailable: the store does not answer, or did not a moment ago.
         """
-        if self.is_away:
-            raise _unavailable()
+        self.require()
         hangs = asyncio.get_running_loop().create_future()
         self._waiting.add(hangs)
         try:
