@@ -1,9 +1,10 @@
 """Jobs as the ingress knows them: submit, wait, listen, cancel, retry, purge. Takes over the jobs of dead replicas."""
 
 import asyncio
+import logging
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +22,12 @@ from serve_app.jobs.store_link import ADD_TIMEOUT_S, StoreLink
 from serve_app.jobs.stores.store import Store, not_found, read_job
 from serve_app.jobs.webhook import WebhookNotifier
 
+logger = logging.getLogger(__name__)
+
 P = TypeVar("P")
+
+NUM_REFUSED = 10_000
+"""Refused jobs that may still turn up in the store: those of one outage."""
 
 STORE_POLL_S = 0.5
 """How soon changes of a job that another replica runs are noticed."""
@@ -68,6 +74,7 @@ class JobService(Generic[P]):
         self._feeds: dict[str, StreamCursor] = {}
         self._most = settings.max_active_jobs + settings.max_queued_jobs
         self._adding: Counter[str] = Counter()
+        self._refused: deque[str] = deque(maxlen=NUM_REFUSED)
         self._num_retried = 0
 
     async def start(self) -> None:
@@ -93,12 +100,18 @@ class JobService(Generic[P]):
             if known is not None:
                 return known
         with self._place(spec.id):
+            self._store.require()
             record = JobRecord(JobState.IN_QUEUE, self._clock(), webhook_pending=spec.webhook is not None)
-            job_id = await self._store.call(
-                lambda store: store.add(spec, pictures, record, self._owner), timeout_s=ADD_TIMEOUT_S
-            )
-            # An ingress that heard no answer sends a job again, maybe to a successor: it runs where it was stored.
-            is_new = job_id == spec.id and await self._stored_record(job_id) == record
+            try:
+                job_id = await self._store.call(
+                    lambda store: store.add(spec, pictures, record, self._owner), timeout_s=ADD_TIMEOUT_S
+                )
+                # An ingress that heard no answer sends a job again, maybe to a successor: it runs where it was stored.
+                is_new = job_id == spec.id and await self._stored_record(job_id) == record
+            except ServiceUnavailable:
+                if spec.repeat_key is None:
+                    self._refused.append(spec.id)
+                raise
             if is_new and job_id not in self._live:
                 self._enlist(spec, record)
         return job_id
@@ -273,13 +286,22 @@ class JobService(Generic[P]):
 
     def _take_up(self, spec: JobSpec, record: JobRecord) -> None:
         """Go on with a job of this replica's that nobody works on. One that has ended waits for its webhook alone."""
-        if record.state.final:
+        if spec.id in self._refused:
+            self._runner.spawn(self._withdraw(spec.id, record))
+        elif record.state.final:
             if record.webhook_pending:
                 self._webhooks.notify(spec, record)
         elif spec.id not in self._live:
             self._feeds.pop(spec.id, None)
             waiting = replace(record, state=JobState.IN_QUEUE, started_at=None)
             self._live[spec.id] = self._runner.enlist(spec, waiting, was_picked_up=record.started_at is not None)
+
+    async def _withdraw(self, job_id: str, record: JobRecord) -> None:
+        """Cancel a job that was stored although its client was refused. That client cannot know its id, and sends it
+        again; by a repeat key it would find this one, which therefore runs."""
+        end = replace(record, state=JobState.CANCELLED, ended_at=self._clock(), webhook_pending=False)
+        await self._store.call_until_done(lambda store: store.update(job_id, self._owner, end))
+        logger.warning("job %s was stored although its client was refused; it is cancelled", job_id)
 
     async def _sweep(self) -> None:
         """Forget what need not be kept any longer."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_app.edits.job import JobCounts, JobState, Policy
+from serve_app.edits.job import JobCounts, JobState, Policy, RepeatKey
 from serve_app.errors import EditFailed, ServiceUnavailable
 from serve_app.jobs import heartbeat, store_link
 from serve_app.jobs.stores.store import Store
@@ -153,6 +153,30 @@ async def test_new_work_is_refused_during_an_outage_and_taken_after_it(stores: S
         await until(lambda: _is_well(service))
         await service.submit(spec("taken"), [(picture(),)])
         assert await state(service, "taken") is JobState.COMPLETED
+
+
+@story
+@pytest.mark.parametrize("repeat_key", [None, RepeatKey("key", "fingerprint")])
+async def test_a_job_that_was_stored_although_its_client_was_refused_runs_only_where_a_repeat_finds_it(
+    stores: Stores, receiver: Receiver, repeat_key: RepeatKey | None
+) -> None:
+    store, editor = CutOffStore(stores.open()), FakeEditor()
+    async with replica_on(store.as_store, editor, webhook_origins=(receiver.origin,)) as service:
+        add = store.as_store.add
+
+        async def add_without_answer(*args: object) -> str:
+            await add(*args)  # type: ignore[arg-type]
+            raise store.problem
+
+        vars(store)["add"] = add_without_answer
+        job = spec("job", webhook=f"{receiver.origin}/hook/200", repeat_key=repeat_key)
+        with pytest.raises(ServiceUnavailable):
+            await service.submit(job, [(picture(),)])
+        await until(lambda: _has_no_open_job(store.as_store))
+        expected = JobState.CANCELLED if repeat_key is None else JobState.COMPLETED
+        assert await state(service, "job") is expected
+        assert len(editor.jobs) == len(receiver.calls) == (0 if repeat_key is None else 1)
+        assert (await service.counts()).in_queue == 0
 
 
 async def _is_well(service: Replica) -> bool:

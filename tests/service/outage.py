@@ -62,11 +62,14 @@ class Verdict:
     """What became of a story's promises.
 
     Attributes:
+        calls: how often the webhook of each accepted job was called with a status.
+        refused_calls: calls for jobs whose clients were refused.
         accepted_after_s: from the store's return until a job was accepted.
     """
 
     ends: Counter[str]
-    told: Counter[tuple[str, str]]
+    calls: Counter[tuple[str, str]]
+    refused_calls: int
     wrong_pictures: int
     left: tuple[int, int]
     refusals: Counter[str]
@@ -77,7 +80,9 @@ class Verdict:
     def problems(self) -> list[str]:
         found = {
             "an accepted job did not complete": set(self.ends) != {"COMPLETED"},
-            "a webhook was not notified exactly once": sum(self.told.values()) != self.ends.total(),
+            "a webhook was not notified exactly once": set(self.calls.values()) != {1}
+            or self.calls.total() != self.ends.total(),
+            "a job ran whose client was refused": self.refused_calls > 0,
             "a picture differs from an undisturbed one": self.wrong_pictures > 0,
             "a slot leaked": self.left != (0, 0),
             "a refusal was no 503 with Retry-After": not set(self.refusals) <= {"503 with Retry-After"},
@@ -150,13 +155,14 @@ def judge(service: Service, receiver: Receiver, story: Story) -> Verdict:
     deadline = time.monotonic() + END_S
     ends = {job_id: end_of(service, job_id, deadline) for job_id in story.accepted}
     began, back = story.away
-    told = Counter((body["id"], body["status"]) for body in receiver.bodies(story.hook, len(ends), timeout_s=60))
+    calls = Counter((body["id"], body["status"]) for body in receiver.bodies(story.hook, len(ends), timeout_s=60))
     refused = [(sent, status, named) for sent, _, status, named in story.answers if status != 200]
     accepted = [answered for sent, answered, status, _ in story.answers if status == 200 and answered > back]
     jobs = requests.get(f"{service.url}/health", timeout=30).json()["jobs"]
     return Verdict(
         ends=Counter(str(end.get("status", "lost")) for end in ends.values()),
-        told=told,
+        calls=Counter({call: number for call, number in calls.items() if call[0] in ends}),
+        refused_calls=sum(number for call, number in calls.items() if call[0] not in ends),
         wrong_pictures=wrong_pictures(service, story, ends),
         left=(jobs["inQueue"], jobs["inProgress"]),
         refusals=Counter(f"{status} {'with' if named else 'without'} Retry-After" for _, status, named in refused),
@@ -179,7 +185,8 @@ def wrong_pictures(service: Service, story: Story, ends: dict[str, dict[str, Any
 def report(name: str, verdict: Verdict) -> int:
     console = Console(width=120, highlight=False)
     console.print(f"{name}: {verdict.ends.total()} jobs accepted, ends {dict(verdict.ends)}")
-    console.print(f"  webhook calls: {sum(verdict.told.values())}; other pictures: {verdict.wrong_pictures}")
+    console.print(f"  webhook calls: {verdict.calls.total()}, for refused jobs: {verdict.refused_calls}")
+    console.print(f"  other pictures: {verdict.wrong_pictures}")
     console.print(f"  refusals: {dict(verdict.refusals)}; reasons of /health/ready: {dict(verdict.reasons)}")
     console.print(f"  left in queue and in progress: {verdict.left}")
     console.print(f"  a job was accepted {verdict.accepted_after_s:.2f} s after the store's return")
