@@ -13,10 +13,9 @@ from serve_app.editor.engine.stats import CacheStats
 from serve_app.editor.model.edit_model import Draft, Prepared
 from serve_app.editor.model.schedule import Schedule
 from serve_app.edits.request import (
-    EditJob,
+    EditRequest,
     EditResult,
     EditTimings,
-    OutputFormat,
     Pictures,
     Pixels,
     PreparedPicture,
@@ -24,6 +23,7 @@ from serve_app.edits.request import (
     Rewrite,
     RewriteJob,
     Sampling,
+    SharedPictures,
     TokenCounts,
 )
 from serve_app.edits.service import OnProgress
@@ -43,11 +43,11 @@ def picture(width: int = 64, height: int = 64) -> PreparedPicture:
     return PreparedPicture(blank, blank)
 
 
-def job(name: str = "edit", *, steps: int = 4, side_px: int = 64, guidance: float = 1.0) -> EditJob:
+def job(name: str = "edit", *, steps: int = 4, side_px: int = 64, guidance: float = 1.0) -> EditRequest:
     """A job for a square picture; its name is prompt and id."""
     size = Size(side_px, side_px)
     sampling = Sampling(num_inference_steps=steps, true_cfg_scale=guidance)
-    return EditJob(name, name, sampling, OutputSize(size, size), OutputFormat())
+    return EditRequest(request_id=name, prompt=name, sampling=sampling, size=OutputSize(size, size))
 
 
 @dataclass
@@ -73,11 +73,11 @@ class FakeModel:
     gate: threading.Semaphore | None = None
     _names: dict[int, str] = field(default_factory=dict)
 
-    def prepare(self, job: EditJob, pictures: Pictures) -> Prepared:
-        self._maybe_fail(job.prompt, "prepare")
-        steps = job.sampling.num_inference_steps
+    def prepare(self, request: EditRequest, pictures: Pictures) -> Prepared:
+        self._maybe_fail(request.prompt, "prepare")
+        steps = request.sampling.num_inference_steps
         schedule = Schedule((0.0,) * steps, (0.0,) * steps)
-        return Prepared(job.size.made, schedule, 1.0, (((job.prompt,), BatchFeature()),), (), torch.zeros(0))
+        return Prepared(request.size.made, schedule, 1.0, (((request.prompt,), BatchFeature()),), (), torch.zeros(0))
 
     def begin(self, edits: Sequence[Prepared]) -> list[Draft]:
         names = [edit.prompts[0][0][0] for edit in edits]
@@ -126,19 +126,25 @@ class FakeModel:
 
 @dataclass
 class FakeEditor:
-    """An EditorPort whose pictures are the prompts' bytes; it remembers its jobs, and fails where told to.
+    """An EditorPort whose pictures are the prompts' bytes. It remembers its edits, and fails with `problem` if set.
 
     Attributes:
+        jobs: the edits, in the order of their arrival.
+        timeouts_s: their limits.
         gate: where set, every edit waits for one release after it was taken up.
     """
 
-    jobs: list[EditJob] = field(default_factory=list)
+    jobs: list[EditRequest] = field(default_factory=list)
+    timeouts_s: list[float | None] = field(default_factory=list)
     problem: Exception | None = None
     gate: asyncio.Semaphore | None = None
     num_cancelled: int = 0
 
-    async def edit(self, job: EditJob, pictures: Pictures, tell: OnProgress) -> EditResult:
+    async def edit(
+        self, job: EditRequest, pictures: SharedPictures, tell: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
         self.jobs.append(job)
+        self.timeouts_s.append(timeout_s)
         num_steps = job.sampling.num_inference_steps
         tell(Progress(0, num_steps))
         if self.gate is not None:
@@ -162,7 +168,7 @@ class FakeRewriter:
     problem: Exception | None = None
     jobs: list[RewriteJob] = field(default_factory=list)
 
-    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
         self.jobs.append(job)
         if self.problem is not None:
             raise self.problem

@@ -14,7 +14,7 @@ from serve_app.editor.engine.stats import EngineStats
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.metrics import EngineMetrics
 from serve_app.edits.provenance import Provenance
-from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
+from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress
 from serve_app.errors import ServiceError, ServiceUnavailable
 from serve_app.serving.imports import without_collection
 from serve_app.serving.replica import join_serve_logs
@@ -48,14 +48,16 @@ class Editor:
         self._hand_over.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
         self._hand_over.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
 
-    async def edit(self, job: EditJob, pictures: Pictures) -> AsyncIterator[Progress | EditResult]:
-        """Run one edit, telling its steps and last its picture. Where the caller goes away, the edit leaves the engine
+    async def edit(
+        self, request: EditRequest, pictures: Pictures, timeout_s: float | None
+    ) -> AsyncIterator[Progress | EditResult]:
+        """Run one edit: yields its steps, and last its picture. Where the caller goes away, the edit leaves the engine
         at its next step.
 
         Raises:
             ServiceError: what became of this edit; its neighbours are not touched.
         """
-        ticket = Ticket(replace(job, xmp=self._provenance.packet(job)), pictures)
+        ticket = Ticket(request, pictures, timeout_s=timeout_s, xmp=self._provenance.packet(request))
         news = ProgressChannel(ticket)
         self._num_open += 1
         try:

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 from PIL.PngImagePlugin import PngInfo
 
 from serve_app.config import EditorSettings, LoraSettings, WeightsSource
-from serve_app.edits.request import EditJob, PictureFormat
+from serve_app.edits.request import EditRequest, PictureFormat
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -43,13 +43,13 @@ class Provenance:
         self._kind = settings.provenance
         self._weights = _weights(settings)
 
-    def packet(self, job: EditJob) -> bytes:
-        """The XMP packet for the pictures of `job`; empty where none is wanted."""
+    def packet(self, request: EditRequest) -> bytes:
+        """The XMP packet for the pictures of `request`; empty where none is wanted."""
         if self._kind == "none":
             return b""
         properties: dict[str, _Value] = {"Iptc4xmpExt:DigitalSourceType": SOURCE_TYPE}
         if self._kind == "full":
-            properties |= {**self._weights, **_parameters(job)}
+            properties |= {**self._weights, **_parameters(request)}
         return _PACKET.format(properties=_elements(properties)).encode()
 
 
@@ -85,15 +85,15 @@ def _source(source: WeightsSource) -> dict[str, str]:
     return {"path": source.path} | ({} if source.revision is None else {"revision": source.revision})
 
 
-def _parameters(job: EditJob) -> _Properties:
+def _parameters(request: EditRequest) -> _Properties:
     """By the names that a request has for them. The negative prompt is the user's words, too."""
-    sampling = job.sampling
+    sampling = request.sampling
     parameters = {
         "seed": sampling.seed,
         "num_inference_steps": sampling.num_inference_steps,
         "true_cfg_scale": float(sampling.true_cfg_scale),
     }
-    pose = {} if job.camera is None else vars(job.camera)
+    pose = {} if request.camera is None else vars(request.camera)
     return _ours({**parameters, **pose})
 
 

@@ -1,7 +1,7 @@
 """What crosses between deployments: frozen records, pixels as arrays, never base64."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NewType
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ class PreparedPicture:
 Pictures = tuple[PreparedPicture, ...]
 """The 1 to 4 input pictures of one edit, in the order in which the prompt numbers them."""
 
+SharedPictures = NewType("SharedPictures", object)
+"""Pictures on their way to another deployment, by reference: whoever passes them on does not look inside."""
+
 
 @dataclass(frozen=True)
 class OutputFormat:
@@ -57,48 +60,31 @@ class Sampling:
     negative_prompt: str = " "
 
 
-@dataclass(frozen=True)
-class EditRequest:
-    """One edit as the user asked for it: one output picture. Its input pictures travel beside it.
+@dataclass(frozen=True, kw_only=True)
+class EditOptions:
+    """How one picture is drawn, in the terms of no dialect. The parsers make it, the engine reads it.
 
     Attributes:
-        low_priority: let others go first, for a while.
-        num_previews: pictures of how it will probably end, wanted on the way.
+        prompt: the client's; EditService puts the final one, rewritten and with camera tokens, in its place.
+        low_priority: edits that are not go first, for `LOW_PRIORITY_DELAY_S`.
+        num_previews: pictures of the probable result to send while the edit runs.
     """
 
-    request_id: str
-    prompt: str
-    camera: CameraPose | None
-    rewrite_prompt: bool
-    sampling: Sampling
-    size: OutputSize
-    output: OutputFormat
-    low_priority: bool = False
-    num_previews: int = 0
-
-
-@dataclass(frozen=True)
-class EditJob:
-    """One edit as the editor runs it: `prompt` is final, camera tokens included.
-
-    Attributes:
-        camera: the pose whose tokens the prompt has; for the picture's provenance alone.
-        timeout_s: seconds from its arrival at the editor after which it is dropped at the next step; None: never.
-        low_priority: as in EditRequest.
-        num_previews: as in EditRequest.
-        xmp: the XMP packet for its picture and previews; the editor, which knows its weights, sets it.
-    """
-
-    request_id: str
-    prompt: str
-    sampling: Sampling
-    size: OutputSize
-    output: OutputFormat
-    timeout_s: float | None = None
-    low_priority: bool = False
-    num_previews: int = 0
+    prompt: str = ""
     camera: CameraPose | None = None
-    xmp: bytes = b""
+    rewrite_prompt: bool = False
+    sampling: Sampling = Sampling()
+    output: OutputFormat = OutputFormat()
+    low_priority: bool = False
+    num_previews: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest(EditOptions):
+    """One edit with its name, and its size, which depends on its first picture. Its pictures travel beside it."""
+
+    request_id: str
+    size: OutputSize
 
 
 @dataclass(frozen=True)

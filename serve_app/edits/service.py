@@ -2,42 +2,57 @@
 
 import logging
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from dataclasses import replace
+from typing import Protocol
 
 from serve_app.edits.camera import camera_prompt
 from serve_app.edits.deadline import Deadline
-from serve_app.edits.request import EditJob, EditOutcome, EditRequest, EditResult, Progress, Rewrite, RewriteJob
+from serve_app.edits.request import (
+    EditOutcome,
+    EditRequest,
+    EditResult,
+    Progress,
+    Rewrite,
+    RewriteJob,
+    SharedPictures,
+)
 from serve_app.errors import ServiceError
 
 logger = logging.getLogger(__name__)
-
-P = TypeVar("P", contravariant=True)
-"""Pictures, or whatever stands for them on their way: the service hands them on without looking."""
-
 
 OnProgress = Callable[[Progress], None]
 """Takes the steps of an edit as they are done; it must not block."""
 
 
-class EditorPort(Protocol[P]):
-    async def edit(self, job: EditJob, pictures: P, on_progress: OnProgress) -> EditResult: ...
+class EditorPort(Protocol):
+    async def edit(
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
+        """Draw one edit whose prompt is final, camera tokens included.
+
+        Args:
+            timeout_s: seconds after which it is dropped at its next step; None: never.
+
+        Raises:
+            ServiceError: what became of it.
+        """
 
 
-class RewriterPort(Protocol[P]):
-    async def rewrite(self, job: RewriteJob, pictures: P) -> Rewrite: ...
+class RewriterPort(Protocol):
+    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite: ...
 
 
-class EditService(Generic[P]):
+class EditService:
     """Runs edits through an editor and, where requested, a rewriter."""
 
-    def __init__(self, editor: EditorPort[P], rewriter: RewriterPort[P] | None) -> None:
+    def __init__(self, editor: EditorPort, rewriter: RewriterPort | None) -> None:
         self._editor = editor
         self._rewriter = rewriter
 
     async def run(
         self,
         request: EditRequest,
-        pictures: P,
+        pictures: SharedPictures,
         on_progress: OnProgress = lambda progress: None,
         deadline: Deadline = Deadline(),  # noqa: B008 - it is frozen
     ) -> EditOutcome:
@@ -50,7 +65,7 @@ class EditService(Generic[P]):
         rewrite = await deadline.bound(self.rewrite(request, pictures, on_progress))
         return await deadline.bound(self.draw(request, rewrite, pictures, on_progress, deadline.left_s))
 
-    async def rewrite(self, request: EditRequest, pictures: P, on_progress: OnProgress) -> Rewrite | None:
+    async def rewrite(self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress) -> Rewrite | None:
         """What the rewriter makes of the prompt, or why it made nothing; None where no rewriting was requested."""
         if not request.rewrite_prompt:
             return None
@@ -70,7 +85,7 @@ class EditService(Generic[P]):
         self,
         request: EditRequest,
         rewrite: Rewrite | None,
-        pictures: P,
+        pictures: SharedPictures,
         on_progress: OnProgress,
         timeout_s: float | None = None,
     ) -> EditOutcome:
@@ -84,16 +99,6 @@ class EditService(Generic[P]):
         """
         prompt = rewrite.prompt if rewrite is not None and rewrite.prompt is not None else request.prompt
         final_prompt = camera_prompt(request.camera, prompt)
-        job = EditJob(
-            request_id=request.request_id,
-            prompt=final_prompt,
-            sampling=request.sampling,
-            size=request.size,
-            output=request.output,
-            timeout_s=timeout_s,
-            low_priority=request.low_priority,
-            num_previews=request.num_previews,
-            camera=request.camera,
-        )
-        result = await self._editor.edit(job, pictures, on_progress)
+        final = replace(request, prompt=final_prompt)
+        result = await self._editor.edit(final, pictures, on_progress, timeout_s)
         return EditOutcome(result, request.prompt, final_prompt, request.sampling.seed, rewrite)

@@ -1,7 +1,6 @@
 """The HTTP application: both dialects' routes. It knows neither Ray nor the models."""
 
 from functools import partial
-from typing import TypeVar
 
 from fastapi import Depends, FastAPI
 
@@ -20,10 +19,8 @@ from serve_app.ingress.proxy_gate import QueueLimitHeader
 from serve_app.ingress.runpod.routes import runpod_router
 from serve_app.ingress.steering import RejectControlHeaders
 
-P = TypeVar("P")
 
-
-def build_app(backend: Backend[P]) -> FastAPI:
+def build_app(backend: Backend) -> FastAPI:
     """All routes, for a backend that runs edits and jobs."""
     app = FastAPI(
         title="qwen-camera-edit",

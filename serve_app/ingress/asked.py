@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from serve_app.config import LimitSettings
-from serve_app.edits.camera import CameraPose
-from serve_app.edits.request import OutputFormat, PictureFormat, Sampling
+from serve_app.edits.request import EditOptions, OutputFormat, PictureFormat
 from serve_app.errors import InvalidInput
 from serve_app.ingress.validation import echo
 
@@ -25,33 +24,22 @@ class PictureSource:
 
 
 @dataclass(frozen=True)
-class ParsedEdit:
-    """One output picture: `pictures` is the index of its set of input pictures."""
-
-    prompt: str
-    camera: CameraPose | None
-    seed: int
-    pictures: int
-
-
-@dataclass(frozen=True)
 class ParsedRequest:
-    """All edits of a request and what is common to them. Each set of pictures is decoded once.
+    """All edits of a request. Each set of pictures is decoded once.
 
     Attributes:
+        pictures_of: for each edit, the index of its set of pictures.
+        width: as requested; None: it follows from the height, the first picture and the configured area.
+        height: likewise.
         side_fields: the names by which the dialect knows width and height.
         timeout_s: seconds from its arrival until it is given up; None: no such limit.
     """
 
     picture_sets: tuple[tuple[PictureSource, ...], ...]
-    edits: tuple[ParsedEdit, ...]
-    rewrite_prompt: bool
-    sampling: Sampling
+    edits: tuple[EditOptions, ...]
+    pictures_of: tuple[int, ...]
     width: int | None
     height: int | None
-    output: OutputFormat
-    low_priority: bool = False
-    num_previews: int = 0
     side_fields: tuple[str, str] = ("input.width", "input.height")
     timeout_s: float | None = None
 

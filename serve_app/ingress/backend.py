@@ -2,18 +2,15 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from serve_app.config import AppSettings
 from serve_app.edits.job import JobsPort
-from serve_app.edits.request import Pictures
+from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.ingress.auth import Keys
 from serve_app.ingress.drain import Draining
 from serve_app.ingress.load import UNKNOWN_S
 from serve_app.ingress.prepare import Preparer
-
-P = TypeVar("P")
 
 
 async def _no_fault() -> str | None:
@@ -21,7 +18,7 @@ async def _no_fault() -> str | None:
 
 
 @dataclass(frozen=True)
-class Backend(Generic[P]):
+class Backend:
     """Ports and settings.
 
     Attributes:
@@ -42,8 +39,8 @@ class Backend(Generic[P]):
 
     settings: AppSettings
     jobs: JobsPort
-    service: EditService[P]
-    share: Callable[[Pictures], P]
+    service: EditService
+    share: Callable[[Pictures], SharedPictures]
     workers: Callable[[int], Awaitable[dict[str, int]]]
     prepare: Preparer
     api_keys: Keys | None = None

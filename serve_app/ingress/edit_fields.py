@@ -6,7 +6,7 @@ from fastapi import Header
 from pydantic import Field
 
 from serve_app.config import LimitSettings
-from serve_app.edits.request import Sampling
+from serve_app.edits.request import EditOptions, Sampling
 from serve_app.ingress.asked import checked_prompt, default, within
 from serve_app.ingress.fields import Flag, Number, Text, Whole
 from serve_app.ingress.views import CameraFields, Views
@@ -57,8 +57,8 @@ class EditFields(CameraFields):
             return None
         return within(self.timeout_s, MIN_TIMEOUT_S, limits.request_timeout_s, f"{prefix}timeout_s")
 
-    def sampling(self, seed: int, limits: LimitSettings, prefix: str = "") -> Sampling:
-        """How to draw with this seed.
+    def options(self, seed: int, limits: LimitSettings, prefix: str = "") -> EditOptions:
+        """How to draw with this seed, as far as both dialects have the same fields for it.
 
         Raises:
             InvalidInput: a value is out of bounds; `prefix` stands before its field's name.
@@ -66,7 +66,7 @@ class EditFields(CameraFields):
         guidance_field = "guidance_scale" if self.true_cfg_scale is None else "true_cfg_scale"
         guidance = default(getattr(self, guidance_field), 1.0)
         steps_field = f"{prefix}num_inference_steps"
-        return Sampling(
+        sampling = Sampling(
             seed=seed,
             num_inference_steps=within(
                 default(self.num_inference_steps, 4), 1, limits.max_inference_steps, steps_field
@@ -74,3 +74,4 @@ class EditFields(CameraFields):
             true_cfg_scale=within(guidance, 0.0, limits.max_guidance_scale, f"{prefix}{guidance_field}"),
             negative_prompt=checked_prompt(default(self.negative_prompt, " "), f"{prefix}negative_prompt", limits),
         )
+        return EditOptions(rewrite_prompt=bool(self.rewrite_prompt), sampling=sampling)

@@ -1,6 +1,6 @@
 """Liveness, readiness and the drain, hidden from OpenAPI."""
 
-from typing import Literal, TypeVar
+from typing import Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -9,8 +9,6 @@ from pydantic import BaseModel
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
 from serve_app.ingress.readiness import Readiness, Reason
-
-P = TypeVar("P")
 
 
 class Live(BaseModel):
@@ -31,7 +29,7 @@ class InFlight(BaseModel):
     jobs: int
 
 
-def health_router(backend: Backend[P]) -> APIRouter:
+def health_router(backend: Backend) -> APIRouter:
     """`/health/live`, `/health/ready`, `/drain` and `/undrain`, at the root only."""
     router = APIRouter(include_in_schema=False)
     readiness = Readiness(backend.draining, backend.editor_fault, backend.jobs)

@@ -1,26 +1,24 @@
 """Wraps an EditorPort and counts waiting, running and finished edits."""
 
-from typing import Generic, TypeVar
-
-from serve_app.edits.request import EditJob, EditResult, Progress
+from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import EditorPort, OnProgress
 from serve_app.ingress.load import ThroughputMeter
 
-P = TypeVar("P", contravariant=True)
 
-
-class MeteredEditor(Generic[P]):
+class MeteredEditor:
     """An EditorPort that reports to a ThroughputMeter what waits, runs and is done."""
 
-    def __init__(self, editor: EditorPort[P], pace: ThroughputMeter) -> None:
+    def __init__(self, editor: EditorPort, pace: ThroughputMeter) -> None:
         self._editor = editor
         self._pace = pace
 
-    async def edit(self, job: EditJob, pictures: P, on_progress: OnProgress) -> EditResult:
+    async def edit(
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
         """As the editor; its first progress says that the edit was taken up."""
         taken_up = False
 
-        def told(progress: Progress) -> None:
+        def count_and_report(progress: Progress) -> None:
             nonlocal taken_up
             if not taken_up:
                 taken_up = True
@@ -30,7 +28,7 @@ class MeteredEditor(Generic[P]):
 
         self._pace.num_waiting += 1
         try:
-            result = await self._editor.edit(job, pictures, told)
+            result = await self._editor.edit(request, pictures, count_and_report, timeout_s)
             self._pace.num_done += 1
             return result
         finally:

@@ -10,7 +10,7 @@ from serve_app.edits.request import EditRequest, Pictures
 from serve_app.edits.sizes import OutputSize, Size, output_size
 from serve_app.edits.together import all_or_none
 from serve_app.errors import InvalidInput
-from serve_app.ingress.asked import ParsedEdit, ParsedRequest, PictureSource
+from serve_app.ingress.asked import ParsedRequest, PictureSource
 from serve_app.ingress.fetch import Fetcher
 
 
@@ -32,22 +32,21 @@ class Preparer:
         self._fetcher = Fetcher(settings.fetch, settings.limits.max_picture_bytes)
         self._threads = ThreadPoolExecutor(settings.limits.num_decode_threads, thread_name_prefix="decode")
 
-    async def __call__(self, request_id: str, asked: ParsedRequest) -> Prepared:
+    async def __call__(self, request_id: str, parsed: ParsedRequest) -> Prepared:
         """Decode each set of pictures once, and settle each edit's size.
 
         Raises:
             InvalidInput: a picture cannot be read or fetched, or the output would be too large.
         """
-        decoded = await all_or_none(self._decode_set(given) for given in asked.picture_sets)
-        sources = [source for _, source in decoded]
+        decoded = await all_or_none(self._decode_set(sources) for sources in parsed.picture_sets)
         edits = []
-        for index, edit in enumerate(asked.edits):
-            size = output_size(asked.width, asked.height, sources[edit.pictures], self._sizes)
-            check_output_size(size, self._limits, asked.side_fields)
-            name = request_id if len(asked.edits) == 1 else f"{request_id}/{index}"
-            edits.append(_request(name, asked, edit, size))
-        pictures = tuple(pictures for pictures, _ in decoded)
-        return Prepared(tuple(edits), pictures, tuple(edit.pictures for edit in asked.edits))
+        for index, (edit, set_index) in enumerate(zip(parsed.edits, parsed.pictures_of, strict=True)):
+            _, first = decoded[set_index]
+            size = output_size(parsed.width, parsed.height, first, self._sizes)
+            check_output_size(size, self._limits, parsed.side_fields)
+            name = request_id if len(parsed.edits) == 1 else f"{request_id}/{index}"
+            edits.append(EditRequest(**vars(edit), request_id=name, size=size))
+        return Prepared(tuple(edits), tuple(pictures for pictures, _ in decoded), parsed.pictures_of)
 
     async def _decode_set(self, given: tuple[PictureSource, ...]) -> tuple[Pictures, Size]:
         whole = await all_or_none(self._fetched(picture) for picture in given)
@@ -87,17 +86,3 @@ def check_output_size(size: OutputSize, limits: LimitSettings, side_fields: tupl
                 "allowed. Ask for a smaller picture, or give both width and height.",
                 field,
             )
-
-
-def _request(request_id: str, asked: ParsedRequest, edit: ParsedEdit, size: OutputSize) -> EditRequest:
-    return EditRequest(
-        request_id=request_id,
-        prompt=edit.prompt,
-        camera=edit.camera,
-        rewrite_prompt=asked.rewrite_prompt,
-        sampling=replace(asked.sampling, seed=edit.seed),
-        size=size,
-        output=asked.output,
-        low_priority=asked.low_priority,
-        num_previews=asked.num_previews,
-    )

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from ray import ObjectRef
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import JobSettings
@@ -37,7 +36,7 @@ class Jobs:
         # Serve makes replicas on their event loop.
         self._start = asyncio.ensure_future(self._jobs.start())
 
-    async def _ready(self) -> "JobService[ObjectRef[Pictures]]":
+    async def _ready(self) -> JobService:
         # A caller that is cancelled must not cancel the start.
         await asyncio.shield(self._start)
         return self._jobs

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.errors import ConfigError, JobUnreadable, ServiceUnavailable
@@ -14,13 +14,12 @@ from serve_app.jobs.store_link import RETRY_S, UNREADABLE, StoreLink
 
 logger = logging.getLogger(__name__)
 
-P = TypeVar("P")
 
 START_S = 5.0
 """For the first heartbeat, before the replica starts without its store."""
 
 
-class Heartbeat(Generic[P]):
+class Heartbeat:
     """Lives on one event loop.
 
     Args:
@@ -37,7 +36,7 @@ class Heartbeat(Generic[P]):
         owner: str,
         lease_s: float,
         store: StoreLink,
-        runner: Runner[P],
+        runner: Runner,
         is_in_hand: Callable[[str], bool],
         take_up: Callable[[JobSpec, JobRecord], None],
         sweep: Callable[[], Awaitable[None]],

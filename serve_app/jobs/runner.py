@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from serve_app.edits.deadline import too_late
 from serve_app.edits.job import EXECUTION_TIMEOUT, JobRecord, JobSpec, JobState
-from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress
+from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress, SharedPictures
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.edits.together import all_or_none
 from serve_app.errors import DeadlineExceeded, JobUnreadable, Overloaded, ServiceError, ServiceUnavailable
@@ -20,7 +20,6 @@ from serve_app.jobs.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
-P = TypeVar("P")
 
 ROOM_POLL_S = 0.5
 """Between two attempts to hand an edit to editors that had no room; after the first one that died under it, too."""
@@ -30,7 +29,7 @@ MAX_LOSSES = 7
 long a sick replica may refuse before Serve has replaced it."""
 
 
-class Runner(Generic[P]):
+class Runner:
     """Lives on one event loop.
 
     Args:
@@ -43,9 +42,9 @@ class Runner(Generic[P]):
     def __init__(
         self,
         owner: str,
-        service: EditService[P],
+        service: EditService,
         store: StoreLink,
-        share: Callable[[Pictures], P],
+        share: Callable[[Pictures], SharedPictures],
         max_active: int,
         clock: Callable[[], float],
         ended: Callable[[LiveJob], None],
@@ -148,7 +147,7 @@ class Runner(Generic[P]):
             if index not in job.outcomes
         )
 
-    async def _edit(self, job: LiveJob, index: int, request: EditRequest, pictures: P) -> None:
+    async def _edit(self, job: LiveJob, index: int, request: EditRequest, pictures: SharedPictures) -> None:
         outcome = await self._drawn_in_time(job, index, request, pictures)
         # No limit applies to storing: a picture that is drawn is kept, however long the store is away.
         if await self._store.call_until_done(lambda store: store.add_outcome(job.id, self._owner, index, outcome)):
@@ -156,7 +155,9 @@ class Runner(Generic[P]):
             job.progress.pop(index, None)
             job.notify()
 
-    async def _drawn_in_time(self, job: LiveJob, index: int, request: EditRequest, pictures: P) -> EditOutcome:
+    async def _drawn_in_time(
+        self, job: LiveJob, index: int, request: EditRequest, pictures: SharedPictures
+    ) -> EditOutcome:
         try:
             async with asyncio.timeout_at(job.draw_until) as limit:
                 job.limits.add(limit)  # rescheduled at the job's pick-up
@@ -170,7 +171,7 @@ class Runner(Generic[P]):
             raise
 
     async def _run_with_retries(
-        self, request: EditRequest, pictures: P, on_progress: OnProgress, limit: asyncio.Timeout
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, limit: asyncio.Timeout
     ) -> EditOutcome:
         """An accepted job waits for room as long as its policy lets it, and outlives the editors that die. It is
         rewritten once, however often it is drawn."""

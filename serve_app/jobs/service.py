@@ -8,11 +8,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Generic, TypeVar
 
 from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
-from serve_app.edits.request import EditOutcome, Pictures
+from serve_app.edits.request import EditOutcome, Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.errors import InvalidInput, JobUnreadable, Overloaded, ServiceUnavailable
 from serve_app.jobs.heartbeat import Heartbeat
@@ -24,7 +23,6 @@ from serve_app.jobs.webhook import WebhookNotifier
 
 logger = logging.getLogger(__name__)
 
-P = TypeVar("P")
 
 NUM_REFUSED = 10_000
 """Refused jobs that may still turn up in the store: those of one outage."""
@@ -36,7 +34,7 @@ PROGRESS_INTERVAL_S = 1.0
 """A listener who waits for pictures is not woken for single steps more often than that."""
 
 
-class JobService(Generic[P]):
+class JobService:
     """The JobsPort. Lives on one event loop.
 
     Args:
@@ -49,9 +47,9 @@ class JobService(Generic[P]):
     def __init__(
         self,
         settings: JobSettings,
-        service: EditService[P],
+        service: EditService,
         store: Store,
-        share: Callable[[Pictures], P],
+        share: Callable[[Pictures], SharedPictures],
         webhook_body: Callable[[JobSpec, Job], bytes],
         clock: Callable[[], float] = time.time,
     ) -> None:

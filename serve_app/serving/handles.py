@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import ray
-from ray import ObjectRef, serve
+from ray import serve
 from ray.exceptions import (
     ActorAlreadyExistsError,
     AuthenticationError,
@@ -32,7 +32,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.schema import ServeStatus
 
 from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec, RepeatKey
-from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
+from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, RewriteJob, SharedPictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.serving.cached_call import CachedCall
@@ -68,9 +68,9 @@ _LASTING = (
 )
 
 
-def share(pictures: Pictures) -> "ObjectRef[Pictures]":
-    """Put pictures into the object store, so that each deployment reads them there."""
-    return ray.put(pictures)
+def share(pictures: Pictures) -> SharedPictures:
+    """Put pictures into Ray's object store, so that each deployment reads them there."""
+    return SharedPictures(ray.put(pictures))
 
 
 class EditorHandle:
@@ -79,17 +79,21 @@ class EditorHandle:
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle.options(stream=True)
 
-    async def edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", on_progress: OnProgress) -> EditResult:
+    async def edit(
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
         """The same seed draws the same picture: an edit whose replica died is run once more."""
         try:
-            return await self._edit(job, pictures, on_progress)
+            return await self._edit(request, pictures, on_progress, timeout_s)
         except RayActorError:
-            logger.warning("the replica that ran edit %s died; running it once more", job.request_id)
+            logger.warning("the replica that ran edit %s died; running it once more", request.request_id)
         with _our_errors():
-            return await self._edit(job, pictures, on_progress)
+            return await self._edit(request, pictures, on_progress, timeout_s)
 
-    async def _edit(self, job: EditJob, pictures: "ObjectRef[Pictures]", on_progress: OnProgress) -> EditResult:
-        events = cast("DeploymentResponseGenerator[Any]", self._handle.edit.remote(job, pictures))
+    async def _edit(
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None
+    ) -> EditResult:
+        events = cast("DeploymentResponseGenerator[Any]", self._handle.edit.remote(request, pictures, timeout_s))
         try:
             with _our_errors(but=RayActorError):
                 async for event in events:
@@ -112,7 +116,7 @@ class RewriterHandle:
         self._handle = handle
         self._timeout_s = timeout_s
 
-    async def rewrite(self, job: RewriteJob, pictures: "ObjectRef[Pictures]") -> Rewrite:
+    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
         """Every failure is a ServiceError, so that the edit goes on with the user's prompt.
 
         Raises:
@@ -127,7 +131,7 @@ class RewriterHandle:
             logger.exception("rewriting failed for %s", job.request_id)
             raise ServiceUnavailable("The rewriter failed; the server's log has the reason.") from problem
 
-    async def _rewrite(self, job: RewriteJob, pictures: "ObjectRef[Pictures]") -> Rewrite:
+    async def _rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
         response = self._handle.rewrite.remote(job, pictures)
         limit = asyncio.timeout(self._timeout_s)
         try:

@@ -23,7 +23,7 @@ from serve_app.editor.model.edit_model import Draft, EditModel
 from serve_app.editor.model.modulation import LiveModulation
 from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.edits.images import prepare
-from serve_app.edits.request import EditJob, OutputFormat, Pixels, Sampling
+from serve_app.edits.request import EditRequest, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from tests.pictures import difference, photograph
 
@@ -175,7 +175,7 @@ def test_references_at_a_wrong_timestep_are_noticed(
 
 def begin(model: EditModel, settings: AppSettings, case: Case) -> Draft:
     size = OutputSize(made=case.size, final=case.size)
-    job = EditJob("test", case.prompt, case.sampling, size, OutputFormat())
+    job = EditRequest(request_id="test", prompt=case.prompt, sampling=case.sampling, size=size)
     pictures = tuple(prepare(picture, settings.sizes) for picture in case.pictures)
     return model.begin([model.prepare(job, pictures)])[0]
 

@@ -20,7 +20,7 @@ from serve_app.config import EditorSettings, LimitSettings, LoraSettings, Proven
 from serve_app.edits.camera import CameraPose
 from serve_app.edits.images import encode_picture, prepare, read_picture
 from serve_app.edits.provenance import Provenance
-from serve_app.edits.request import EditJob, EditRequest, OutputFormat, PictureFormat, Pixels
+from serve_app.edits.request import EditRequest, OutputFormat, PictureFormat, Pixels, SharedPictures
 from serve_app.edits.service import EditService
 from tests.fakes import FakeEditor, job, picture
 from tests.pictures import photograph
@@ -38,13 +38,13 @@ ANGLES = LoraSettings(
 )
 
 
-def edited(kind: ProvenanceKind, edit: EditJob | None = None, base: WeightsSource | None = None) -> bytes:
+def edited(kind: ProvenanceKind, edit: EditRequest | None = None, base: WeightsSource | None = None) -> bytes:
     source = WeightsSource(path="Qwen/Edit", revision="main") if base is None else base
     settings = EditorSettings(base=source, loras=(ANGLES,), provenance=kind)
     return Provenance(settings).packet(job() if edit is None else edit)
 
 
-def posed() -> EditJob:
+def posed() -> EditRequest:
     edit = job(SECRET, guidance=2.5)
     return replace(
         edit,
@@ -154,8 +154,8 @@ def test_an_edit_without_a_pose_names_none() -> None:
 @pytest.mark.parametrize("pose", [CameraPose(90, 0, 1.0), None])
 def test_the_pose_reaches_the_editor(pose: CameraPose | None) -> None:
     edit, editor = job(), FakeEditor()
-    request = EditRequest("id", "a wish", pose, False, edit.sampling, edit.size, edit.output)
-    asyncio.run(EditService(editor, None).run(request, (picture(),)))
+    request = replace(edit, prompt="a wish", camera=pose)
+    asyncio.run(EditService(editor, None).run(request, SharedPictures((picture(),))))
     assert editor.jobs[0].camera == pose
 
 

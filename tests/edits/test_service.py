@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from serve_app.edits.camera import CameraPose
-from serve_app.edits.request import EditOutcome, EditRequest, OutputFormat, Rewrite, Sampling
+from serve_app.edits.request import EditOutcome, EditRequest, Rewrite, Sampling, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import EditFailed, ServiceUnavailable
@@ -17,11 +17,18 @@ WORDS = "<sks> right side view eye-level shot medium shot"
 
 
 def request(prompt: str = "a wish", *, camera: CameraPose | None = POSE, rewrite: bool = True) -> EditRequest:
-    return EditRequest("id", prompt, camera, rewrite, Sampling(seed=5), OutputSize(SIZE, SIZE), OutputFormat())
+    return EditRequest(
+        request_id="id",
+        prompt=prompt,
+        camera=camera,
+        rewrite_prompt=rewrite,
+        sampling=Sampling(seed=5),
+        size=OutputSize(SIZE, SIZE),
+    )
 
 
-def run(asked: EditRequest, editor: FakeEditor, rewriter: FakeRewriter | None) -> EditOutcome:
-    return asyncio.run(EditService(editor, rewriter).run(asked, (picture(),)))
+def run(request: EditRequest, editor: FakeEditor, rewriter: FakeRewriter | None) -> EditOutcome:
+    return asyncio.run(EditService(editor, rewriter).run(request, SharedPictures((picture(),))))
 
 
 def test_the_rewritten_prompt_follows_the_camera_words() -> None:

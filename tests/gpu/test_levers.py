@@ -51,11 +51,11 @@ def draw_reference(
             list(order.originals),
             prompt_embeds=embeds[None],
             prompt_embeds_mask=torch.ones(1, len(embeds), dtype=torch.long, device="cuda"),
-            num_inference_steps=order.job.sampling.num_inference_steps,
+            num_inference_steps=order.request.sampling.num_inference_steps,
             true_cfg_scale=1.0,
-            width=order.job.size.made.width,
-            height=order.job.size.made.height,
-            generator=torch.Generator().manual_seed(order.job.sampling.seed),
+            width=order.request.size.made.width,
+            height=order.request.size.made.height,
+            generator=torch.Generator().manual_seed(order.request.sampling.seed),
         )
     return np.asarray(result.images[0])
 

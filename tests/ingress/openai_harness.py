@@ -12,7 +12,7 @@ from httpx2 import Response
 
 from serve_app.config import AppSettings
 from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
-from serve_app.edits.request import Pictures
+from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.errors import JobNotFound, RepeatKeyConflict, ServiceError
 from serve_app.ingress.app import build_app
@@ -40,7 +40,7 @@ class FakeJobs:
         num_waits: how often a job is told to be unfinished first; None: for ever.
     """
 
-    service: EditService[Pictures]
+    service: EditService
     ends: JobState = JobState.COMPLETED
     problem: ServiceError | None = None
     num_waits: int | None = 1
@@ -86,7 +86,7 @@ class FakeJobs:
             return Job(spec.id, record, spec.seed)
         sets = self._pictures[spec.id]
         pairs = zip(spec.edits, spec.pictures_of, strict=True)
-        outcomes = [await self.service.run(edit, sets[index]) for edit, index in pairs]
+        outcomes = [await self.service.run(edit, SharedPictures(sets[index])) for edit, index in pairs]
         return Job(spec.id, record, spec.seed, tuple(outcomes))
 
     async def news(self, job_id: str, wait_s: float) -> JobNews:
@@ -115,7 +115,7 @@ class Harness:
     """The app over HTTP, and what stands behind it."""
 
     settings: AppSettings
-    backend: Backend[Pictures]
+    backend: Backend
     app: FastAPI
     client: TestClient
     editor: FakeEditor
@@ -148,9 +148,9 @@ def harness(
     """`api_keys` as in the environment; none: none is needed. `operator_keys` likewise."""
     shared: list[Pictures] = []
 
-    def share(pictures: Pictures) -> Pictures:
+    def share(pictures: Pictures) -> SharedPictures:
         shared.append(pictures)
-        return pictures
+        return SharedPictures(pictures)
 
     async def workers(busy: int) -> dict[str, int]:
         return {"idle": busy}

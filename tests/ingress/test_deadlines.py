@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.config import AppSettings, JobSettings, SqliteStoreSettings
-from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
+from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
@@ -33,13 +33,15 @@ class Endless(FakeEditor):
     """Is never done; sends a preview first where one is wanted. Once an edit is there, the loop's clock jumps ahead, so
     that its deadline passes however slow the machine is."""
 
-    async def edit(self, job: EditJob, pictures: Pictures, on_progress: OnProgress) -> EditResult:
+    async def edit(
+        self, job: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
         if job.num_previews:
             on_progress(Progress(1, 4, b"preview"))
         self.gate = asyncio.Semaphore(0)
         loop = asyncio.get_running_loop()
         loop.call_later(0.05, _jump, loop)  # after its progress has arrived everywhere
-        return await super().edit(job, pictures, on_progress)
+        return await super().edit(job, pictures, on_progress, timeout_s)
 
 
 def _jump(loop: asyncio.AbstractEventLoop) -> None:
@@ -56,12 +58,12 @@ def serving(
     settings = settings.model_copy(update={"jobs": jobs, "limits": limits})
     editor = Endless()
     service = EditService(editor, None)
-    runner = JobService(jobs, service, open_store(jobs.store), lambda each: each, webhook_body)
+    runner = JobService(jobs, service, open_store(jobs.store), SharedPictures, webhook_body)
 
     async def workers(num_busy: int) -> dict[str, int]:
         return {}
 
-    backend = Backend(settings, runner, service, lambda each: each, workers, Preparer(settings))
+    backend = Backend(settings, runner, service, SharedPictures, workers, Preparer(settings))
     with TestClient(build_app(backend), raise_server_exceptions=False) as client:
         assert client.portal is not None
         client.portal.call(runner.start)
@@ -72,7 +74,7 @@ def serving(
 def check_that_it_left(editor: Endless) -> None:
     assert editor.num_cancelled == len(editor.jobs) == 1
     # The engine knows the deadline, too, and drops the edit at its next step whatever becomes of its client.
-    (left_s,) = [job.timeout_s for job in editor.jobs]
+    (left_s,) = editor.timeouts_s
     assert left_s is not None
     assert 0 < left_s <= TIMEOUT_S
 

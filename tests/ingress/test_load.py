@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.config import AppSettings
 from serve_app.edits.job import JobCounts
-from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
+from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import EditFailed, Overloaded, ServiceUnavailable
 from serve_app.ingress.load import LOOK_EVERY_S, MAX_S, MIN_S, UNKNOWN_S, WINDOW_S, ThroughputMeter
@@ -134,7 +134,7 @@ def test_an_edit_waits_runs_and_is_done(scene: Scene) -> None:
         fake = FakeEditor(gate=asyncio.Semaphore(0))
         editor = MeteredEditor(fake, scene.pace)
         seen: list[Progress] = []
-        task = asyncio.create_task(editor.edit(job("a"), (picture(),), seen.append))
+        task = asyncio.create_task(editor.edit(job("a"), SharedPictures((picture(),)), seen.append))
         assert counts(scene.pace) == (0, 0, 0)
         await until(lambda: counts(scene.pace) == (0, 1, 0))
         assert fake.gate is not None
@@ -149,7 +149,9 @@ def test_an_edit_waits_runs_and_is_done(scene: Scene) -> None:
 @pytest.mark.parametrize("taken_up", [False, True])
 def test_an_edit_that_fails_is_neither_waiting_nor_done(scene: Scene, taken_up: bool) -> None:
     class Failing(FakeEditor):
-        async def edit(self, job: EditJob, pictures: Pictures, tell: OnProgress) -> EditResult:
+        async def edit(
+            self, job: EditRequest, pictures: SharedPictures, tell: OnProgress, timeout_s: float | None = None
+        ) -> EditResult:
             assert counts(scene.pace) == (1, 0, 0)
             if taken_up:
                 tell(Progress(0, 1))
@@ -157,7 +159,7 @@ def test_an_edit_that_fails_is_neither_waiting_nor_done(scene: Scene, taken_up: 
             raise EditFailed("broken")
 
     with pytest.raises(EditFailed):
-        asyncio.run(MeteredEditor(Failing(), scene.pace).edit(job("a"), (picture(),), ignore))
+        asyncio.run(MeteredEditor(Failing(), scene.pace).edit(job("a"), SharedPictures((picture(),)), ignore))
     assert counts(scene.pace) == (0, 0, 0)
 
 

@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 
 from serve_app.config import AppSettings
-from serve_app.edits.request import OutputFormat, Sampling
+from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
-from serve_app.ingress.asked import ParsedEdit, ParsedRequest, PictureSource
+from serve_app.ingress.asked import ParsedRequest, PictureSource
 from serve_app.ingress.prepare import Preparer
 
 SLOW, BROKEN = PictureSource("slow", "https://slow/picture"), PictureSource("broken", "https://broken/picture")
-ONE_SET = ParsedRequest(
-    ((SLOW, BROKEN),), (ParsedEdit("x", None, 1, 0),), False, Sampling(), None, None, OutputFormat()
-)
+ONE_SET = ParsedRequest(((SLOW, BROKEN),), (EditOptions(prompt="x"),), (0,), None, None)
 TWO_SETS = replace(
-    ONE_SET, picture_sets=((SLOW,), (BROKEN,)), edits=(ParsedEdit("x", None, 1, 0), ParsedEdit("y", None, 1, 1))
+    ONE_SET,
+    picture_sets=((SLOW,), (BROKEN,)),
+    edits=(EditOptions(prompt="x"), EditOptions(prompt="y")),
+    pictures_of=(0, 1),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobSpec, JobState, Policy
-from serve_app.edits.request import EditRequest, OutputFormat, Pictures, Sampling
+from serve_app.edits.request import EditRequest, SharedPictures
 from serve_app.edits.service import EditService, RewriterPort
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.jobs.service import JobService
@@ -19,7 +19,7 @@ from tests.fakes import FakeEditor
 
 SIZE = Size(64, 64)
 
-Replica = JobService[Pictures]
+Replica = JobService
 
 
 class CutOffStore:
@@ -50,7 +50,7 @@ class CutOffStore:
 def spec(name: str, *prompts: str, rewrite: bool = False, policy: Policy | None = None, **more: Any) -> JobSpec:
     """A job of one edit for each prompt, its name being the only one by default."""
     edits = tuple(
-        EditRequest(name, prompt, None, rewrite, Sampling(), OutputSize(SIZE, SIZE), OutputFormat())
+        EditRequest(request_id=name, prompt=prompt, rewrite_prompt=rewrite, size=OutputSize(SIZE, SIZE))
         for prompt in prompts or (name,)
     )
     more = {"retention_s": 60.0, **more}
@@ -65,13 +65,13 @@ def body(spec: JobSpec, job: Job) -> bytes:
 async def replica_on(
     store: Store,
     editor: FakeEditor,
-    rewriter: RewriterPort[Pictures] | None = None,
+    rewriter: RewriterPort | None = None,
     clock: Callable[[], float] = time.time,
     **settings: Any,
 ) -> AsyncIterator[Replica]:
     """A replica over an open store, with short leases and pauses; closed at the end."""
     given = JobSettings(**{"lease_s": 1.0, "webhook_gap_s": 0.0, **settings})
-    service = JobService(given, EditService(editor, rewriter), store, lambda each: each, body, clock)
+    service = JobService(given, EditService(editor, rewriter), store, SharedPictures, body, clock)
     await service.start()
     try:
         yield service

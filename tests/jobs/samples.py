@@ -54,7 +54,17 @@ def edit(request_id: str, prompt: str = "make it snow") -> EditRequest:
     size = OutputSize(made=Size(64, 48), final=Size(60, 40))
     pose = CameraPose(azimuth=45, elevation=-30, distance=0.6)
     sampling = Sampling(seed=2**63 + 1, num_inference_steps=8, true_cfg_scale=4.1, negative_prompt="blur")
-    return EditRequest(request_id, prompt, pose, True, sampling, size, OutputFormat("webp", 80), True, 2)
+    return EditRequest(
+        request_id=request_id,
+        prompt=prompt,
+        camera=pose,
+        rewrite_prompt=True,
+        sampling=sampling,
+        size=size,
+        output=OutputFormat("webp", 80),
+        low_priority=True,
+        num_previews=2,
+    )
 
 
 def spec(

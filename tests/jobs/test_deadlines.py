@@ -6,7 +6,7 @@ import time
 import pytest
 
 from serve_app.edits.job import JobState, Policy
-from serve_app.edits.request import EditJob, EditResult, Pictures
+from serve_app.edits.request import EditRequest, EditResult, SharedPictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import DeadlineExceeded
 from tests.fakes import FakeEditor, picture
@@ -29,7 +29,7 @@ async def test_a_job_past_its_timeout_leaves_the_editor_and_fails(sqlite_stores:
         assert await end_of(service, "job") == (JobState.FAILED, message, "deadline_exceeded")
         assert editor.num_cancelled == 2
         # The engine knows of the same deadline, should nobody be left to cancel the edit.
-        assert all(each.timeout_s is not None and 0 < each.timeout_s <= 0.5 for each in editor.jobs)
+        assert all(each is not None and 0 < each <= 0.5 for each in editor.timeouts_s)
 
 
 @story
@@ -67,7 +67,9 @@ async def test_the_engines_own_end_of_time_is_reported_the_same(sqlite_stores: S
 class Broken(FakeEditor):
     """Raises a TimeoutError of its own."""
 
-    async def edit(self, job: EditJob, pictures: Pictures, on_progress: OnProgress) -> EditResult:
+    async def edit(
+        self, job: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
         raise TimeoutError("a socket, perhaps")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from serve_app.config import JobSettings, SqliteStoreSettings
 from serve_app.edits.job import Job, JobRecord, JobSpec, JobState, Policy
-from serve_app.edits.request import EditRequest, OutputFormat, Pictures, Sampling
+from serve_app.edits.request import EditRequest, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import JobNotFound, Overloaded, ServiceUnavailable
@@ -25,14 +25,13 @@ from tests.service.receiver import receiving
 SIZE = Size(64, 64)
 LEASE_S = 1.0
 
-Replica = JobService[Pictures]
+Replica = JobService
 Make = Callable[..., Any]
 
 
 def spec(name: str, *prompts: str, **more: Any) -> JobSpec:
     edits = tuple(
-        EditRequest(name, prompt, None, False, Sampling(), OutputSize(SIZE, SIZE), OutputFormat())
-        for prompt in prompts or (name,)
+        EditRequest(request_id=name, prompt=prompt, size=OutputSize(SIZE, SIZE)) for prompt in prompts or (name,)
     )
     return JobSpec(name, edits, (0,) * len(edits), 42, Policy(), 60.0, **more)
 
@@ -49,7 +48,7 @@ def replica(tmp_path: Path) -> Make:
     @asynccontextmanager
     async def make(editor: FakeEditor, **settings: Any) -> AsyncIterator[Replica]:
         given = JobSettings(**{"store": store, "lease_s": LEASE_S, "webhook_gap_s": 0.0, **settings})
-        service = JobService(given, EditService(editor, None), SqliteStore(store), lambda each: each, body)
+        service = JobService(given, EditService(editor, None), SqliteStore(store), SharedPictures, body)
         await service.start()
         try:
             yield service

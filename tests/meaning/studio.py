@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from fastapi.testclient import TestClient
 
@@ -11,7 +11,7 @@ from serve_app.config import AppSettings
 from serve_app.editor.engine.engine import Engine
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.loading.load import load_model
-from serve_app.edits.request import EditJob, EditResult, Pictures, Rewrite, RewriteJob
+from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, RewriteJob, SharedPictures
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
@@ -27,8 +27,10 @@ class EngineEditor:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def edit(self, job: EditJob, pictures: Pictures, tell: OnProgress) -> EditResult:
-        ticket = Ticket(job, pictures)
+    async def edit(
+        self, job: EditRequest, pictures: SharedPictures, tell: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
+        ticket = Ticket(job, cast(Pictures, pictures))
         self._engine.submit(ticket)
         return await asyncio.wrap_future(ticket.future)
 
@@ -40,8 +42,8 @@ class ModelRewriter:
         assert settings.rewriter is not None
         self._model = RewriterModel(settings.rewriter)
 
-    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
-        return self._model.rewrite(job, pictures)
+    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
+        return self._model.rewrite(job, cast(Pictures, pictures))
 
 
 async def _workers(num_busy: int) -> dict[str, int]:
@@ -56,7 +58,7 @@ def studio(settings: AppSettings) -> Iterator[Ask]:
     try:
         service = EditService(EngineEditor(engine), ModelRewriter(settings))
         jobs = FakeJobs(service, num_waits=0)
-        backend = Backend(settings, jobs, service, lambda pictures: pictures, _workers, Preparer(settings))
+        backend = Backend(settings, jobs, service, SharedPictures, _workers, Preparer(settings))
         with TestClient(build_app(backend)) as client:
 
             def ask(**fields: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The application with a leak in its Jobs deployment, to show that the soak would notice one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ray.serve import Application
 
@@ -17,7 +16,7 @@ _hoard: list[bytes] = []
 _sound = JobService.submit
 
 
-async def _leaking(self: JobService[Any], spec: JobSpec, pictures: Sequence[Pictures]) -> str:
+async def _leaking(self: JobService, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
     _hoard.append(bytes([1]) * LEAK_BYTES)
     return await _sound(self, spec, pictures)
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 import ray.exceptions
 import ray.serve.exceptions
-from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve import Application
 from ray.serve._private.common import DeploymentID
@@ -20,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.app import build
 from serve_app.config import AppSettings
-from serve_app.edits.request import EditRequest, EditResult, OutputFormat, Pictures, Rewrite, RewriteJob, Sampling
+from serve_app.edits.request import EditRequest, EditResult, Rewrite, RewriteJob, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceError, ServiceUnavailable
@@ -30,7 +29,7 @@ from serve_app.serving.handles import EditorHandle, RewriterHandle
 from tests import fakes
 
 JOB = RewriteJob("id", "a wish", 0)
-PICTURES = cast("ObjectRef[Pictures]", None)
+PICTURES = SharedPictures(None)
 ANSWER_OF_JAVA = SimpleNamespace(language=1, formatted_exception_string="x")
 LOST = ("00ff", None, "")
 
@@ -261,11 +260,11 @@ def test_an_unexpected_failure_of_the_rewriter_is_logged_and_the_edit_goes_on(
     problem: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = Size(64, 64)
-    request = EditRequest("the-id", "a wish", None, True, Sampling(), OutputSize(size, size), OutputFormat())
+    request = EditRequest(request_id="the-id", prompt="a wish", rewrite_prompt=True, size=OutputSize(size, size))
     editor, rewriter = fakes.FakeEditor(), RewriterHandle(as_handle(raising(problem)), 60)
     service = EditService(editor, rewriter)
     with caplog.at_level(logging.ERROR):
-        outcome = asyncio.run(service.run(request, PICTURES))  # type: ignore[arg-type]
+        outcome = asyncio.run(service.run(request, PICTURES))
     reason = "the rewriter is not available: The rewriter failed; the server's log has the reason."
     assert (outcome.final_prompt, outcome.rewrite) == ("a wish", Rewrite(None, reason))
     (record,) = [record for record in caplog.records if record.name == "serve_app.serving.handles"]

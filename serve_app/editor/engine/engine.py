@@ -170,7 +170,7 @@ class Engine:
         self._running = [running for running in self._running if running not in unwanted]
         for ticket in [*self._intake.drop(now), *(running.ticket for running in unwanted)]:
             why = "cancelled" if ticket.cancelled else "expired"
-            logger.info("edit %s %s after %.3f s", ticket.job.request_id, why, now - ticket.submitted_at)
+            logger.info("edit %s %s after %.3f s", ticket.request.request_id, why, now - ticket.submitted_at)
             self._outbox.failed(ticket, _why_dropped(ticket))
 
     def _admit(self) -> None:
@@ -282,6 +282,6 @@ class Engine:
 
 def _why_dropped(ticket: Ticket) -> EditCancelled | DeadlineExceeded:
     """Why an unwanted edit was dropped."""
-    if ticket.cancelled or ticket.job.timeout_s is None:
+    if ticket.cancelled or ticket.timeout_s is None:
         return EditCancelled("The edit was cancelled.")
-    return DeadlineExceeded(f"The edit was not done within its {ticket.job.timeout_s:.1f} s.")
+    return DeadlineExceeded(f"The edit was not done within its {ticket.timeout_s:.1f} s.")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from serve_app.editor.engine.failures import as_told
 from serve_app.editor.engine.ticket import Ticket, describe
 from serve_app.edits.images import encode_picture, resample
-from serve_app.edits.request import EditJob, EditResult, EditTimings, Pixels, Progress, TokenCounts
+from serve_app.edits.request import EditResult, EditTimings, Pixels, Progress, TokenCounts
 from serve_app.errors import DeadlineExceeded, EditCancelled, ServiceError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Outbox:
     def failed(self, ticket: Ticket, problem: Exception) -> None:
         """Tell the ticket. What is not ours to tell goes to the log alone."""
         if not isinstance(problem, ServiceError):
-            logger.error("edit %s failed in the model", ticket.job.request_id, exc_info=problem)
+            logger.error("edit %s failed in the model", ticket.request.request_id, exc_info=problem)
         told = as_told(problem)
         if self._claim(ticket, type(told)):
             ticket.future.set_exception(told)
@@ -58,23 +58,23 @@ class Outbox:
     def _compress(self, ticket: Ticket, pixels: Pixels, timings: EditTimings, tokens: TokenCounts) -> None:
         began = self._clock()
         try:
-            data = _encode(pixels, ticket.job)
+            data = _encode(pixels, ticket)
         except Exception as problem:
             self.failed(ticket, problem)
             return
         timings = replace(timings, compress_s=self._clock() - began)
         if self._claim(ticket, EditResult):
-            logger.info("edit %s done: %s", ticket.job.request_id, describe(timings))
-            ticket.future.set_result(EditResult(data, ticket.job.output.media_type, timings, tokens))
+            logger.info("edit %s done: %s", ticket.request.request_id, describe(timings))
+            ticket.future.set_result(EditResult(data, ticket.request.output.media_type, timings, tokens))
 
     def _tell_progress(self, ticket: Ticket, progress: Progress, preview: Pixels | None) -> None:
         if ticket.on_progress is None:
             return
         try:
-            encoded = None if preview is None else _encode(preview, ticket.job)
+            encoded = None if preview is None else _encode(preview, ticket)
             ticket.on_progress(replace(progress, preview=encoded))
         except Exception:
-            logger.exception("progress of edit %s could not be told", ticket.job.request_id)
+            logger.exception("progress of edit %s could not be told", ticket.request.request_id)
 
     def _claim(self, ticket: Ticket, end: type[EditResult | ServiceError]) -> bool:
         """Decide and count a ticket's end; False where it has one: a thread that was given up as stuck may wake."""
@@ -86,5 +86,6 @@ class Outbox:
             return True
 
 
-def _encode(pixels: Pixels, job: EditJob) -> bytes:
-    return encode_picture(resample(pixels, job.size.final), job.output, job.xmp)
+def _encode(pixels: Pixels, ticket: Ticket) -> bytes:
+    request = ticket.request
+    return encode_picture(resample(pixels, request.size.final), request.output, ticket.xmp)

@@ -55,7 +55,7 @@ def as_running(ticket: Ticket, draft: Draft, began: float, now: float) -> Runnin
         num_steps=num_steps,
         shared_steps=0,
     )
-    return Running(ticket, draft, timings, now, preview_steps(ticket.job.num_previews, num_steps))
+    return Running(ticket, draft, timings, now, preview_steps(ticket.request.num_previews, num_steps))
 
 
 def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:

@@ -8,10 +8,10 @@ from serve_app.editor.engine.outbox import Outbox
 from serve_app.editor.engine.running import Waiting, first_within
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Prepared
-from serve_app.edits.request import EditJob, Pictures
+from serve_app.edits.request import EditRequest, Pictures
 from serve_app.errors import Overloaded, ServiceUnavailable
 
-Prepare = Callable[[EditJob, Pictures], Prepared]
+Prepare = Callable[[EditRequest, Pictures], Prepared]
 
 
 class Intake:
@@ -120,7 +120,7 @@ class Intake:
         prepare = self._prepare
         if prepare is None:
             raise stopped()
-        return prepare(ticket.job, ticket.pictures)
+        return prepare(ticket.request, ticket.pictures)
 
 
 def stopped() -> ServiceUnavailable:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from serve_app.editor.model.tokens import num_picture_tokens
-from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditJob, EditResult, EditTimings, Pictures, Progress
+from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, EditResult, EditTimings, Pictures, Progress
 
 
 @dataclass(eq=False)
@@ -15,14 +15,18 @@ class Ticket:
     """An edit in the engine's hands, equal to nothing but itself. `future` ends with an EditResult or a ServiceError.
 
     Attributes:
+        timeout_s: seconds from its submission after which it is dropped at the next step; None: never.
+        xmp: the XMP packet for its picture and previews.
         on_progress: called when the edit is taken up and after each step, from a thread that it may block for a moment;
             its errors are logged.
         submitted_at: by the engine's clock, set when it is submitted.
         ended: its end is decided; set by the outbox.
     """
 
-    job: EditJob
+    request: EditRequest
     pictures: Pictures
+    timeout_s: float | None = None
+    xmp: bytes = b""
     on_progress: Callable[[Progress], None] | None = None
     future: "Future[EditResult]" = field(default_factory=Future)
     submitted_at: float = 0.0
@@ -32,15 +36,15 @@ class Ticket:
     @cached_property
     def num_tokens(self) -> int:
         """Picture tokens that the edit adds to every packed step."""
-        return num_picture_tokens(self.job, self.pictures)
+        return num_picture_tokens(self.request, self.pictures)
 
     @property
     def rank(self) -> float:
         """Its place in the queue: the smallest is next."""
-        return self.submitted_at + (LOW_PRIORITY_DELAY_S if self.job.low_priority else 0.0)
+        return self.submitted_at + (LOW_PRIORITY_DELAY_S if self.request.low_priority else 0.0)
 
     def expired(self, now: float) -> bool:
-        return self.job.timeout_s is not None and now - self.submitted_at >= self.job.timeout_s
+        return self.timeout_s is not None and now - self.submitted_at >= self.timeout_s
 
     def unwanted(self, now: float) -> bool:
         return self.cancelled or self.expired(now)

@@ -71,5 +71,5 @@ def _log(name: str, edits: Sequence[E], problem: Exception) -> None:
     # Log handlers may keep what they are given for a while: for lack of memory that is text, not an exception whose
     # frames hold tensors.
     known = isinstance(problem, ServiceError) or fault_of(problem) is Fault.MEMORY
-    ids = ", ".join(edit.ticket.job.request_id for edit in edits)
+    ids = ", ".join(edit.ticket.request.request_id for edit in edits)
     logger.error("%s failed for %s: %s", name, ids, repr(problem), exc_info=None if known else problem)

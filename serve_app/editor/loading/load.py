@@ -19,7 +19,7 @@ from serve_app.editor.model.packed import PackedTransformer
 from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import tabled_timesteps
 from serve_app.editor.model.vae import Vae
-from serve_app.edits.request import EditJob, OutputFormat, PreparedPicture, Sampling
+from serve_app.edits.request import EditRequest, PreparedPicture, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import CheckpointError, ConfigError
 from serve_app.weights.gpu_memory import prepare_gpu
@@ -61,8 +61,10 @@ def _warm_up(model: EditModel) -> None:
     """Draw one small picture, so that the first user does not pay for lazy imports and kernel choices."""
     side = Size(64, 64)
     blank = np.zeros((side.height, side.width, 3), np.uint8)
-    job = EditJob("warm-up", "warm up", Sampling(num_inference_steps=1), OutputSize(side, side), OutputFormat())
-    model.draw(model.begin([model.prepare(job, (PreparedPicture(blank, blank),))]))
+    request = EditRequest(
+        request_id="warm-up", prompt="warm up", sampling=Sampling(num_inference_steps=1), size=OutputSize(side, side)
+    )
+    model.draw(model.begin([model.prepare(request, (PreparedPicture(blank, blank),))]))
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:

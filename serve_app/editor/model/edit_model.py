@@ -17,7 +17,7 @@ from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import Schedule, make_schedule
 from serve_app.editor.model.tokens import TOKEN_PX, num_tokens, prompts, size_of
 from serve_app.editor.model.vae import Vae, pack
-from serve_app.edits.request import EditJob, Pictures, Pixels, TokenCounts
+from serve_app.edits.request import EditRequest, Pictures, Pixels, TokenCounts
 from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed
 
@@ -107,13 +107,13 @@ class EditModel:
         self._latents_cache = TensorCache(latents_cache_bytes)
         self._prompts_cache = TensorCache(prompts_cache_bytes)
 
-    def prepare(self, job: EditJob, pictures: Pictures) -> Prepared:
+    def prepare(self, request: EditRequest, pictures: Pictures) -> Prepared:
         """Tokenise, hash, draw the seed's noise: the part that needs no device.
 
         Raises:
             InvalidInput: the prompt is too long for the model.
         """
-        size, sampling = job.size.made, job.sampling
+        size, sampling = request.size.made, request.sampling
         seen = [picture.condition_pixels for picture in pictures]
         seen_keys = tuple(content_key(pixels) for pixels in seen)
         return Prepared(
@@ -121,7 +121,8 @@ class EditModel:
             schedule=make_schedule(self._scheduler, sampling.num_inference_steps, num_tokens(size)),
             guidance=sampling.true_cfg_scale,
             prompts=tuple(
-                ((text, *seen_keys), self.prompt_encoder.tokenize(text, seen)) for text in prompts(job.prompt, sampling)
+                ((text, *seen_keys), self.prompt_encoder.tokenize(text, seen))
+                for text in prompts(request.prompt, sampling)
             ),
             pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
             noise=self._noise(sampling.seed, size),

@@ -1,6 +1,6 @@
 """How many picture tokens an edit takes: arithmetic that needs no model."""
 
-from serve_app.edits.request import EditJob, Pictures, Pixels, Sampling
+from serve_app.edits.request import EditRequest, Pictures, Pixels, Sampling
 from serve_app.edits.sizes import MADE_MULTIPLE_PX, Size
 
 TOKEN_PX = MADE_MULTIPLE_PX
@@ -11,10 +11,10 @@ def num_tokens(size: Size) -> int:
     return (size.width // TOKEN_PX) * (size.height // TOKEN_PX)
 
 
-def num_picture_tokens(job: EditJob, pictures: Pictures) -> int:
+def num_picture_tokens(request: EditRequest, pictures: Pictures) -> int:
     """Picture tokens that an edit adds to every packed step; CFG doubles them."""
     references = sum(num_tokens(size_of(picture.vae_pixels)) for picture in pictures)
-    return (num_tokens(job.size.made) + references) * len(prompts(job.prompt, job.sampling))
+    return (num_tokens(request.size.made) + references) * len(prompts(request.prompt, request.sampling))
 
 
 def size_of(pixels: Pixels) -> Size:

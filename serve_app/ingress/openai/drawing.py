@@ -4,17 +4,15 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from serve_app.edits.deadline import Deadline
-from serve_app.edits.request import EditOutcome, EditRequest, Progress
+from serve_app.edits.request import EditOutcome, EditRequest, Progress, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.together import all_or_none
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.openai.events import Event, Finished, Preview
 from serve_app.ingress.prepare import Prepared
-
-P = TypeVar("P")
 
 OnEvent = Callable[[Event], None]
 
@@ -31,7 +29,7 @@ Draw = Callable[[OnEvent], Coroutine[Any, Any, DrawResult]]
 """Draws all pictures of a request and reports its events; it raises what it failed with."""
 
 
-async def draw_now(backend: Backend[P], prepared: Prepared, deadline: Deadline, put: OnEvent) -> DrawResult:
+async def draw_now(backend: Backend, prepared: Prepared, deadline: Deadline, put: OnEvent) -> DrawResult:
     """Draw while the client waits; where this is cancelled, all its edits are.
 
     Raises:
@@ -47,7 +45,7 @@ async def draw_now(backend: Backend[P], prepared: Prepared, deadline: Deadline, 
 
 
 async def _draw_one(
-    service: EditService[P], index: int, edit: EditRequest, pictures: P, deadline: Deadline, put: OnEvent
+    service: EditService, index: int, edit: EditRequest, pictures: SharedPictures, deadline: Deadline, put: OnEvent
 ) -> EditOutcome:
     outcome = await service.run(edit, pictures, partial(_tell, put, index, edit.num_previews, []), deadline)
     put(Finished(index, outcome))

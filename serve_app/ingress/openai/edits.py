@@ -2,7 +2,6 @@
 
 import asyncio
 from functools import partial
-from typing import Generic, TypeVar
 
 from fastapi import Request, Response
 
@@ -17,13 +16,11 @@ from serve_app.ingress.openai.jobs import draw_as_job, find_or_submit
 from serve_app.ingress.openai.parse import parse_posted
 from serve_app.ingress.openai.stream import EventStream, server_sent
 
-P = TypeVar("P")
 
-
-class OpenAIEdits(Generic[P]):
+class OpenAIEdits:
     """What stands behind `POST /v1/images/edits`."""
 
-    def __init__(self, backend: Backend[P]) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
     async def answer(self, request: Request, repeat_key: str | None) -> Response:

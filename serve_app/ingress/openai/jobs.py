@@ -8,7 +8,6 @@ import asyncio
 import logging
 import uuid
 from dataclasses import replace
-from typing import TypeVar
 
 from serve_app.edits.deadline import Deadline
 from serve_app.edits.job import Job, JobSpec, JobsPort, JobState, Policy, RepeatKey
@@ -23,7 +22,6 @@ from serve_app.ingress.openai.events import Finished
 
 logger = logging.getLogger(__name__)
 
-P = TypeVar("P")
 
 WAIT_S = 60.0
 """For one call to Jobs; how long a job may take is its policy's matter."""
@@ -43,7 +41,7 @@ _ENDS: dict[JobState, type[ServiceError]] = {
 
 
 async def find_or_submit(
-    backend: Backend[P], repeat_key: str, posted: OpenAIBody, asked: ParsedRequest, deadline: Deadline
+    backend: Backend, repeat_key: str, posted: OpenAIBody, asked: ParsedRequest, deadline: Deadline
 ) -> JobSpec:
     """The job that the key belongs to already, or a new one. A known one is found before any picture is decoded, and
     also while the service drains or its queue is full: for its client there is no other way to the result.
@@ -64,14 +62,14 @@ async def find_or_submit(
     return await deadline.bound(_submit(backend, key, asked, deadline))
 
 
-async def _submit(backend: Backend[P], key: RepeatKey, asked: ParsedRequest, deadline: Deadline) -> JobSpec:
+async def _submit(backend: Backend, key: RepeatKey, asked: ParsedRequest, deadline: Deadline) -> JobSpec:
     job_id = f"img-{uuid.uuid4()}"
     prepared = await backend.prepare(job_id, asked)
     spec = JobSpec(
         id=job_id,
         edits=tuple(replace(edit, num_previews=0) for edit in prepared.edits),  # nobody keeps a job's previews
         pictures_of=prepared.pictures_of,
-        seed=asked.sampling.seed,
+        seed=asked.edits[0].sampling.seed,
         policy=Policy(
             backend.settings.limits.request_timeout_s, timeout_s=deadline.timeout_s, spent_s=deadline.spent_s
         ),

@@ -3,11 +3,12 @@
 import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 
 from serve_app.config import AppSettings, LimitSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput, MissingField
-from serve_app.ingress.asked import MAX_SEED, ParsedEdit, ParsedRequest, checked_prompt, default, output_format, within
+from serve_app.ingress.asked import MAX_SEED, ParsedRequest, checked_prompt, default, output_format, within
 from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.request import OpenAIEdit
 from serve_app.ingress.validation import echo
@@ -32,19 +33,28 @@ def parse_posted(posted: OpenAIBody, settings: AppSettings) -> ParsedRequest:
     prompt = _prompt(edit, cameras, limits)
     _check_pictures(len(posted.pictures), limits)
     _check_model(edit.model, settings.served_model_names)
-    edits = _edits(edit, prompt, cameras, limits)
+    seeds = _seeds(edit, len(cameras), limits)
+    options = edit.options(seeds[0], limits)
     width, height = _size(edit.size, limits)
     num_previews = within(default(edit.partial_images, 0), 0, MAX_PARTIAL_IMAGES, "partial_images")
     quality = within(default(edit.output_compression, 100), 0, 100, "output_compression")
+    options = replace(
+        options,
+        prompt=prompt,
+        output=output_format(edit.output_format, quality, "output_format"),
+        num_previews=num_previews if edit.stream else 0,
+    )
+    edits = tuple(
+        replace(options, camera=camera, sampling=replace(options.sampling, seed=seed))
+        for camera in cameras
+        for seed in seeds
+    )
     return ParsedRequest(
         picture_sets=(posted.pictures,),
         edits=edits,
-        rewrite_prompt=bool(edit.rewrite_prompt),
-        sampling=edit.sampling(edits[0].seed, limits),
+        pictures_of=(0,) * len(edits),
         width=width,
         height=height,
-        output=output_format(edit.output_format, quality, "output_format"),
-        num_previews=num_previews if edit.stream else 0,
         side_fields=("size", "size"),
         timeout_s=default(edit.timeout(limits), limits.request_timeout_s),
     )
@@ -74,22 +84,18 @@ def _check_model(model: str | None, served: Sequence[str]) -> None:
         raise InvalidInput(f"model {echo(model)} is not served here. Use {names}, or leave it out.", "model")
 
 
-def _edits(
-    edit: OpenAIEdit, prompt: str, cameras: Sequence[CameraPose | None], limits: LimitSettings
-) -> tuple[ParsedEdit, ...]:
-    """One edit for each view, or for each variant."""
+def _seeds(edit: OpenAIEdit, num_poses: int, limits: LimitSettings) -> Sequence[int]:
+    """The seed of each variant; beside views there is one variant of each."""
     num_variants = within(default(edit.n, 1), 1, min(MAX_VARIANTS, limits.max_edits_per_request), "n")
     # So that the last variant's seed is still a seed.
     seed = within(default(edit.seed, secrets.randbelow(RANDOM_SEEDS)), 0, MAX_SEED - num_variants + 1, "seed")
-    if edit.views is None:
-        return tuple(ParsedEdit(prompt, cameras[0], seed + index, 0) for index in range(num_variants))
-    if num_variants > 1:
+    if edit.views is not None and num_variants > 1:
         raise InvalidInput("n cannot be above 1 beside views: each view is one picture.", "n")
-    if len(cameras) > limits.max_edits_per_request:
+    if num_poses > limits.max_edits_per_request:
         raise InvalidInput(
-            f"views holds {len(cameras)} poses; at most {limits.max_edits_per_request} go into one request.", "views"
+            f"views holds {num_poses} poses; at most {limits.max_edits_per_request} go into one request.", "views"
         )
-    return tuple(ParsedEdit(prompt, camera, seed, 0) for camera in cameras)
+    return range(seed, seed + num_variants)
 
 
 def _size(size: str | None, limits: LimitSettings) -> tuple[int | None, int | None]:

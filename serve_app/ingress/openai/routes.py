@@ -1,7 +1,6 @@
 """OpenAI's routes."""
 
 import time
-from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,12 +12,10 @@ from serve_app.ingress.openai.docs import EDIT_REQUEST, EDIT_RESPONSE
 from serve_app.ingress.openai.edits import OpenAIEdits
 from serve_app.ingress.validation import echo
 
-P = TypeVar("P")
-
 _ERRORS = {status: {"model": OpenAIError} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)}
 
 
-def openai_router(backend: Backend[P]) -> APIRouter:
+def openai_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=_ERRORS)  # type: ignore[arg-type]
     _add_edits(router, OpenAIEdits(backend))
@@ -26,7 +23,7 @@ def openai_router(backend: Backend[P]) -> APIRouter:
     return router
 
 
-def _add_edits(router: APIRouter, edits: OpenAIEdits[P]) -> None:
+def _add_edits(router: APIRouter, edits: OpenAIEdits) -> None:
     @router.post(
         "/images/edits",
         response_model=OpenAIImages,

@@ -5,7 +5,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Response
 from pydantic import BaseModel
@@ -25,17 +25,16 @@ from serve_app.net.origins import origin_of
 
 logger = logging.getLogger(__name__)
 
-P = TypeVar("P")
 T = TypeVar("T")
 
 MAX_POLICY_MS = 7 * 86_400_000
 _PICTURES = {"image", "images"}
 
 
-class RunPodJobs(Generic[P]):
+class RunPodJobs:
     """What stands behind RunPod's routes. All answers that are no errors are HTTP 200."""
 
-    def __init__(self, backend: Backend[P]) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._jobs = backend.jobs
         self._room = Room(backend.jobs)
@@ -64,7 +63,7 @@ class RunPodJobs(Generic[P]):
             id=job_id,
             edits=prepared.edits,
             pictures_of=prepared.pictures_of,
-            seed=asked.sampling.seed,
+            seed=asked.edits[0].sampling.seed,
             policy=replace(timing, timeout_s=deadline.timeout_s, spent_s=deadline.spent_s),
             retention_s=settings.jobs.sync_retention_s if sync and key is None else settings.jobs.async_retention_s,
             webhook=webhook,

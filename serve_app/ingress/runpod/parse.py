@@ -1,13 +1,13 @@
 """RunPod's `input`, checked against the limits and turned into edits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from serve_app.config import LimitSettings
-from serve_app.edits.camera import CameraPose
+from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
 from serve_app.ingress.asked import (
     MAX_SEED,
-    ParsedEdit,
     ParsedRequest,
     PictureSource,
     checked_prompt,
@@ -25,28 +25,26 @@ def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool
     Raises:
         InvalidInput: naming the field and the fix.
     """
-    seed = within(default(given.seed, 42), 0, MAX_SEED, "input.seed")
-    sampling = given.sampling(seed, limits, "input.")
+    options = given.options(within(default(given.seed, 42), 0, MAX_SEED, "input.seed"), limits, "input.")
     cameras = poses(given.views, given.azimuth, given.elevation, given.distance, prefix="input.")
     pictures = given_pictures(given)
     if isinstance(given.prompt, list):
-        sets, edits = _batch(given, pictures, given.prompt, cameras, sampling.seed)
+        _check_batch(given, len(pictures), len(given.prompt))
+        sets: tuple[tuple[PictureSource, ...], ...] = tuple((picture,) for picture in pictures)
+        edits = [replace(options, prompt=prompt, camera=cameras[0]) for prompt in given.prompt]
     else:
-        sets, edits = (pictures,), _views(given.prompt or "", cameras, sampling.seed)
+        sets = (pictures,)
+        edits = [replace(options, prompt=given.prompt or "", camera=camera) for camera in cameras]
     _check(sets, edits, isinstance(given.prompt, list), limits)
+    width, height = _side(given.width, "input.width", limits), _side(given.height, "input.height", limits)
+    quality = within(default(given.output_quality, 95), 1, 100, "input.output_quality")
+    output = output_format(given.output_format, quality, "input.output_format")
     return ParsedRequest(
         picture_sets=sets,
-        edits=edits,
-        rewrite_prompt=bool(given.rewrite_prompt),
-        sampling=sampling,
-        width=_side(given.width, "input.width", limits),
-        height=_side(given.height, "input.height", limits),
-        output=output_format(
-            given.output_format,
-            within(default(given.output_quality, 95), 1, 100, "input.output_quality"),
-            "input.output_format",
-        ),
-        low_priority=low_priority,
+        edits=tuple(replace(edit, output=output, low_priority=low_priority) for edit in edits),
+        pictures_of=tuple(range(len(sets))) if len(sets) > 1 else (0,) * len(edits),
+        width=width,
+        height=height,
         timeout_s=given.timeout(limits, "input."),
     )
 
@@ -64,32 +62,20 @@ def given_pictures(given: RunPodInput) -> tuple[PictureSource, ...]:
     return (*single, *several)
 
 
-def _batch(
-    given: RunPodInput,
-    pictures: tuple[PictureSource, ...],
-    prompts: list[str],
-    cameras: Sequence[CameraPose | None],
-    seed: int,
-) -> tuple[tuple[tuple[PictureSource, ...], ...], tuple[ParsedEdit, ...]]:
-    """One edit for each prompt and its picture."""
+def _check_batch(given: RunPodInput, num_pictures: int, num_prompts: int) -> None:
+    """A list of prompts needs as many pictures."""
     if given.views is not None:
         raise InvalidInput("input.views needs one prompt, a string, not a list of them.", "input.views")
-    if len(prompts) != len(pictures):
+    if num_prompts != num_pictures:
         raise InvalidInput(
-            f"input.prompt is a list of {len(prompts)} for {len(pictures)} pictures: the lengths must match. "
+            f"input.prompt is a list of {num_prompts} for {num_pictures} pictures: the lengths must match. "
             "For one edit with several references, give one string.",
             "input.prompt",
         )
-    edits = tuple(ParsedEdit(prompt, cameras[0], seed, index) for index, prompt in enumerate(prompts))
-    return tuple((picture,) for picture in pictures), edits
-
-
-def _views(prompt: str, cameras: Sequence[CameraPose | None], seed: int) -> tuple[ParsedEdit, ...]:
-    return tuple(ParsedEdit(prompt, camera, seed, 0) for camera in cameras)
 
 
 def _check(
-    sets: Sequence[Sequence[PictureSource]], edits: Sequence[ParsedEdit], is_batch: bool, limits: LimitSettings
+    sets: Sequence[Sequence[PictureSource]], edits: Sequence[EditOptions], is_batch: bool, limits: LimitSettings
 ) -> None:
     if len(edits) > limits.max_edits_per_request:
         field = "input.images" if is_batch else "input.views"

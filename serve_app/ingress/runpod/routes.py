@@ -1,7 +1,7 @@
 """RunPod's routes. They stand at the root, as RunPod's local server has them, and under any endpoint's id."""
 
 import uuid
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 
@@ -21,8 +21,6 @@ from serve_app.ingress.runpod.jobs import RunPodJobs
 from serve_app.ingress.runpod.lenient import LenientRoute
 from serve_app.ingress.runpod.request import RunPodRequest
 
-P = TypeVar("P")
-
 NewJob = Annotated[RunPodRequest, Body(openapi_examples=JOB_EXAMPLES)]
 WaitMs = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the job's end.")]
 StreamWaitMs = Annotated[int, Query(ge=0, le=300_000, description="Milliseconds to wait for something new.")]
@@ -32,7 +30,7 @@ _OPERATORS = {403: {"model": RunPodError, "description": "The request does not c
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
 
 
-def runpod_router(backend: Backend[P]) -> APIRouter:
+def runpod_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
     router = APIRouter(route_class=LenientRoute, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
     jobs = RunPodJobs(backend)
@@ -42,7 +40,7 @@ def runpod_router(backend: Backend[P]) -> APIRouter:
     return router
 
 
-def _add_submitting(router: APIRouter, jobs: RunPodJobs[P]) -> None:
+def _add_submitting(router: APIRouter, jobs: RunPodJobs) -> None:
     @router.post("/runsync", response_model=RunPodEnvelope, responses=_REPEATED)  # type: ignore[arg-type]
     async def runsync(request: NewJob, wait: WaitMs = 90_000, repeat_key: RepeatKeyHeader = None) -> Response:
         """Run a job and answer with its end, or after the wait as it stands; it goes on then."""
@@ -54,7 +52,7 @@ def _add_submitting(router: APIRouter, jobs: RunPodJobs[P]) -> None:
         return RunPodAccepted(id=await jobs.submit(request, repeat_key, sync=False), status=JobState.IN_QUEUE)
 
 
-def _add_watching(router: APIRouter, jobs: RunPodJobs[P]) -> None:
+def _add_watching(router: APIRouter, jobs: RunPodJobs) -> None:
     @router.get("/status/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)  # type: ignore[arg-type]
     async def status(job_id: str) -> Response:
         """The job as it stands."""
@@ -76,7 +74,7 @@ def _add_watching(router: APIRouter, jobs: RunPodJobs[P]) -> None:
         return await jobs.news(job_id, wait)
 
 
-def _add_steering(router: APIRouter, backend: Backend[P]) -> None:
+def _add_steering(router: APIRouter, backend: Backend) -> None:
     jobs = backend.jobs
 
     @router.post("/cancel/{job_id}", responses=_UNKNOWN)  # type: ignore[arg-type]

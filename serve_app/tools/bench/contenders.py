@@ -33,10 +33,10 @@ def stock_pipeline(
 def draw_stock(pipeline: QwenImageEditPlusPipeline, orders: Sequence[Order]) -> None:
     """The pipeline as its users call it, one edit after the other, and each picture as a PNG file."""
     for order in orders:
-        sampling, size = order.job.sampling, order.job.size.made
+        sampling, size = order.request.sampling, order.request.size.made
         result = pipeline(
             list(order.originals),
-            order.job.prompt,
+            order.request.prompt,
             num_inference_steps=sampling.num_inference_steps,
             true_cfg_scale=sampling.true_cfg_scale,
             width=size.width,
@@ -44,18 +44,18 @@ def draw_stock(pipeline: QwenImageEditPlusPipeline, orders: Sequence[Order]) -> 
             generator=torch.Generator().manual_seed(sampling.seed),
             output_type="np",
         )
-        encode_picture((result.images[0] * 255).round().astype("uint8"), order.job.output)
+        encode_picture((result.images[0] * 255).round().astype("uint8"), order.request.output)
 
 
 def begin(model: EditModel, orders: Sequence[Order]) -> list[Draft]:
-    return model.begin([model.prepare(order.job, order.pictures) for order in orders])
+    return model.begin([model.prepare(order.request, order.pictures) for order in orders])
 
 
 def draw_packed(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
     """All edits in one pack, each picture as a PNG file; the pixels are returned for comparisons."""
     pictures = model.draw(begin(model, orders))
     for pixels, order in zip(pictures, orders, strict=True):
-        encode_picture(pixels, order.job.output)
+        encode_picture(pixels, order.request.output)
     return pictures
 
 

@@ -107,17 +107,17 @@ def run_sections(
 def stages(bench: Bench) -> None:
     """Where one edit's time goes, and how near the device's stages come to its own rate of arithmetic."""
     order, model = plain_order(bench.settings.sizes), bench.model(**NO_CACHE)
-    inputs = [inputs for _, inputs in model.prepare(order.job, order.pictures).prompts]
+    inputs = [inputs for _, inputs in model.prepare(order.request, order.pictures).prompts]
     (draft,) = begin(model, [order])
     pixels, latents = model.finish(draft), draft.latents.clone()
     step_arithmetic = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
     bench.measure_rates()
-    bench.time_stage("prepare (CPU)", lambda: model.prepare(order.job, order.pictures))
+    bench.time_stage("prepare (CPU)", lambda: model.prepare(order.request, order.pictures))
     bench.time_device_stage("text encoder", lambda: model.prompt_encoder.encode(inputs))
     bench.time_device_stage("VAE encode", lambda: model.vae.encode(order.pictures[0].vae_pixels))
     bench.time_stage("step", partial(_step, model, [draft]), step_arithmetic)
     bench.time_device_stage("VAE decode", lambda: model.vae.decode(latents, draft.size))
-    bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, order.job.output))
+    bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, order.request.output))
 
 
 def single_edit(bench: Bench) -> None:
@@ -193,7 +193,7 @@ def step_cost(bench: Bench) -> None:
     drafts = begin(model, orders)
     for number in PACK_SIZES:
         pack = drafts[:number]
-        tokens = sum(num_picture_tokens(order.job, order.pictures) for order in orders[:number])
+        tokens = sum(num_picture_tokens(order.request, order.pictures) for order in orders[:number])
         bench.compare(
             f"step of {number} edits, {tokens} picture tokens",
             {"one by one": partial(_steps, model, pack), "packed": partial(_step, model, pack)},

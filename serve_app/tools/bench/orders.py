@@ -7,7 +7,7 @@ from PIL import Image
 from serve_app.config import SizeSettings
 from serve_app.edits.camera import CameraPose, camera_prompt
 from serve_app.edits.images import prepare
-from serve_app.edits.request import EditJob, OutputFormat, Pictures, Sampling
+from serve_app.edits.request import EditRequest, Pictures, Sampling
 from serve_app.edits.sizes import OutputSize, Size, fit_area
 from serve_app.tools.bench.pictures import MORNING, NIGHT, draw_scene
 
@@ -19,7 +19,7 @@ WISH = "Change the time of day to sunset with warm light"
 class Order:
     """An edit with its pictures, as they came and as the model takes them."""
 
-    job: EditJob
+    request: EditRequest
     originals: tuple[Image.Image, ...]
     pictures: Pictures
 
@@ -27,8 +27,8 @@ class Order:
 def make_order(
     originals: tuple[Image.Image, ...], size: Size, sampling: Sampling, sizes: SizeSettings, prompt: str = WISH
 ) -> Order:
-    job = EditJob("bench", prompt, sampling, OutputSize(size, size), OutputFormat())
-    return Order(job, originals, tuple(prepare(picture, sizes) for picture in originals))
+    request = EditRequest(request_id="bench", prompt=prompt, sampling=sampling, size=OutputSize(size, size))
+    return Order(request, originals, tuple(prepare(picture, sizes) for picture in originals))
 
 
 def plain_order(sizes: SizeSettings, num_references: int = 1) -> Order:
@@ -60,6 +60,6 @@ def orbit_orders(sizes: SizeSettings) -> list[Order]:
     plain = plain_order(sizes)
     poses = (CameraPose(azimuth, 0, 1.0) for azimuth in ORBIT)
     return [
-        make_order(plain.originals, plain.job.size.made, plain.job.sampling, sizes, camera_prompt(pose, ""))
+        make_order(plain.originals, plain.request.size.made, plain.request.sampling, sizes, camera_prompt(pose, ""))
         for pose in poses
     ]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from serve_app.editor.engine.engine import Engine
 from serve_app.editor.engine.step_model import StepModel
 from serve_app.editor.engine.ticket import Ticket
-from serve_app.edits.request import EditJob
+from serve_app.edits.request import EditRequest
 from tests.fakes import FakeModel, picture
 
 PICTURES = (picture(),)
@@ -52,8 +52,8 @@ def running(
         engine.close()
 
 
-def submit(engine: Engine, asked: EditJob) -> Ticket:
-    ticket = Ticket(asked, PICTURES)
+def submit(engine: Engine, request: EditRequest, timeout_s: float | None = None) -> Ticket:
+    ticket = Ticket(request, PICTURES, timeout_s=timeout_s)
     engine.submit(ticket)
     eventually(lambda: engine.stats.preparing == 0)
     return ticket

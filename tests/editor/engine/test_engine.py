@@ -131,7 +131,7 @@ def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -
 def test_an_expired_edit_is_gone_at_the_next_step_and_its_room_is_used_in_it(gated: FakeModel) -> None:
     clock = Clock()
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
-        late = submit(engine, replace(job("late", steps=9), timeout_s=5.0))
+        late = submit(engine, job("late", steps=9), timeout_s=5.0)
         at_step(gated, 1)
         next_one = submit(engine, job("next", steps=2))
         clock.now += 4.9
@@ -161,7 +161,7 @@ def test_an_edit_that_expires_while_it_waits_never_begins(gated: FakeModel) -> N
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
         first = submit(engine, job("first", steps=2))
         at_step(gated, 1)
-        waiting = submit(engine, replace(job("waiting"), timeout_s=1.0))
+        waiting = submit(engine, job("waiting"), timeout_s=1.0)
         clock.now += 1.0
         open_gate(gated)
         finish(first, waiting)

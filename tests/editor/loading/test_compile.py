@@ -10,7 +10,7 @@ from serve_app.config import AppSettings
 from serve_app.editor.loading.load import as_edit_model, load_pipeline
 from serve_app.editor.model.edit_model import Draft, EditModel
 from serve_app.edits.images import prepare
-from serve_app.edits.request import EditJob, OutputFormat, Pixels, Sampling
+from serve_app.edits.request import EditRequest, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from tests.pictures import difference, photograph
 
@@ -22,7 +22,7 @@ def begin(model: EditModel, settings: AppSettings, number: int) -> Draft:
     size = Size(64 + 32 * number, 96)
     names = ("astronaut", "coffee", "chelsea")[: 1 + number % 3]
     sampling = Sampling(seed=number, num_inference_steps=2 + number % 2, true_cfg_scale=2.0 if number == 2 else 1.0)
-    job = EditJob("id", "a wish " * (1 + number), sampling, OutputSize(size, size), OutputFormat())
+    job = EditRequest(request_id="id", prompt="a wish " * (1 + number), sampling=sampling, size=OutputSize(size, size))
     return model.begin([model.prepare(job, tuple(prepare(photograph(name), settings.sizes) for name in names))])[0]
 
 

@@ -9,7 +9,7 @@ from serve_app.editor.loading.load import as_edit_model, load_pipeline
 from serve_app.editor.model.cache import TensorCache, content_key
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.edits.images import prepare
-from serve_app.edits.request import EditJob, OutputFormat, Pictures, Pixels, Sampling
+from serve_app.edits.request import EditRequest, Pictures, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from tests.pictures import difference, photograph
 
@@ -48,7 +48,7 @@ def caching(tiny_settings: AppSettings) -> EditModel:
 
 def draw(model: EditModel, prompt: str, pictures: Pictures, guidance: float = 1.0) -> Pixels:
     sampling = Sampling(true_cfg_scale=guidance)
-    job = EditJob("id", prompt, sampling, OutputSize(SIZE, SIZE), OutputFormat())
+    job = EditRequest(request_id="id", prompt=prompt, sampling=sampling, size=OutputSize(SIZE, SIZE))
     return model.draw(model.begin([model.prepare(job, pictures)]))[0]
 
 

@@ -11,7 +11,7 @@ from serve_app.editor.loading.load import as_edit_model, choose_modulation, load
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.editor.model.modulation import LiveModulation, TableModulation
 from serve_app.edits.images import prepare
-from serve_app.edits.request import EditJob, OutputFormat, Pixels, Sampling
+from serve_app.edits.request import EditRequest, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import ConfigError
 from tests.pictures import difference, photograph
@@ -33,7 +33,9 @@ def draw(model: EditModel, settings: AppSettings, steps: Sequence[int]) -> list[
     pictures = (prepare(photograph("astronaut"), settings.sizes),)
     drafts = []
     for number in steps:
-        job = EditJob("id", "x", Sampling(num_inference_steps=number), OutputSize(SIZE, SIZE), OutputFormat())
+        job = EditRequest(
+            request_id="id", prompt="x", sampling=Sampling(num_inference_steps=number), size=OutputSize(SIZE, SIZE)
+        )
         drafts += model.begin([model.prepare(job, pictures)])
     return model.draw(drafts)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from serve_app.config import AppSettings
 from serve_app.edits.camera import CameraPose
-from serve_app.edits.request import EditJob, OutputFormat, Rewrite, Sampling
+from serve_app.edits.request import EditRequest, OutputFormat, Rewrite, Sampling
 from serve_app.edits.sizes import Size
 from serve_app.errors import DeadlineExceeded, EditFailed, Overloaded, ServiceError, ServiceUnavailable
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Harness, Part, harness, told
@@ -25,7 +25,7 @@ def app(tiny_settings: AppSettings) -> Harness:
     return harness(tiny_settings)
 
 
-def only(app: Harness) -> EditJob:
+def only(app: Harness) -> EditRequest:
     assert len(app.editor.jobs) == 1
     return app.editor.jobs[0]
 

@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.config import AppSettings
 from serve_app.edits.deadline import Deadline
-from serve_app.edits.request import EditJob, EditResult, Pictures, Progress
+from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import EditFailed, ServiceError
 from serve_app.ingress.asked import PictureSource
@@ -133,7 +133,9 @@ class Stumbling:
     def __init__(self, problem: Exception | None) -> None:
         self.problem = problem
 
-    async def edit(self, job: EditJob, pictures: Pictures, tell: OnProgress) -> EditResult:
+    async def edit(
+        self, job: EditRequest, pictures: SharedPictures, tell: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
         for step in (1, 2):
             tell(Progress(step, 4, b"preview"))
         if self.problem is not None:

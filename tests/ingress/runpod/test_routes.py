@@ -17,7 +17,7 @@ from httpx2 import Response
 from serve_app.config import AppSettings, JobSettings, SqliteStoreSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.edits.job import Job, JobRecord, JobSpec, JobState, Policy
-from serve_app.edits.request import EditOutcome, EditResult, OutputFormat, Pictures, Sampling
+from serve_app.edits.request import EditOutcome, EditResult, OutputFormat, Pictures, Sampling, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceUnavailable
@@ -103,9 +103,9 @@ def app(tiny_settings: AppSettings, tmp_path: Path) -> Iterator[Harness]:
     settings = tiny_settings.model_copy(update={"jobs": jobs})
     shared: list[Pictures] = []
 
-    def share(pictures: Pictures) -> Pictures:
+    def share(pictures: Pictures) -> SharedPictures:
         shared.append(pictures)
-        return pictures
+        return SharedPictures(pictures)
 
     async def workers(num_busy: int) -> dict[str, int]:
         return {"idle": 1 - num_busy, "ready": 1}

@@ -44,22 +44,22 @@ def wishes(place: int) -> frozenset[str]:
 
 @every_mode
 def test_server_reads_each_payload_as_the_mode_means_it(mode: Mode) -> None:
-    asked = read(mode)
-    assert [len(asked.picture_sets[edit.pictures]) for edit in asked.edits] == NUM_PICTURES[mode.name]
-    assert asked.rewrite_prompt == (mode.name == "rewriting")
-    assert len(mode.captions) == len(asked.edits)
+    parsed = read(mode)
+    assert [len(parsed.picture_sets[index]) for index in parsed.pictures_of] == NUM_PICTURES[mode.name]
+    assert {edit.rewrite_prompt for edit in parsed.edits} == {mode.name == "rewriting"}
+    assert len(mode.captions) == len(parsed.edits)
 
 
 @every_mode
 def test_each_prompt_is_a_wish_that_the_scene_can_be_granted(mode: Mode) -> None:
-    asked = read(mode)
-    for edit in asked.edits:
+    parsed = read(mode)
+    for edit, set_index in zip(parsed.edits, parsed.pictures_of, strict=True):
         if edit.camera is not None:
             assert not edit.prompt
             continue
-        clear = {each: wish for wish, vague in VAGUE.items() for each in vague} if asked.rewrite_prompt else {}
-        assert (edit.prompt in clear) == asked.rewrite_prompt
-        assert clear.get(edit.prompt, edit.prompt) in wishes(mode.pictures[edit.pictures])
+        clear = {each: wish for wish, vague in VAGUE.items() for each in vague} if edit.rewrite_prompt else {}
+        assert (edit.prompt in clear) == edit.rewrite_prompt
+        assert clear.get(edit.prompt, edit.prompt) in wishes(mode.pictures[set_index])
 
 
 def test_orbit_goes_once_round_at_the_pictures_own_height() -> None:
