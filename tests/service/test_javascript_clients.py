@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.pages import ADDRESS, programs
 from tests.pictures import photograph
 from tests.service.conftest import Service
 
@@ -41,3 +42,14 @@ def test_all_methods(client: str, installed: Path, service: Service, tmp_path: P
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# skipped 0" in done.stdout or "skipped 0" in done.stdout
+
+
+@needs_node
+def test_readmes_clients_reach_the_service(installed: Path, service: Service, tmp_path: Path) -> None:
+    (program,) = programs("js")
+    calls = "console.log((await client.models.list()).data[0].id, (await endpoint.health()).workers.ready);"
+    (tmp_path / "node_modules").symlink_to(installed / "node_modules")
+    (tmp_path / "readme.mjs").write_text(program.replace(ADDRESS, service.url) + calls)
+    done = subprocess.run(["node", "readme.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["Qwen/Qwen-Image-Edit-2511", "1"]

@@ -1,0 +1,132 @@
+"""The pages: their links resolve, their commands exist and have tests, their settings are valid. README's programs run
+in tests/service."""
+
+import re
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app.cli import main
+from serve_app.config import FetchSettings, JobSettings
+from tests.conftest import ROOT
+from tests.pages import PAGES, blocks, commands, inline, languages, programs, prose
+
+TESTED_BY = {
+    "camera-edit bench engine": "tests/tools/bench/test_bench.py",
+    "camera-edit check": "tests/tools/check/test_check.py",
+    "camera-edit demo": "tests/tools/demo/test_demo.py",
+    "camera-edit drain": "tests/tools/test_drain.py",
+    "camera-edit run": "tests/service/test_doors.py",
+    "camera-edit tiny --train": "tests/tools/training/test_training.py",
+    "camera-edit tiny": "tests/test_cli.py",
+    "mypy": "tests/test_lint.py",
+    "pip install -e": "tests/test_pages.py",
+    "pytest": "tests",
+    "python -m tests.fuzz.run": "tests/fuzz/test_fuzz.py",
+    "python -m tests.supply.audit": "tests/supply/test_audit.py",
+    "ruff": "tests/test_lint.py",
+    "serve run": "tests/service/test_no_gpu.py",
+}
+"""Which test runs a command of the pages."""
+
+BY_HAND = (
+    "pipx install pip-audit",
+    *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster")),
+)
+"""Commands that take too long for a test, or that install a program apart from this environment."""
+
+LANGUAGES = {"bash", "js", "mermaid", "python", "yaml"}
+
+COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+EACH_COMMAND = pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS}))
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def bare(command: str) -> str:
+    """The command without the variables before it."""
+    return re.sub(r"^([A-Z_]+=\S+ )+", "", command)
+
+
+@EACH_PAGE
+def test_links_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", prose(page)):
+        if not link.startswith(("https:", "http:")):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes from headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@EACH_PAGE
+def test_named_files_exist(page: Path) -> None:
+    for text in inline(page):
+        if re.fullmatch(r"(configs|serve_app|tests)/[\w./-]*", text):
+            assert (ROOT / text).exists(), text
+
+
+@EACH_PAGE
+def test_each_block_is_of_a_language_that_is_checked(page: Path) -> None:
+    assert languages(page) <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_stand_in_readme_alone(page: Path) -> None:
+    assert not blocks(page, "python") + blocks(page, "js")
+    assert programs("python")
+    assert programs("js")
+    assert programs("bash")
+
+
+@EACH_COMMAND
+def test_each_command_has_a_test(command: str) -> None:
+    if not bare(command).startswith(BY_HAND):
+        tests = [test for start, test in TESTED_BY.items() if bare(command).startswith(start)]
+        assert tests, command
+        assert all((ROOT / test).exists() for test in tests)
+
+
+@EACH_COMMAND
+def test_files_and_modules_of_each_command_exist(command: str) -> None:
+    for file in re.findall(r"\S+\.yaml", command):
+        assert (ROOT / file).is_file()
+    for module in re.findall(r"-m (\S+)", command):
+        spec = find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        source = Path(spec.origin).read_text()
+        assert all(f'"{option}"' in source for option in re.findall(r"--[\w-]+", command))
+    for extra in re.findall(r"\.\[(\w+)\]", command):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert extra in project["optional-dependencies"]
+
+
+@EACH_COMMAND
+def test_camera_edit_knows_each_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    match = re.match(r"camera-edit ((?:bench )?[a-z]+)", bare(command))
+    if match is not None:
+        with pytest.raises(SystemExit) as caught:
+            main([*match[1].split(), "--help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert all(option in text for option in re.findall(r"--[\w-]+", command))
+
+
+SETTINGS = [text for page in PAGES for text in blocks(page, "yaml")]
+
+
+@pytest.mark.parametrize("text", SETTINGS)
+def test_settings_are_valid(text: str) -> None:
+    settings = yaml.safe_load(text)
+    assert settings
+    assert set(settings) <= {"fetch", "jobs"}
+    JobSettings.model_validate(settings.get("jobs", {}))
+    FetchSettings.model_validate(settings.get("fetch", {}))
