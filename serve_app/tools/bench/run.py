@@ -11,9 +11,8 @@ from serve_app.config import RANDOM_FILE, AppSettings
 from serve_app.editor.loading.load import load_pipeline
 from serve_app.errors import ConfigError
 from serve_app.tools.bench.engine import Result, run_sections
-from serve_app.tools.bench.plot import plot_step_cost
 from serve_app.tools.bench.random_weights import random_pipeline
-from serve_app.tools.bench.report import print_table, write_json
+from serve_app.tools.bench.report import plot_step_cost, print_table, write_json
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDepl
 
 from serve_app.config import AppSettings
 from serve_app.ingress.auth import FILE_VARIABLE, KEYS_VARIABLE, is_loopback
-from serve_app.tools.check.plan import GpuPlan, make_plans
-from serve_app.tools.check.problems import Problems, entries, join
+from serve_app.tools.check.plan import GpuPlan
+from serve_app.tools.check.plans import make_plans
 from serve_app.tools.check.reading import read_serve_config
 from serve_app.tools.check.rules import actor_options, check_application, emptied
-from serve_app.tools.check.schema import find_unknown_keys, validate
+from serve_app.tools.check.schema import Problems, entries, find_unknown_keys, join, validate
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """The memory plan of a deployment on a GPU: what it keeps there, beside its share of the card."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from serve_app.config import AppSettings, CardSettings
+from serve_app.config import CardSettings
 
 GB = 1e9
 _NAMED_IN_COMPLAINT = 3
@@ -85,46 +84,6 @@ class GpuPlan:
             f"{self.deployment} needs {_gb(self.known_bytes)} and {self.verdict} in its share ({self.share:g}) of "
             f"{where}. Largest: {named}. Set {', '.join(self.levers)}, or use a larger card."
         )
-
-
-def make_plans(settings: AppSettings, num_gpus: Mapping[str, float]) -> tuple[GpuPlan, ...]:
-    """A plan for each deployment on a GPU; none for settings that use no GPU.
-
-    Args:
-        num_gpus: of each deployment by its name. A replica above 1 still uses one card.
-    """
-    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter and settings.rewriter.device}
-    on_gpu = [name for name, device in devices.items() if device == "cuda"]
-    if not on_gpu:
-        return ()
-    # Here, since torch and the models' libraries take seconds to import, which a file without a GPU shall not wait for.
-    from serve_app.tools.check.memory import editor_rows, rewriter_rows
-
-    rows = {"Editor": editor_rows, "Rewriter": rewriter_rows}
-    levers = {"Editor": _editor_levers, "Rewriter": _rewriter_levers}
-    return tuple(
-        GpuPlan(name, rows[name](settings), settings.card, min(1.0, num_gpus[name]), tuple(levers[name](settings)))
-        for name in on_gpu
-    )
-
-
-def _editor_levers(settings: AppSettings) -> Iterator[str]:
-    editor = settings.editor
-    if not editor.adaln_tables:
-        yield "editor.adaln_tables: true"
-    if editor.quantization != "int4":
-        yield "editor.quantization: " + ("fp8 or int4" if editor.quantization == "none" else "int4")
-    if editor.text_encoder_device != "cpu":
-        yield "editor.text_encoder_device: cpu"
-    if not editor.vae_tiling:
-        yield "editor.vae_tiling: true (with editor.vae: stock)"
-    yield "smaller packs by editor.max_pack_tokens and limits.max_pictures_per_edit"
-
-
-def _rewriter_levers(settings: AppSettings) -> Iterator[str]:
-    yield "rewriter.source to a smaller Qwen3-VL"
-    yield "a smaller rewriter.max_picture_px"
-    yield "rewriter.device: cpu"
 
 
 def _gb(num_bytes: float) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from serve_app.errors import ConfigError
-from serve_app.tools.check.problems import RawMapping
+from serve_app.tools.check.schema import RawMapping
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -7,8 +7,7 @@ from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, GangSched
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema
 
 from serve_app.config import AppSettings
-from serve_app.tools.check.problems import Problems, RawMapping, entries, suggest
-from serve_app.tools.check.schema import find_unknown_keys, validate
+from serve_app.tools.check.schema import Problems, RawMapping, entries, find_unknown_keys, suggest, validate
 
 IMPORT_PATH = "serve_app.app:build"
 DEPLOYMENT_NAMES = ("Ingress", "Rewriter", "Editor", "Jobs")

@@ -15,12 +15,10 @@ from rich.console import Console
 from serve_app.config import AppSettings
 from serve_app.errors import EditFailed
 from serve_app.tools.demo.client import Answer, send
-from serve_app.tools.demo.inputs import demo_pictures, encode_png
-from serve_app.tools.demo.modes import MODES, Mode
-from serve_app.tools.demo.progress import Reporter
+from serve_app.tools.demo.modes import MODES, Mode, demo_pictures, encode_png
 from serve_app.tools.demo.server import choose_port, read_config, running
 from serve_app.tools.demo.sheet import Captioned, Card, contact_sheet
-from serve_app.tools.demo.terminal import diverted_output
+from serve_app.tools.demo.terminal import Reporter, diverted_output
 
 NOTICE = (
     "The tiny weights know a toy world alone: a photograph takes the same path, but comes back as nonsense. "

@@ -18,7 +18,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Serve
 from serve_app.config import TINY_FILE
 from serve_app.errors import StartupError
 from serve_app.tools.check import ServeFile, check_file
-from serve_app.tools.demo.progress import Print, Reporter
+from serve_app.tools.demo.terminal import Print, Reporter
 
 HOST = "127.0.0.1"
 

@@ -13,7 +13,7 @@ from PIL import Image
 from serve_app.editor.model.layout import SpanShape
 from serve_app.tools.bench.engine import Result, Row
 from serve_app.tools.bench.floor import counted_flops, step_flops
-from serve_app.tools.bench.plot import plot_step_cost, step_points
+from serve_app.tools.bench.report import plot_step_cost, step_points
 from serve_app.tools.bench.timing import in_turns
 from tests.conftest import RANDOM_FILE, ROOT
 

@@ -10,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.errors import ConfigError
 from serve_app.tools.check import check_file, describe
-from serve_app.tools.check.problems import Problems
 from serve_app.tools.check.rules import DEPLOYMENT_NAMES
-from serve_app.tools.check.schema import find_unknown_keys
+from serve_app.tools.check.schema import Problems, find_unknown_keys
 from serve_app.weights.locate import EMBEDDED
 
 ROOT = Path(__file__).parents[3]

@@ -13,8 +13,7 @@ from serve_app.config import AppSettings, CardSettings, EditorSettings, WeightsS
 from serve_app.errors import ConfigError
 from serve_app.tiny.checkpoint import cached_checkpoint
 from serve_app.tools.check import check_file, describe
-from serve_app.tools.check.live_bytes import peak_bytes
-from serve_app.tools.check.memory import table_bytes, transformer_bytes, vae_working_bytes, weight_bytes
+from serve_app.tools.check.memory import peak_bytes, table_bytes, transformer_bytes, vae_working_bytes, weight_bytes
 from serve_app.tools.check.plan import GB, GpuPlan, Row
 from serve_app.weights.architectures import EditArchitecture, find_edit_model, find_rewriter
 from tests.conftest import RANDOM_FILE, ROOT

@@ -18,8 +18,7 @@ from PIL import Image
 
 from serve_app.tiny.wishes import styled
 from serve_app.tiny.world import Thing, psnr, render
-from serve_app.tools.demo.inputs import POSE, SCENES
-from serve_app.tools.demo.modes import MODES
+from serve_app.tools.demo.modes import MODES, POSE, SCENES
 from serve_app.tools.demo.run import NOTICE
 from serve_app.tools.demo.sheet import WIDTH
 from tests.conftest import ROOT

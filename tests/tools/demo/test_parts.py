@@ -26,9 +26,9 @@ from serve_app.errors import EditFailed, ServiceUnavailable
 from serve_app.tools.demo.client import Answer, read_answer, send
 from serve_app.tools.demo.environment import prepare_environment
 from serve_app.tools.demo.modes import Mode
-from serve_app.tools.demo.progress import Reporter
 from serve_app.tools.demo.run import Shown, card, curl_line, read_answer_picture, rewriting_lines, write_pictures
 from serve_app.tools.demo.server import choose_port, last_words
+from serve_app.tools.demo.terminal import Reporter
 from tests.conftest import ROOT
 
 PICTURES = (b"first", b"second")
