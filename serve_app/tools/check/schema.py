@@ -94,9 +94,11 @@ def validate(model: type[Model], value: RawMapping, at: str, problems: Problems)
 
 
 def _locate(at: str, location: tuple[int | str, ...], value: object) -> str:
-    """The path of an error, without the names of union members that pydantic puts behind the keys."""
-    for key in location:
+    """The path of an error, without the names of union members that pydantic adds."""
+    for index, key in enumerate(location, start=1):
         if isinstance(value, dict):
+            if key not in value and index < len(location):
+                continue
             value = value.get(key)
         elif isinstance(value, list) and isinstance(key, int):
             value = value[key]

@@ -253,6 +253,13 @@ def test_place_of_a_problem_holds_only_the_keys_of_the_file(write: Edit) -> None
     assert f"{EDITOR}.num_replicas: Input should be greater than 0" in lines
 
 
+def test_place_of_a_problem_in_a_tagged_union_leaves_the_tag_out(write: Edit) -> None:
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    config["applications"][0]["args"]["jobs"] = {"store": {"kind": "sqlite", "pth": "jobs.sqlite3"}}
+    at = f"{APP}.args.jobs.store.pth"
+    assert problems_of(write(yaml.safe_dump(config))) == [f"{at}: unknown key (did you mean 'path'?)"]
+
+
 def test_ray_service_is_checked_inside(write: Edit) -> None:
     text = GPU_FILE.read_text(encoding="utf-8")
     assert check_file(write(wrapped(text))).settings == check_file(GPU_FILE).settings
