@@ -1,6 +1,6 @@
-"""The command line: `camera-edit demo`, `camera-edit check FILE`, `camera-edit tiny DIR`.
+"""The `camera-edit` command line.
 
-Each command imports what it needs when it runs: torch and Ray take seconds, and `--help` shall not wait for them.
+Each command imports what it needs when it runs: torch and Ray take seconds to import, which `--help` does not need.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from serve_app import __version__
 from serve_app.errors import ServiceError, StartupError
 
 FAILED = 1
-INTERRUPTED = 130  # what a shell makes of SIGINT
+INTERRUPTED = 130  # the shells' exit status for SIGINT
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -25,14 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command(arguments)
     except (StartupError, ServiceError, OSError) as problem:
-        print(f"camera-edit: {_told(problem)}", file=sys.stderr)
+        print(f"camera-edit: {_describe_error(problem)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
 
 
-def _told(problem: Exception) -> str:
+def _describe_error(problem: Exception) -> str:
     if isinstance(problem, OSError) and problem.filename is not None and problem.strerror is not None:
         return f"{problem.filename}: {problem.strerror}"
     return str(problem)
@@ -43,24 +43,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="run the whole service here with tiny weights and try each mode"))
-    check = commands.add_parser("check", help="check a Serve config file and say what it would run")
+    check = commands.add_parser("check", help="check a Serve config file and list what it would run")
     check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
     check.set_defaults(command=_check)
-    _add_run(commands.add_parser("run", help="`serve run FILE` that finishes what it has taken before it stops"))
-    _add_bench(commands.add_parser("bench", help="measure what the engine's levers bring on this machine"))
-    _add_drain(commands.add_parser("drain", help="let a running service finish what it has taken, and take no more"))
-    openapi = commands.add_parser("openapi", help="print the OpenAPI document, as configs/openapi.json has it")
+    _add_run(commands.add_parser("run", help="`serve run FILE` that finishes accepted work before it stops"))
+    _add_bench(commands.add_parser("bench", help="measure the engine's optimizations on this machine"))
+    _add_drain(commands.add_parser("drain", help="let a running service finish its accepted work, and accept no more"))
+    openapi = commands.add_parser("openapi", help="print the OpenAPI document (configs/openapi.json)")
     openapi.set_defaults(command=_openapi)
-    _add_tiny(commands.add_parser("tiny", help="write a tiny checkpoint of random weights, or train the toy world's"))
+    _add_tiny(commands.add_parser("tiny", help="write a tiny checkpoint of random weights, or train one"))
     return parser
 
 
 def _add_tiny(tiny: argparse.ArgumentParser) -> None:
     tiny.add_argument("folder", type=Path, metavar="DIR", help="for random weights: must be empty or not exist")
     tiny.add_argument(
-        "--train", action="store_true", help="train there; run it again to go on, and to export at the end"
+        "--train", action="store_true", help="train in DIR and export at the end; a second run resumes the first"
     )
-    tiny.add_argument("--minutes", type=float, metavar="N", default=math.inf, help="leave a stage that takes longer")
+    tiny.add_argument("--minutes", type=float, metavar="N", default=math.inf, help="stop a stage that takes longer")
     tiny.set_defaults(command=_tiny)
 
 
@@ -78,19 +78,19 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     engine.add_argument("--config", type=Path, metavar="FILE", help="a Serve config (default: configs/random-cpu.yaml)")
     engine.add_argument("--random-weights", action="store_true", help="full-size random weights, without a download")
     engine.add_argument("--rounds", type=int, metavar="N", default=5, help="default: 5")
-    engine.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    engine.add_argument("--plot", type=Path, metavar="FILE", help="draw the steps' cost there, as a PNG")
+    engine.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file, too")
+    engine.add_argument("--plot", type=Path, metavar="FILE", help="plot the step times to this PNG file")
     engine.set_defaults(command=_bench)
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("file", type=Path, metavar="FILE", help="a Serve config")
-    run.add_argument("--grace", type=float, metavar="S", default=1800, help="seconds to finish in (default: 1800)")
+    run.add_argument("--grace", type=float, metavar="S", default=1800, help="seconds to finish work in (default: 1800)")
     run.set_defaults(command=_run)
 
 
 def _add_drain(drain: argparse.ArgumentParser) -> None:
-    drain.add_argument("url", metavar="URL", help="where the service listens, such as http://127.0.0.1:8000")
+    drain.add_argument("url", metavar="URL", help="URL of the service, such as http://127.0.0.1:8000")
     drain.add_argument("--timeout", type=float, metavar="S", default=1800, help="seconds to wait (default: 1800)")
     drain.add_argument("--undo", action="store_true", help="end a drain: let the service take new work again")
     drain.set_defaults(command=_drain)
@@ -153,7 +153,7 @@ def _tiny(arguments: argparse.Namespace) -> None:
     from serve_app.tiny.checkpoint import build_checkpoint
 
     build_checkpoint(arguments.folder)
-    print(f"The tiny checkpoint, random weights of the real architecture, lies in {arguments.folder}:")
+    print(f"The tiny checkpoint (random weights, real architecture) is in {arguments.folder}:")
     _print_parts(arguments.folder)
 
 
@@ -162,9 +162,9 @@ def _train_tiny(folder: Path, minutes: float) -> None:
 
     exported = train(folder, max_seconds=60 * minutes)
     if exported is None:
-        print(f"Not done yet: `camera-edit tiny --train {folder}` goes on where it is.")
+        print(f"Not finished: `camera-edit tiny --train {folder}` resumes the training.")
         return
-    print(f"The toy world's weights, with their scores in about.json, lie in {exported}:")
+    print(f"The toy world's weights and their scores (about.json) are in {exported}:")
     _print_parts(exported)
 
 

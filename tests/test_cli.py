@@ -16,7 +16,7 @@ from serve_app.tiny.checkpoint import PARTS
 from tests.conftest import ROOT
 
 HEAVY = {"diffusers", "httpx2", "numpy", "PIL", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
-HELP_AND_TELL_MODULES = """
+PRINT_HELP_AND_MODULES = """
 import sys
 from serve_app.cli import main
 try:
@@ -28,12 +28,12 @@ finally:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands may set variables; other tests shall not see them."""
+    """Keep variables that a command sets from other tests."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
 def test_help_names_all_commands_and_imports_nothing_heavy() -> None:
-    run = subprocess.run([sys.executable, "-c", HELP_AND_TELL_MODULES], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", PRINT_HELP_AND_MODULES], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     text, modules = run.stdout.split("MODULES")
     assert all(f"    {command} " in text for command in ("demo", "check", "run", "drain", "bench", "openapi", "tiny"))
@@ -41,7 +41,7 @@ def test_help_names_all_commands_and_imports_nothing_heavy() -> None:
     assert not HEAVY & set(modules.split())
 
 
-def test_without_a_command_the_usage_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
@@ -50,32 +50,32 @@ def test_without_a_command_the_usage_is_told(capsys: pytest.CaptureFixture[str])
 
 def test_check_describes_a_good_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(TINY_FILE)]) == 0
-    told = capsys.readouterr()
-    assert told.out == f"{serve_app.tools.check.describe(TINY_FILE)}\n"
-    assert told.err == ""
+    output = capsys.readouterr()
+    assert output.out == f"{serve_app.tools.check.describe(TINY_FILE)}\n"
+    assert output.err == ""
 
 
-def test_check_tells_what_is_wrong_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_problems_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(TINY_FILE.read_text().replace("device: cpu", "devise: cpu", 1))
     assert main(["check", str(file)]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "applications[0].args.editor.devise: unknown key (did you mean 'device'?)" in told.err
-    assert "Traceback" not in told.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "applications[0].args.editor.devise: unknown key (did you mean 'device'?)" in output.err
+    assert "Traceback" not in output.err
 
 
 def test_check_of_a_missing_file_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "missing.yaml"
     assert main(["check", str(missing)]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith(f"camera-edit: {missing}: cannot be read: ")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"camera-edit: {missing}: cannot be read: ")
 
 
-def test_tiny_writes_the_checkpoint_and_says_where(tmp_path: Path) -> None:
+def test_tiny_writes_the_checkpoint_and_prints_where(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
-    # In a process of its own: in this one, transformers may have been told already to draw progress bars.
+    # In a process of its own: in this one, transformers may have enabled progress bars already.
     command = [sys.executable, "-m", "serve_app.cli", "tiny", str(folder)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
@@ -111,7 +111,7 @@ def test_demo_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.Captur
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["demo", "--port", port, "--out", str(tmp_path / "out")]) == 1
-    assert f"camera-edit: Port {port} cannot be had: " in capsys.readouterr().err
+    assert f"camera-edit: Port {port} is not available: " in capsys.readouterr().err
     assert not ray.is_initialized()
 
 

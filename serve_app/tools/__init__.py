@@ -1,1 +1,1 @@
-"""What `camera-edit` runs beside the service. It may import anything; nothing but `cli` imports it."""
+"""The commands of `camera-edit`. They may import every package; only `cli` imports them."""

@@ -1,4 +1,4 @@
-"""`camera-edit drain`: let a running service finish the work that it has accepted, so that it can be stopped."""
+"""`camera-edit drain`: lets a running service finish its accepted work, so that it can be stopped."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
 
 POLL_S = 0.5
 SETTLE_S = 1.0
-"""Answers of the replicas may still be on their way through the proxies."""
+"""After the drain: responses of the replicas may still be passing through the proxies."""
 ANSWER_S = 15.0
-"""For one request. An Ingress replica waits up to ten seconds for the others."""
+"""Timeout of one request. An Ingress replica waits up to ten seconds for the others."""
 FIRST_ANSWER_S = 10.0
-"""After so many seconds of failures before the first answer, the service counts as not there."""
+"""After so many seconds of failures before the first answer, the service counts as unreachable."""
 GONE_S = 60.0
-"""After so many seconds of refused connections in a row, the service counts as gone."""
+"""After so many seconds of refused connections without a break, the service counts as stopped."""
 
 Print = Callable[[str], None]
 Clock = Callable[[], float]
@@ -28,7 +28,7 @@ Clock = Callable[[], float]
 def drain(
     url: str,
     timeout_s: float,
-    say: Print,
+    print_line: Print,
     transport: httpx2.BaseTransport | None = None,
     keys_file: str | None = None,
     clock: Clock = time.monotonic,
@@ -36,15 +36,16 @@ def drain(
     """Make the service reject new work, and return when nothing is in flight. A request that fails is repeated.
 
     Args:
-        url: where the service listens, such as http://127.0.0.1:8000.
-        transport: in place of the network.
+        url: of the service, such as http://127.0.0.1:8000.
+        print_line: called with each change of the number of requests and jobs in flight.
+        transport: replaces the network in tests.
         keys_file: the setting `operator_keys_file`. The first operator key of the environment or of this file is sent.
-        clock: seconds.
+        clock: returns seconds.
 
     Raises:
-        DeadlineExceeded: work is in flight after `timeout_s`.
-        ServiceUnavailable: the service never answered, or it is gone.
-        ServiceError: it does not allow or does not know this request.
+        DeadlineExceeded: work is still in flight after `timeout_s`.
+        ServiceUnavailable: the service never answered, or has stopped.
+        ServiceError: it rejects this request or has no such route.
     """
     deadline, reported, has_answered = clock() + timeout_s, "", False
     with _client(url, transport, keys_file) as client:
@@ -52,7 +53,7 @@ def drain(
             if answer.in_flight == "":
                 break
             if answer.report != reported:
-                say(answer.report)
+                print_line(answer.report)
                 reported = answer.report
             has_answered = has_answered or answer.in_flight is not None
             if clock() > deadline:
@@ -78,11 +79,11 @@ def _client(url: str, transport: httpx2.BaseTransport | None, keys_file: str | N
 
 @dataclass(frozen=True)
 class _Answer:
-    """One poll.
+    """The result of one poll.
 
     Attributes:
-        in_flight: in words; empty: nothing; None: the request failed.
-        report: for the person who waits.
+        in_flight: such as "2 requests and 1 jobs"; empty if nothing is in flight, None if the request failed.
+        report: a line to print.
     """
 
     in_flight: str | None
@@ -97,26 +98,26 @@ def _too_late(url: str, timeout_s: float, answer: _Answer, has_answered: bool) -
 
 
 def _answers(client: httpx2.Client, path: str, clock: Clock) -> Iterator[_Answer]:
-    """One answer for each poll.
+    """Poll until the caller stops; a failed request that may succeed later yields an answer, too.
 
     Raises:
-        ServiceError: there is no use in another poll.
+        ServiceError: another poll would fail as well.
     """
-    patience = _Patience(clock)
+    failures = _FailureTimer(clock)
     while True:
         try:
-            in_flight = _ask(client, path)
+            in_flight = _post(client, path)
         except (httpx2.HTTPError, ServiceUnavailable) as problem:
-            patience.check(client, problem)
+            failures.check(client, problem)
             yield _Answer(None, f"no answer, trying again: {problem}")
         else:
-            patience.answered()
+            failures.reset()
             yield _Answer(in_flight, f"waiting for {in_flight}")
         time.sleep(POLL_S)
 
 
-class _Patience:
-    """Decides when failed requests mean that there is no service."""
+class _FailureTimer:
+    """Decides when failed requests mean that the service is unreachable or has stopped."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -124,14 +125,14 @@ class _Patience:
         self._has_answered = False
         self._refused_since: float | None = None
 
-    def answered(self) -> None:
+    def reset(self) -> None:
         self._has_answered, self._refused_since = True, None
 
     def check(self, client: httpx2.Client, problem: Exception) -> None:
         """Return if another request may succeed.
 
         Raises:
-            ServiceUnavailable: the service never answered, or it is gone.
+            ServiceUnavailable: the service never answered, or has stopped.
         """
         now = self._clock()
         if not isinstance(problem, httpx2.ConnectError):
@@ -144,13 +145,13 @@ class _Patience:
             raise ServiceUnavailable(f"{client.base_url} does not answer: {problem}") from problem
 
 
-def _ask(client: httpx2.Client, path: str) -> str:
-    """What is in flight, in words; nothing: an empty text.
+def _post(client: httpx2.Client, path: str) -> str:
+    """What is in flight, such as "2 requests and 1 jobs"; empty if nothing is.
 
     Raises:
-        httpx2.HTTPError: there was no answer.
+        httpx2.HTTPError: there was no response.
         ServiceUnavailable: another request may succeed.
-        ServiceError: no other request will.
+        ServiceError: another request would fail as well.
     """
     answer = client.post(path)
     if answer.status_code == HTTPStatus.UNAUTHORIZED:

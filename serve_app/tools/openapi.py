@@ -1,4 +1,4 @@
-"""The OpenAPI document as a file, without a service behind it."""
+"""Builds the OpenAPI document without starting the service."""
 
 import json
 from typing import Any, cast
@@ -10,8 +10,8 @@ from serve_app.ingress.prepare import Preparer
 
 
 def openapi_text() -> str:
-    """What configs/openapi.json holds. It does not depend on the settings."""
+    """The text of configs/openapi.json, which does not depend on the settings."""
     settings = AppSettings(editor=EditorSettings(base=WeightsSource(path="tiny:edit")))
-    nobody = cast(Any, None)
-    app = build_app(Backend(settings, nobody, nobody, nobody, nobody, Preparer(settings)))
+    unused = cast(Any, None)
+    app = build_app(Backend(settings, unused, unused, unused, unused, Preparer(settings)))
     return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"

@@ -1,7 +1,7 @@
-"""Ray's record of the cluster that was started last on this machine.
+"""Finds out whether Ray's record of the last cluster on this machine is stale.
 
 `ray start` writes its address to a file in Ray's temporary folder, and only `ray stop` removes it. Without RAY_ADDRESS,
-`ray.init` connects to that address, and where the cluster is gone it tries again for minutes before it fails.
+`ray.init` connects to that address, and if the cluster has stopped, it retries for minutes before it fails.
 """
 
 import os
@@ -16,7 +16,7 @@ _CONNECT_S = 2.0
 
 
 def stale_record() -> str | None:
-    """The path of the record, if `ray.init` would follow it to a cluster that does not answer; else None."""
+    """The path of the record if `ray.init` would use it and its cluster does not answer; else None."""
     path: str = get_ray_address_file(None)
     if os.environ.get(ADDRESS_VARIABLE) or not os.path.exists(path):
         return None

@@ -1,7 +1,7 @@
-"""`camera-edit run FILE`: `serve run FILE` that lets work finish before it stops.
+"""`camera-edit run FILE`: runs `serve run FILE` as a child process and drains the service before it stops.
 
-On SIGTERM, `serve run` ends at once, and Ray's processes with it (`ray/_private/worker.py`): what is in flight is cut.
-Nothing of an application runs in that process, so this one stands before it.
+On SIGTERM, `serve run` and Ray's processes end at once (`ray/_private/worker.py`), and requests in flight are aborted.
+No code of the application runs in that process, so only a parent process can drain first.
 """
 
 import os
@@ -20,18 +20,18 @@ from serve_app.tools.drain import Print, drain
 from serve_app.tools.recorded_cluster import ADDRESS_VARIABLE, stale_record
 
 STOP_S = 60.0
-"""For `serve run` to end after its SIGTERM."""
+"""How long `serve run` may take to end after SIGTERM, before SIGKILL."""
 
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-class _Again(Exception):
-    """A second signal: the work is not worth waiting for."""
+class _SecondSignal(Exception):
+    """Raised by the second SIGTERM or Ctrl-C: stop without waiting for the work in flight."""
 
 
-def run(file: Path, grace_s: float, say: Print) -> int:
-    """Run the file until its end, or until SIGTERM or Ctrl-C: then take no new work, finish what was taken within
-    `grace_s` seconds, and stop. A second signal stops at once. Returns the exit status.
+def run(file: Path, grace_s: float, print_line: Print) -> int:
+    """Run the file until `serve run` ends, or until SIGTERM or Ctrl-C. On a signal, reject new work, finish accepted
+    work within `grace_s` seconds, and stop; a second signal stops at once. Returns the exit status.
 
     Raises:
         ConfigError: the file does not pass `camera-edit check`, or holds more than one application.
@@ -39,41 +39,41 @@ def run(file: Path, grace_s: float, say: Print) -> int:
     checked = check_file(file)
     if len(checked.settings) != 1:
         raise ConfigError(f"{file} holds {len(checked.settings)} applications; this command runs one.")
-    asked = threading.Event()
+    stop_requested = threading.Event()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, _again)
-        asked.set()
+            signal.signal(each, _raise_second_signal)
+        stop_requested.set()
 
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, ask)
-    # A session of its own, or Ctrl-C would reach it directly.
+        signal.signal(each, request_stop)
+    # start_new_session: else Ctrl-C would reach the child directly.
     command: list[str | Path] = [Path(sys.executable).parent / "serve", "run", file]
-    process = subprocess.Popen(command, env=_environment(say), start_new_session=True)
+    process = subprocess.Popen(command, env=_environment(print_line), start_new_session=True)
     try:
-        while process.poll() is None and not asked.wait(0.2):
+        while process.poll() is None and not stop_requested.wait(0.2):
             pass
         if process.poll() is not None:
             return process.returncode
-        return _drained(url_of(checked.serve), checked.settings[0].operator_keys_file, grace_s, say)
-    except _Again:
+        return _drain(url_of(checked.serve), checked.settings[0].operator_keys_file, grace_s, print_line)
+    except _SecondSignal:
         return 1
     finally:
         _stop(process)
 
 
-def _environment(say: Print) -> dict[str, str]:
-    """For `serve run`: this process's own, but where Ray would look for a cluster that is gone."""
+def _environment(print_line: Print) -> dict[str, str]:
+    """The environment of `serve run`: this process's own, with a new cluster if the recorded one has stopped."""
     path = stale_record()
     if path is None:
         return dict(os.environ)
-    say(f"{path} names a cluster that does not answer: starting a new one with {ADDRESS_VARIABLE}=local")
+    print_line(f"{path} names a cluster that does not answer: starting a new one with {ADDRESS_VARIABLE}=local")
     return {**os.environ, ADDRESS_VARIABLE: "local"}
 
 
 def url_of(config: ServeDeploySchema) -> str:
-    """Where this machine reaches the file's application."""
+    """The URL of the file's application, as seen from this machine."""
     options = config.http_options
     host = _ANY_HOST.get(options.host, options.host)
     prefix = config.applications[0].route_prefix or "/"
@@ -81,17 +81,17 @@ def url_of(config: ServeDeploySchema) -> str:
     return f"http://{bracketed}:{options.port}{options.root_path}{prefix}".rstrip("/")
 
 
-def _again(number: int, frame: FrameType | None) -> None:
-    raise _Again
+def _raise_second_signal(number: int, frame: FrameType | None) -> None:
+    raise _SecondSignal
 
 
-def _drained(url: str, keys_file: str | None, grace_s: float, say: Print) -> int:
+def _drain(url: str, keys_file: str | None, grace_s: float, print_line: Print) -> int:
     try:
-        drain(url, grace_s, say, keys_file=keys_file)
+        drain(url, grace_s, print_line, keys_file=keys_file)
     except ServiceError as problem:
-        say(f"stopping without a drain: {problem}")
+        print_line(f"stopping without a drain: {problem}")
         return 1
-    say("drained: stopping")
+    print_line("drained: stopping")
     return 0
 
 

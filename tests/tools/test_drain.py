@@ -1,4 +1,4 @@
-"""`camera-edit drain` against a service whose answers and clock the test sets."""
+"""`camera-edit drain` against a service whose responses and clock the test sets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,17 +32,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Service:
-    """Gives these outcomes in turn, the last one for ever; each takes some seconds of its clock."""
+    """Returns these outcomes in turn, then the last one for ever; each takes `takes_s` seconds of its clock."""
 
     def __init__(self, *outcomes: Outcome, takes_s: float = 0.0) -> None:
         self.now_s = 0.0
-        self.asked: list[httpx2.Request] = []
-        self.said: list[str] = []
+        self.requests: list[httpx2.Request] = []
+        self.printed: list[str] = []
         self._outcomes = outcomes
         self._takes_s = takes_s
 
     def drain(self, timeout_s: float = FOREVER_S, keys_file: str | None = None) -> None:
-        drain(URL, timeout_s, self.said.append, httpx2.MockTransport(self._answer), keys_file, self.clock)
+        drain(URL, timeout_s, self.printed.append, httpx2.MockTransport(self._answer), keys_file, self.clock)
 
     def undrain(self) -> None:
         undrain(URL, httpx2.MockTransport(self._answer), self.clock)
@@ -51,9 +51,9 @@ class Service:
         return self.now_s
 
     def _answer(self, request: httpx2.Request) -> httpx2.Response:
-        self.asked.append(request)
+        self.requests.append(request)
         self.now_s += self._takes_s
-        outcome = self._outcomes[min(len(self.asked), len(self._outcomes)) - 1]
+        outcome = self._outcomes[min(len(self.requests), len(self._outcomes)) - 1]
         if isinstance(outcome, httpx2.HTTPError):
             raise outcome
         return outcome
@@ -63,19 +63,19 @@ def left(requests: int, jobs: int) -> httpx2.Response:
     return httpx2.Response(200, json={"requests": requests, "jobs": jobs})
 
 
-def test_it_asks_until_nothing_is_in_flight() -> None:
+def test_it_polls_until_nothing_is_in_flight() -> None:
     service = Service(left(2, 3), left(2, 3), left(0, 1), left(0, 0))
     service.drain()
-    assert service.said == ["waiting for 2 requests and 3 jobs", "waiting for 1 jobs"]
-    assert [(request.method, request.url.path) for request in service.asked] == [("POST", "/drain")] * 4
-    assert "authorization" not in service.asked[0].headers
+    assert service.printed == ["waiting for 2 requests and 3 jobs", "waiting for 1 jobs"]
+    assert [(request.method, request.url.path) for request in service.requests] == [("POST", "/drain")] * 4
+    assert "authorization" not in service.requests[0].headers
 
 
 def test_it_sends_the_first_operator_key_and_never_an_api_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sent(keys_file: str | None = None) -> str | None:
         service = Service(left(0, 0))
         service.drain(keys_file=keys_file)
-        header: str | None = service.asked[0].headers.get("authorization")
+        header: str | None = service.requests[0].headers.get("authorization")
         return header
 
     monkeypatch.setenv("CAMERA_EDIT_API_KEYS", "customer")
@@ -102,10 +102,10 @@ def test_it_gives_up_after_its_time() -> None:
 def test_a_failed_request_does_not_end_the_drain(hiccup: Outcome) -> None:
     service = Service(left(3, 2), hiccup, left(1, 0), hiccup, left(0, 0))
     service.drain()
-    assert len(service.asked) == 5
-    assert service.said[0] == "waiting for 3 requests and 2 jobs"
-    assert service.said[1].startswith("no answer, trying again: ")
-    assert service.said[2] == "waiting for 1 requests"
+    assert len(service.requests) == 5
+    assert service.printed[0] == "waiting for 3 requests and 2 jobs"
+    assert service.printed[1].startswith("no answer, trying again: ")
+    assert service.printed[2] == "waiting for 1 requests"
 
 
 @pytest.mark.parametrize("hiccup", [UNAVAILABLE, CUT, SLOW], ids=str)
@@ -113,28 +113,28 @@ def test_failures_after_the_first_answer_last_until_the_deadline(hiccup: Outcome
     service = Service(left(3, 2), hiccup, takes_s=100)
     with pytest.raises(DeadlineExceeded, match="unknown work still in flight after 1800 s"):
         service.drain(1800)
-    assert len(service.asked) == 19
+    assert len(service.requests) == 19
 
 
 def test_refused_connections_for_a_minute_mean_that_the_service_is_gone() -> None:
     service = Service(left(3, 2), REFUSED, takes_s=20)
     with pytest.raises(ServiceUnavailable, match="does not answer: connection refused"):
         service.drain()
-    assert len(service.asked) == 5  # refused at 40, 60, 80 and 100 s
+    assert len(service.requests) == 5  # refused at 40, 60, 80 and 100 s
 
 
 @pytest.mark.parametrize("between", [left(3, 2), UNAVAILABLE, SLOW, CUT], ids=str)
 def test_refused_connections_count_in_a_row_only(between: Outcome) -> None:
     service = Service(left(3, 2), *[REFUSED, REFUSED, REFUSED, between] * 5, left(0, 0), takes_s=20)
     service.drain()
-    assert len(service.asked) == 22
+    assert len(service.requests) == 22
 
 
 @pytest.mark.parametrize("failure", [UNAVAILABLE, REFUSED, CUT, SLOW], ids=str)
 def test_before_the_first_answer_it_waits_for_ten_seconds(failure: Outcome) -> None:
     service = Service(failure, failure, left(0, 0), takes_s=4)
     service.drain()
-    assert len(service.asked) == 3
+    assert len(service.requests) == 3
     with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:8000.* does not answer: "):
         Service(failure, takes_s=4).drain()
 
@@ -144,7 +144,7 @@ def test_a_service_that_is_not_there_is_reported(monkeypatch: pytest.MonkeyPatch
     service = Service(REFUSED)
     with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:8000.* does not answer: connection refused"):
         service.drain()
-    assert len(service.asked) == 1
+    assert len(service.requests) == 1
 
 
 @pytest.mark.parametrize("call", [Service.drain, Service.undrain])
@@ -165,7 +165,7 @@ def test_an_answer_that_will_not_change_ends_it_at_once(
     service = Service(answer)
     with pytest.raises(error, match=message):
         call(service)
-    assert len(service.asked) == 1
+    assert len(service.requests) == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -173,20 +173,20 @@ def test_such_an_answer_ends_a_drain_that_has_begun(status: int) -> None:
     service = Service(left(1, 0), httpx2.Response(status))
     with pytest.raises(ServiceError):
         service.drain()
-    assert len(service.asked) == 2
+    assert len(service.requests) == 2
 
 
 def test_an_undrain_returns_at_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMERA_EDIT_OPERATOR_KEYS", "op")
     service = Service(UNAVAILABLE, CUT, left(3, 2))
     service.undrain()
-    assert [(request.method, request.url.path) for request in service.asked] == [("POST", "/undrain")] * 3
-    assert {request.headers["authorization"] for request in service.asked} == {"Bearer op"}
+    assert [(request.method, request.url.path) for request in service.requests] == [("POST", "/undrain")] * 3
+    assert {request.headers["authorization"] for request in service.requests} == {"Bearer op"}
 
 
 def test_the_command_drains_and_undoes_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     called: list[tuple[object, ...]] = []
-    monkeypatch.setattr(module, "drain", lambda url, timeout_s, say: called.append(("drain", url, timeout_s)))
+    monkeypatch.setattr(module, "drain", lambda url, timeout_s, print_line: called.append(("drain", url, timeout_s)))
     monkeypatch.setattr(module, "undrain", lambda url: called.append(("undrain", url)))
     assert main(["drain", URL, "--timeout", "5"]) == 0
     assert main(["drain", URL, "--undo"]) == 0

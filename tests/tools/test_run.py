@@ -58,7 +58,9 @@ def test_the_drain_at_the_end_gets_the_files_operator_keys(tmp_path: Path, monke
     serve.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     drained: list[object] = []
-    monkeypatch.setattr(launch, "drain", lambda url, grace_s, say, keys_file: drained.append((url, grace_s, keys_file)))
+    monkeypatch.setattr(
+        launch, "drain", lambda url, grace_s, print_line, keys_file: drained.append((url, grace_s, keys_file))
+    )
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         assert run(file, 7, print) == 0

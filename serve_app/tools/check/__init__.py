@@ -1,4 +1,4 @@
-"""`camera-edit check`: a Serve file, checked strictly before anything starts."""
+"""`camera-edit check`: checks a Serve config file strictly before anything starts."""
 
 from serve_app.tools.check.file import ServeFile, check_file, describe
 

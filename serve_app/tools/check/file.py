@@ -1,8 +1,8 @@
 """Checks a Serve config file strictly, before anything starts.
 
-Serve ignores keys that it does not know: a misspelt `autoscaling_config` runs one replica without a word. Here each key
-is looked up in Serve's own pydantic models, then Serve's validators run, then the application's settings and the rules
-that tie both together. All problems are told at once, one per line, as `path.to.key: what is wrong`.
+Serve ignores unknown keys: a file with a misspelt `autoscaling_config` silently runs one replica. This check looks up
+each key in Serve's own pydantic models, then runs Serve's validators, then checks the application's settings and the
+rules between both. It reports all problems at once, one per line, as `path.to.key: what is wrong`.
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,12 @@ from serve_app.tools.check.schema import Problems, entries, find_unknown_keys, j
 
 @dataclass(frozen=True)
 class ServeFile:
-    """A Serve config file that passed every check. `settings` and `plans` hold one entry per application, in the file's
-    order; an entry of `plans` holds a memory plan for each deployment on a GPU."""
+    """A Serve config file that passed every check.
+
+    Attributes:
+        settings: one entry per application, in the file's order.
+        plans: one entry per application, with a memory plan for each of its deployments on a GPU.
+    """
 
     serve: ServeDeploySchema
     settings: tuple[AppSettings, ...]
@@ -35,12 +39,12 @@ def check_file(path: Path) -> ServeFile:
     """Read and check a Serve config file, or the `serveConfigV2` of the RayService in a Kubernetes file.
 
     Raises:
-        ConfigError: all problems that were found, one per line.
+        ConfigError: lists all problems, one per line.
     """
     problems = Problems(path)
     prefix, raw = read_serve_config(path)
     find_unknown_keys(raw, ServeDeploySchema, prefix, problems)
-    # From the leaves up, so that one broken deployment does not hide what is wrong with its neighbours.
+    # Bottom up, so that one broken deployment does not hide the problems of the others.
     apps = list(entries(raw.get("applications"), join(prefix, "applications")))
     settings = [check_application(app, at, problems) for at, app in apps]
     if not apps:
@@ -70,8 +74,8 @@ def _check_plans(plans: tuple[GpuPlan, ...], at: str, problems: Problems) -> Non
 
 
 def describe(path: Path) -> str:
-    """Check the file and say in a few lines what it would run: deployments, replicas, CPUs, GPUs, models, devices, and
-    what each deployment on a GPU keeps there.
+    """Check the file and describe what it would run: deployments, replicas, CPUs, GPUs, models, devices, and the memory
+    plan of each deployment on a GPU.
 
     Raises:
         ConfigError: as `check_file`.
@@ -81,18 +85,18 @@ def describe(path: Path) -> str:
     for app, settings, plans in zip(file.serve.applications, file.settings, file.plans, strict=True):
         http = file.serve.http_options
         lines.append(f"application {app.name} at http://{http.host}:{http.port}{app.route_prefix}")
-        lines += [f"  {line}" for line in _describe_door(http.host, settings)]
+        lines += [f"  {line}" for line in _describe_access(http.host, settings)]
         lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
         lines += [f"  {line}" for line in _describe_models(settings)]
         lines += [f"  {line}" for plan in plans for line in plan.table]
     return "\n".join(lines)
 
 
-def _describe_door(host: str, settings: AppSettings) -> Iterator[str]:
+def _describe_access(host: str, settings: AppSettings) -> Iterator[str]:
     if is_loopback(host):
         return
     if settings.allow_anonymous:
-        yield f"warning: args.allow_anonymous: without keys, whoever reaches {host} may use the service"
+        yield f"warning: args.allow_anonymous: anyone who can reach {host} may use the service without a key"
     elif settings.api_keys_file is None:
         yield (
             f"warning: {host} is reached from other machines and this file names no API keys: the service starts only "

@@ -1,9 +1,9 @@
 """The rows of the memory plan, computed from the models' configurations.
 
-An edit's working sets (VAE, transformer, text encoder) come one after another on one thread, yet the plan adds the
-VAE's to the transformer's: the allocator keeps what it has once had in blocks that do not fit the other. The text
-encoder's is smaller than the transformer's and counts as part of it. The plan is that of a running replica at the
-configured areas: loading, and an output that a client wants larger, may need more for a while.
+The working sets of an edit (VAE, transformer, text encoder) follow one another on one thread. Still, the plan adds the
+VAE's to the transformer's: the allocator caches the blocks of one, which do not fit the other. The text encoder's is
+smaller than the transformer's and counts as part of it. The plan covers a running replica at the configured areas:
+loading, and an output that a client requests larger, may need more for a while.
 """
 
 import weakref
@@ -29,9 +29,9 @@ from serve_app.tools.check.plan import Row
 from serve_app.weights.architectures import EditArchitecture, find_edit_model, find_rewriter
 from serve_app.weights.gpu_memory import CONTEXT_BYTES
 
-# A weight's bytes. int4: half a byte, and for each group of 128 a scale and a zero point of two bytes each.
+# Bytes per weight. int4: half a byte, and for each group of 128 a scale and a zero point of two bytes each.
 _QUANTIZED_BYTES = {"fp8": 1.0, "int4": 0.5 + 4 / 128}
-# A block's peak stands behind the image MLP's activation, in tensors of (tokens, D): the streams before and after
+# A block's memory peaks after the image MLP's activation, in tensors of (tokens, D): the streams before and after
 # attention (2), query, key and value (3), attention's output in joint and in stream order (2), the MLP's input (1), and
 # its hidden layer of 4 D before and after the activation (8).
 _WIDTHS_AT_PEAK = 2 + 3 + 2 + 1 + 8
@@ -44,7 +44,7 @@ _REWRITER_TOKEN_PX = 32  # Qwen3-VL 2x2 patches of 16 px.
 
 
 def editor_rows(settings: AppSettings) -> tuple[Row, ...]:
-    """What an editor keeps on its card."""
+    """The rows of an editor."""
     editor, sizes = settings.editor, settings.sizes
     model = find_edit_model(editor.base)
     names = [
@@ -64,7 +64,7 @@ def editor_rows(settings: AppSettings) -> tuple[Row, ...]:
 
 
 def rewriter_rows(settings: AppSettings) -> tuple[Row, ...]:
-    """What a rewriter keeps on its card. It answers one request at a time."""
+    """The rows of a rewriter, which runs one request at a time."""
     rewriter = settings.rewriter
     if rewriter is None:
         return ()
@@ -96,7 +96,7 @@ def weight_bytes(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def transformer_bytes(model: QwenImageTransformer2DModel, editor: EditorSettings) -> float:
-    """The weights that stay on the device: without modulation where there are tables, quantized ones at their size."""
+    """The weights on the device: without modulation where tables replace it, quantized layers at their reduced size."""
     whole = _dtype(editor).itemsize
     small = _QUANTIZED_BYTES.get(editor.quantization, whole)
     quantized = {f"{name}.weight" for name, module in model.named_modules() if is_quantizable(module, name)}
@@ -109,7 +109,7 @@ def transformer_bytes(model: QwenImageTransformer2DModel, editor: EditorSettings
 
 
 def table_bytes(model: QwenImageTransformer2DModel, editor: EditorSettings) -> int:
-    """A row for each timestep known beforehand and for t = 0, and the extra ones that may be kept for others."""
+    """AdaLN tables: a row for each timestep known in advance, one for t = 0, and the extra rows for other timesteps."""
     if not editor.adaln_tables:
         return 0
     num_rows = len({ZERO, *tabled_timesteps(editor.scheduler)}) + MAX_EXTRA_ROWS
@@ -118,10 +118,10 @@ def table_bytes(model: QwenImageTransformer2DModel, editor: EditorSettings) -> i
 
 
 def vae_working_bytes(vae: AutoencoderKLQwenImage, settings: AppSettings) -> int:
-    """The feature maps that are alive at once, over encoding at `vae_area_px` and decoding at `output_area_px`, found
-    by running both on the meta device; with tiling, of one tile."""
+    """Peak bytes of feature maps over encoding at `vae_area_px` and decoding at `output_area_px`, with tiling those of
+    one tile. Found by running both on the meta device."""
     editor, sizes = settings.editor, settings.sizes
-    nn.Module.to(vae, dtype=_dtype(editor))  # in place; the method of diffusers would warn about nothing
+    nn.Module.to(vae, dtype=_dtype(editor))  # in place; the method of diffusers emits a needless warning
     made, seen = fit_area(sizes.output_area_px, 1.0), fit_area(sizes.vae_area_px, 1.0)
     if editor.vae_tiling:
         made = seen = Size(vae.tile_sample_min_width, vae.tile_sample_min_height)
@@ -135,8 +135,8 @@ def vae_working_bytes(vae: AutoencoderKLQwenImage, settings: AppSettings) -> int
 
 
 def _pack_tokens(settings: AppSettings) -> int:
-    """Tokens of the largest pack: the budget, or the largest edit alone, which is one picture drawn from as many as
-    may be, both at their full areas, twice for guidance. A prompt has at most a token a character."""
+    """Tokens of the largest pack: the budget, or the largest edit alone. That edit has the most references
+    allowed, all pictures at full area, and runs twice for guidance. A prompt has at most one token per character."""
     sizes, limits = settings.sizes, settings.limits
     text = limits.max_pictures_per_edit * sizes.condition_area_px // _CONDITION_TOKEN_PX**2 + limits.max_prompt_chars
     pictures = (sizes.output_area_px + limits.max_pictures_per_edit * sizes.vae_area_px) // TOKEN_PX**2
@@ -162,12 +162,12 @@ def _dtype(editor: EditorSettings) -> torch.dtype:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes that tensors made within `run` take at one moment.
+    """The peak of the bytes of all live tensors that `run` creates. `run` works on the meta device.
 
-    A convolution counts with one more copy of its input and its output: cuDNN computes 16-bit convolutions channels
-    last, and transposes what lies otherwise.
+    A convolution counts one more copy of its input and its output: cuDNN computes 16-bit convolutions in channels-last
+    layout, and transposes other layouts.
     """
-    # Not inference_mode: there, operations do not reach a dispatch mode as single steps.
+    # Not inference_mode: it hides single operations from a dispatch mode.
     with torch.no_grad(), _LiveBytes() as live:
         run()
     peak: int = live.peak

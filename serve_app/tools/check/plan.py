@@ -1,4 +1,4 @@
-"""The memory plan of a deployment on a GPU: what it keeps there, beside its share of the card."""
+"""The memory plan of a deployment on a GPU: what it holds in GPU memory, compared with its share of the card."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,12 +6,12 @@ from functools import cached_property
 from serve_app.config import CardSettings
 
 GB = 1e9
-_NAMED_IN_COMPLAINT = 3
+_NUM_LARGEST = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing on the card. `num_bytes` is None where the weights' architecture is not known."""
+    """One item in GPU memory. `num_bytes` is None where the weights' architecture is not known."""
 
     name: str
     num_bytes: float | None
@@ -19,18 +19,18 @@ class Row:
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """What one replica keeps on its card.
+    """What one replica holds on its card.
 
     Attributes:
-        share: the part of the card that the replica may use, by its `num_gpus`; at most one card.
-        levers: settings that would make it smaller, and that the file has not used yet.
+        share: the fraction of the card that the replica may use, from its `num_gpus`; at most 1.
+        savings: settings that would need less memory, and that the file does not use yet.
     """
 
     deployment: str
     rows: tuple[Row, ...]
     card: CardSettings | None
     share: float
-    levers: tuple[str, ...]
+    savings: tuple[str, ...]
 
     @property
     def known_bytes(self) -> float:
@@ -38,12 +38,12 @@ class GpuPlan:
 
     @property
     def spare_bytes(self) -> float | None:
-        """What the known rows leave of the share, negative where they exceed it; None where no card is named."""
+        """The share minus the known rows, negative where these exceed it; None where no card is configured."""
         return None if self.card is None else self.share * self.card.memory_gb * GB - self.known_bytes
 
     @property
     def fits(self) -> bool | None:
-        """None: cannot be told, since no card is named, or since an unknown row may fill what the others leave."""
+        """None if unknown: no card is configured, or the known rows fit and others have an unknown size."""
         if self.spare_bytes is None or self.spare_bytes < 0:
             return None if self.spare_bytes is None else False
         return None if any(row.num_bytes is None for row in self.rows) else True
@@ -53,17 +53,17 @@ class GpuPlan:
         if self.spare_bytes is None:
             return "whether it fits is unknown: args.card is not set"
         if self.fits is None:
-            return "whether it fits is unknown: so is a part of it"
+            return "whether it fits is unknown: a part has an unknown size"
         return (
             f"fits, with {_gb(self.spare_bytes)} to spare" if self.fits else f"does not fit by {_gb(-self.spare_bytes)}"
         )
 
     @property
     def table(self) -> list[str]:
-        """The plan in lines: a title, the rows with their figures right-aligned, the sum, the share and the verdict."""
+        """The plan as lines: a title, the rows with sizes right-aligned, the sum, the share and the verdict."""
         figures = [(row.name, row.num_bytes) for row in self.rows]
         figures.append(
-            ("sum" if self.fits is not None or self.card is None else "sum of what is known", self.known_bytes)
+            ("sum" if self.fits is not None or self.card is None else "sum of the known rows", self.known_bytes)
         )
         if self.card is not None:
             figures.append((f"share of the card ({self.share:g})", self.share * self.card.memory_gb * GB))
@@ -75,14 +75,14 @@ class GpuPlan:
 
     @property
     def complaint(self) -> str:
-        """For a plan that does not fit: by how much, what is largest, what to do."""
+        """The error message of a plan that does not fit: by how much, the largest rows, what to do."""
         known = [row for row in self.rows if row.num_bytes is not None]
-        largest = sorted(known, key=lambda row: row.num_bytes or 0, reverse=True)[:_NAMED_IN_COMPLAINT]
+        largest = sorted(known, key=lambda row: row.num_bytes or 0, reverse=True)[:_NUM_LARGEST]
         named = ", ".join(f"{row.name} {_gb(row.num_bytes or 0)}" for row in largest)
         where = "the card" if self.card is None else self.card.name
         return (
             f"{self.deployment} needs {_gb(self.known_bytes)} and {self.verdict} in its share ({self.share:g}) of "
-            f"{where}. Largest: {named}. Set {', '.join(self.levers)}, or use a larger card."
+            f"{where}. Largest: {named}. Set {', '.join(self.savings)}, or use a larger card."
         )
 
 

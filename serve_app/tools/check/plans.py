@@ -1,4 +1,4 @@
-"""The memory plans of a file's deployments, and the settings that would make them smaller."""
+"""Makes the memory plans of an application's deployments, with the settings that would save memory."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,27 +7,27 @@ from serve_app.tools.check.plan import GpuPlan
 
 
 def make_plans(settings: AppSettings, num_gpus: Mapping[str, float]) -> tuple[GpuPlan, ...]:
-    """A plan for each deployment on a GPU; none for settings that use no GPU.
+    """Make a plan for each deployment on a GPU; none for settings that use no GPU.
 
     Args:
-        num_gpus: of each deployment by its name. A replica above 1 still uses one card.
+        num_gpus: by deployment name. A replica with more than 1 still uses one card.
     """
     devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter and settings.rewriter.device}
     on_gpu = [name for name, device in devices.items() if device == "cuda"]
     if not on_gpu:
         return ()
-    # Here, since torch and the models' libraries take seconds to import, which a file without a GPU shall not wait for.
+    # Imported here: torch and the model libraries take seconds, which a file without a GPU does not need.
     from serve_app.tools.check.memory import editor_rows, rewriter_rows
 
     rows = {"Editor": editor_rows, "Rewriter": rewriter_rows}
-    levers = {"Editor": _editor_levers, "Rewriter": _rewriter_levers}
+    savings = {"Editor": _editor_savings, "Rewriter": _rewriter_savings}
     return tuple(
-        GpuPlan(name, rows[name](settings), settings.card, min(1.0, num_gpus[name]), tuple(levers[name](settings)))
+        GpuPlan(name, rows[name](settings), settings.card, min(1.0, num_gpus[name]), tuple(savings[name](settings)))
         for name in on_gpu
     )
 
 
-def _editor_levers(settings: AppSettings) -> Iterator[str]:
+def _editor_savings(settings: AppSettings) -> Iterator[str]:
     editor = settings.editor
     if not editor.adaln_tables:
         yield "editor.adaln_tables: true"
@@ -40,7 +40,7 @@ def _editor_levers(settings: AppSettings) -> Iterator[str]:
     yield "smaller packs by editor.max_pack_tokens and limits.max_pictures_per_edit"
 
 
-def _rewriter_levers(settings: AppSettings) -> Iterator[str]:
+def _rewriter_savings(settings: AppSettings) -> Iterator[str]:
     yield "rewriter.source to a smaller Qwen3-VL"
     yield "a smaller rewriter.max_picture_px"
     yield "rewriter.device: cpu"

@@ -1,4 +1,4 @@
-"""YAML files, read strictly."""
+"""Reads the Serve config in a YAML file strictly."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from serve_app.tools.check.schema import RawMapping
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys; this loader refuses them."""
+    """Rejects duplicate keys, of which PyYAML would keep the last."""
 
-    # Composing comes before merge keys (`<<`) are spread out, which may well override a key.
+    # Compose runs before merge keys (`<<`) are expanded; overriding a merged key is not a duplicate.
     def compose_mapping_node(self, anchor: dict[object, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
@@ -19,7 +19,7 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if (key.tag, key.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands here twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
             seen.add((key.tag, key.value))
         return node
 
@@ -35,7 +35,11 @@ def _load_documents(text: str, where: str) -> list[object]:
 
 
 def read_serve_config(path: Path) -> tuple[str, RawMapping]:
-    """The Serve config in a file, and the path of keys that leads to it."""
+    """Return the path of keys to the Serve config in a file (empty at the top level), and the config.
+
+    Raises:
+        ConfigError: the file cannot be read or holds no Serve config.
+    """
     try:
         documents = _load_documents(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The rules for an application, its deployments, and between both."""
+"""The rules for an application, for its deployments, and between both."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from serve_app.tools.check.schema import Problems, RawMapping, entries, find_unk
 IMPORT_PATH = "serve_app.app:build"
 DEPLOYMENT_NAMES = ("Ingress", "Rewriter", "Editor", "Jobs")
 
-# DeploymentSchema takes these as any mapping; Serve reads them as models only when it deploys.
+# DeploymentSchema accepts any mapping here; Serve validates these models only when it deploys.
 _LATE_MODELS: dict[str, type[BaseModel]] = {
     "autoscaling_config": AutoscalingConfig,
     "request_router_config": RequestRouterConfig,
@@ -20,7 +20,7 @@ _LATE_MODELS: dict[str, type[BaseModel]] = {
     "deployment_actors": DeploymentActorConfig,
 }
 
-# By name: the path of the entry, and what Serve read there, None where it could not be read.
+# By deployment name: the path of the entry, and the parsed entry, None where it is not valid.
 Deployments = Mapping[str, tuple[str, DeploymentSchema | None]]
 
 
@@ -34,11 +34,11 @@ def check_application(app: object, at: str, problems: Problems) -> AppSettings |
     deployments = _check_deployments(app.get("deployments"), f"{at}.deployments", problems)
     args = app.get("args", {})
     if not isinstance(args, dict):
-        return None  # ServeApplicationSchema has told so.
+        return None  # ServeApplicationSchema reports this.
     find_unknown_keys(args, AppSettings, f"{at}.args", problems)
     settings = validate(AppSettings, args, f"{at}.args", problems)
     if settings is not None:
-        _check_fit(settings, deployments, f"{at}.deployments", problems)
+        _check_together(settings, deployments, f"{at}.deployments", problems)
     return settings
 
 
@@ -63,13 +63,13 @@ def _check_deployment(entry: RawMapping, at: str, problems: Problems) -> Deploym
             if isinstance(late, dict):
                 validate(model, late, entry_at, problems)
     if isinstance(entry.get("num_replicas"), int) and entry.get("autoscaling_config") is not None:
-        problems.add(f"{at}.num_replicas", "cannot stand beside autoscaling_config; keep one of them")
-        # Serve refuses the pair too, but without looking at anything else.
+        problems.add(f"{at}.num_replicas", "cannot be set beside autoscaling_config; keep one of them")
+        # Serve rejects the pair too, but then validates nothing else.
         entry = {key: value for key, value in entry.items() if key != "num_replicas"}
     return validate(DeploymentSchema, entry, at, problems)
 
 
-def _check_fit(settings: AppSettings, deployments: Deployments, at: str, problems: Problems) -> None:
+def _check_together(settings: AppSettings, deployments: Deployments, at: str, problems: Problems) -> None:
     """The rules between the application's settings and the options of its deployments."""
     _check_gpus("Editor", settings.editor.device, deployments, at, problems)
     if settings.rewriter is not None:
@@ -77,7 +77,7 @@ def _check_fit(settings: AppSettings, deployments: Deployments, at: str, problem
     elif "Rewriter" in deployments:
         problems.add(f"{deployments['Rewriter'][0]}.name", "args.rewriter is not set, so there is no Rewriter")
     editor_at, editor = deployments.get("Editor", (at, None))
-    # Serve marks an option that the file leaves to the code with a value of another type.
+    # An option that the file does not set holds Serve's default marker, which is no integer.
     if editor is None or not isinstance(editor.max_ongoing_requests, int):
         return
     if editor.max_ongoing_requests < settings.editor.max_batch_size:
@@ -91,12 +91,12 @@ def _check_gpus(name: str, device: str, deployments: Deployments, at: str, probl
     if name not in deployments and device == "cuda":
         problems.add(at, f"must list {name} with num_gpus above 0: {reason}")
     if deployment is None:
-        return  # Not listed, or its own problems have been told.
+        return  # Not listed, or its own problems are reported already.
     num_gpus = actor_options(deployment).num_gpus
     wants_gpu = num_gpus is not None and num_gpus > 0
     if wants_gpu != (device == "cuda"):
-        wish = "0 or absent" if wants_gpu else "above 0"
-        problems.add(f"{deployment_at}.ray_actor_options.num_gpus", f"must be {wish}: {reason}")
+        expected = "0 or absent" if wants_gpu else "above 0"
+        problems.add(f"{deployment_at}.ray_actor_options.num_gpus", f"must be {expected}: {reason}")
 
 
 def actor_options(deployment: DeploymentSchema) -> RayActorOptionsSchema:

@@ -16,7 +16,7 @@ RawMapping = Mapping[object, object]
 
 
 class Problems:
-    """The problems found so far, by path. A place that already has one of an earlier, closer look is left at that."""
+    """The problems found so far, by path."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,6 +29,7 @@ class Problems:
         self._lines.setdefault(at, []).append(" ".join(message.split()))
 
     def add_all(self, found: Mapping[str, list[str]]) -> None:
+        """Add the problems at paths that have none yet: those of earlier checks are more specific."""
         for at, messages in found.items():
             if at not in self._lines:
                 for message in dict.fromkeys(messages):
@@ -41,7 +42,11 @@ class Problems:
 
 
 def find_unknown_keys(value: object, model: type[BaseModel], at: str, problems: Problems) -> None:
-    """Report each key below `value` that its pydantic model lacks. Fields that are plain mappings are left free."""
+    """Report each key below `value` that its pydantic model lacks. Plain mapping fields may hold any key.
+
+    `extra="forbid"` of `model_validate` does not replace this: pydantic drops it for models with an `__init__` of their
+    own, as some of Serve's have.
+    """
     if not isinstance(value, dict):
         return
     fields = _fields_by_key(model)
@@ -73,7 +78,7 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
 
 
 def _closest(models: list[type[BaseModel]], value: object) -> type[BaseModel]:
-    """Of a union's members the one that knows most keys of `value`; the first one in a tie."""
+    """The member of a union that has the most keys of `value`; the first one in a tie."""
     keys = set(value) if isinstance(value, dict) else set()
     return max(models, key=lambda model: len(keys & _fields_by_key(model).keys()))
 
@@ -88,8 +93,8 @@ def validate(model: type[Model], value: RawMapping, at: str, problems: Problems)
             found.setdefault(place, []).append(each["msg"].removeprefix("Value error, "))
         problems.add_all(found)
     except (AttributeError, TypeError) as error:
-        # Serve's "before" validators meet unchecked values, and break instead of refusing.
-        problems.add(at, f"holds a value of a wrong type, on which Serve broke: {error}")
+        # Serve's "before" validators see unchecked values and may crash on them.
+        problems.add(at, f"holds a value of a wrong type, on which Serve's validation fails: {error}")
     return None
 
 
@@ -109,7 +114,7 @@ def _locate(at: str, location: tuple[int | str, ...], value: object) -> str:
 
 
 def entries(value: object, at: str) -> Iterator[tuple[str, object]]:
-    """A list's entries, or the value itself, with their paths; nothing for null."""
+    """Yield path and value of each entry of a list, or of a value that is no list; nothing for null."""
     if isinstance(value, list):
         yield from ((f"{at}[{index}]", entry) for index, entry in enumerate(value))
     elif value is not None:

@@ -1,1 +1,1 @@
-"""`camera-edit demo`: the whole service on one machine, with tiny weights that know a toy world."""
+"""`camera-edit demo`: the whole service on one machine, with tiny weights trained on a toy world."""

@@ -1,4 +1,4 @@
-"""One edit over HTTP, as any RunPod client sends it."""
+"""Sends an edit over HTTP as any RunPod client does."""
 
 import base64
 import time
@@ -16,7 +16,7 @@ _TIMEOUT_S = _WAIT_MS / 1000 + 10
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: picture files, the prompts that ran, the rewriter's log, and the seconds that it took."""
+    """The response: picture files, the prompts that ran, the rewriter's log, and the seconds it took."""
 
     pictures: tuple[bytes, ...]
     final_prompts: tuple[str, ...]
@@ -28,12 +28,12 @@ def send(url: str, payload: Mapping[str, object]) -> Answer:
     """Post the payload to `/runsync` and wait for the job's end.
 
     Raises:
-        EditFailed: the server refused the job or could not do it; with the server's own words.
-        ServiceUnavailable: there was no answer.
+        EditFailed: the server rejected the job, or it failed; contains the server's message.
+        ServiceUnavailable: there was no response.
     """
     began = time.monotonic()
     try:
-        # trust_env: a proxy that is set for the internet would not find this machine.
+        # trust_env: a proxy configured for the internet cannot reach this machine.
         response = httpx2.post(f"{url}/runsync?wait={_WAIT_MS}", json=payload, timeout=_TIMEOUT_S, trust_env=False)
     except httpx2.HTTPError as problem:
         raise ServiceUnavailable(f"The server at {url} gave no answer: {problem!r}") from problem
@@ -41,10 +41,10 @@ def send(url: str, payload: Mapping[str, object]) -> Answer:
 
 
 def read_answer(response: httpx2.Response, elapsed_s: float) -> Answer:
-    """The answer's contents.
+    """Parse a response.
 
     Raises:
-        EditFailed: it is not that of a completed job.
+        EditFailed: the response is not that of a completed job.
     """
     if response.status_code != httpx2.codes.OK:
         raise EditFailed(f"The server answered {response.status_code}: {response.text}")

@@ -1,4 +1,4 @@
-"""The ways to ask for edits, as the demo shows them, in words that the tiny weights know."""
+"""The demo's requests, one for each mode of editing, and the two pictures that they send."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ SCENES = (
     Scene(Thing("box", "orange"), Thing("cylinder", "blue"), "grass", "day"),
     Scene(Thing("cone", "green"), Thing("cylinder", "red"), "snow", "sunset"),
 )
-"""Of the pairs of things that were kept from the training."""
+"""Held out from the training. A picture of the user may replace the first scene."""
 
-_MAX_SIDE_PX = 1024  # of the user's picture: the tiny model sees far less, and the payload stays handy
+_MAX_SIDE_PX = 1024  # of the user's picture: the tiny model works at far less, and the payload stays small
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Mode:
     """One request of the demo.
 
     Attributes:
-        name: stem of its files.
-        pictures: places of those that it sends among the demo's two.
-        fields: its RunPod `input` but for the pictures.
-        notes: how it asks, for the contact sheet.
-        captions: what each picture that comes back shows.
+        name: stem of its file names.
+        pictures: indices of the demo's pictures that it sends.
+        fields: the RunPod `input` without the pictures.
+        notes: describe the request on the contact sheet.
+        captions: one for each picture of the response.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Mode:
     captions: tuple[str, ...]
 
     def payload(self, pictures: Sequence[bytes]) -> dict[str, object]:
-        """The body for `/runsync`; `pictures` are the demo's, as files."""
-        encoded = [base64.b64encode(pictures[place]).decode("ascii") for place in self.pictures]
+        """The body for `/runsync`; `pictures` are the demo's two, as encoded files."""
+        encoded = [base64.b64encode(pictures[index]).decode("ascii") for index in self.pictures]
         sent: dict[str, object] = {"image": encoded[0]} if len(encoded) == 1 else {"images": encoded}
         return {"input": sent | dict(self.fields)}
 
@@ -94,7 +94,7 @@ MODES = (
 
 
 def demo_pictures(own: Path | None, limits: LimitSettings) -> tuple[Image.Image, Image.Image]:
-    """Both scenes from `POSE`, or the user's own picture and the second one.
+    """Render both scenes from `POSE`; `own`, a file of the user, replaces the first.
 
     Raises:
         OSError, InvalidInput: as `load_picture`.
@@ -104,7 +104,7 @@ def demo_pictures(own: Path | None, limits: LimitSettings) -> tuple[Image.Image,
 
 
 def load_picture(path: Path, limits: LimitSettings) -> Image.Image:
-    """The user's picture, upright, in RGB, and reduced where a side is above 1024 pixels.
+    """Read the user's picture: upright, RGB, reduced to at most 1024 pixels a side.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""The demo's story: start the service, edit in each mode over HTTP, show what came of it, stop the service."""
+"""Runs the demo: starts the service, edits in each mode over HTTP, shows the results, stops the service."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ from serve_app.tools.demo.sheet import Captioned, Card, contact_sheet
 from serve_app.tools.demo.terminal import Reporter, diverted_output
 
 NOTICE = (
-    "The tiny weights know a toy world alone: a photograph takes the same path, but comes back as nonsense. "
+    "The tiny weights know only a toy world: a photograph takes the same path, but the result is meaningless. "
     "The real model needs a GPU."
 )
 SHEET_NAME = "contact-sheet.png"
@@ -37,7 +37,7 @@ _DECODE = (
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the user may choose. `image`: the first picture, a toy scene when None; `port`: a free one when None."""
+    """The command's options. `image`: the first picture, a toy scene if None; `port`: a free one if None."""
 
     image: Path | None
     out: Path
@@ -46,8 +46,8 @@ class DemoOptions:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A mode that ran: its answer and the files that its pictures were written to."""
+class ModeResult:
+    """A mode that ran: its response and the files of the pictures."""
 
     mode: Mode
     answer: Answer
@@ -55,7 +55,7 @@ class Shown:
 
 
 def run_demo(options: DemoOptions) -> None:
-    """Run the demo; its files lie in `options.out` afterwards, the libraries' own words in `service.log` among them.
+    """Run the demo and write its files to `options.out`, the output of the libraries to `service.log` among them.
 
     Raises:
         StartupError: the service did not start.
@@ -67,15 +67,15 @@ def run_demo(options: DemoOptions) -> None:
     inputs = _write_inputs(options, config.settings[0])
     with diverted_output(options.out / LOG_NAME) as terminal:
         reporter = Reporter(Console(file=terminal))
-        reporter.say(NOTICE, style="yellow")
+        reporter.print_line(NOTICE, style="yellow")
         with running(config.serve, port, reporter) as url:
-            shown = [_show_mode(mode, url, inputs, options.out, reporter) for mode in MODES]
-            _write_sheet(shown, inputs, options.out, reporter)
+            results = [_run_mode(mode, url, inputs, options.out, reporter) for mode in MODES]
+            _write_sheet(results, inputs, options.out, reporter)
             if options.keep:
                 _wait_for_ctrl_c(url, reporter)
             else:
-                reporter.say("The curl lines work while the service runs: camera-edit demo --keep")
-        reporter.say(NOTICE, style="yellow")
+                reporter.print_line("The curl lines work while the service runs: camera-edit demo --keep")
+        reporter.print_line(NOTICE, style="yellow")
 
 
 def _write_inputs(options: DemoOptions, settings: AppSettings) -> tuple[Path, ...]:
@@ -87,22 +87,22 @@ def _write_inputs(options: DemoOptions, settings: AppSettings) -> tuple[Path, ..
     return files
 
 
-def _show_mode(mode: Mode, url: str, inputs: Sequence[Path], out: Path, reporter: Reporter) -> Shown:
+def _run_mode(mode: Mode, url: str, inputs: Sequence[Path], out: Path, reporter: Reporter) -> ModeResult:
     payload_file = out / f"{mode.name}.json"
     payload = mode.payload([file.read_bytes() for file in inputs])
     payload_file.write_text(json.dumps(payload), encoding="utf-8")
     with reporter.step(f"{mode.title}: editing", f"{mode.title}: edited"):
         answer = send(url, payload)
     files = write_pictures(answer.pictures, out, mode.name)
-    reporter.say(f"  files: {', '.join(str(file) for file in files)}")
+    reporter.print_line(f"  files: {', '.join(str(file) for file in files)}")
     for line in rewriting_lines(answer):
-        reporter.say(f"  {line}")
-    reporter.say(f"  {curl_line(url, payload_file)}", style="cyan")
-    return Shown(mode, answer, files)
+        reporter.print_line(f"  {line}")
+    reporter.print_line(f"  {curl_line(url, payload_file)}", style="cyan")
+    return ModeResult(mode, answer, files)
 
 
 def write_pictures(pictures: Sequence[bytes], out: Path, name: str) -> tuple[Path, ...]:
-    """Write each picture as it came: NAME.png, or NAME-1.png and so on where there are several."""
+    """Write each picture unchanged: NAME.png, or NAME-1.png and so on if there are several."""
     names = [name] if len(pictures) == 1 else [f"{name}-{number}" for number in range(1, len(pictures) + 1)]
     files = tuple(out / f"{each}.png" for each in names)
     for file, picture in zip(files, pictures, strict=True):
@@ -111,7 +111,7 @@ def write_pictures(pictures: Sequence[bytes], out: Path, name: str) -> tuple[Pat
 
 
 def rewriting_lines(answer: Answer) -> list[str]:
-    """For each prompt that was to be rewritten: what it became, or why it stayed."""
+    """For each prompt that the rewriter got: its result, or why there is none."""
     return [
         f"not rewritten, it ran as it was: {entry.get('reason')}"
         if entry.get("rewritten") is None
@@ -121,51 +121,51 @@ def rewriting_lines(answer: Answer) -> list[str]:
 
 
 def curl_line(url: str, payload_file: Path) -> str:
-    """A shell line that sends the payload again and writes the answer's pictures as again-1.png and so on."""
+    """A shell command that sends the payload again and writes the pictures to again-1.png and so on."""
     data = shlex.quote(f"@{payload_file}")
     return f"curl -s {url}/runsync -H 'Content-Type: application/json' -d {data} | python3 -c \"{_DECODE}\""
 
 
-def _write_sheet(shown: Sequence[Shown], inputs: Sequence[Path], out: Path, reporter: Reporter) -> None:
+def _write_sheet(results: Sequence[ModeResult], inputs: Sequence[Path], out: Path, reporter: Reporter) -> None:
     file = out / SHEET_NAME
-    contact_sheet([card(each, inputs) for each in shown], "camera-edit demo", NOTICE).save(file)
-    reporter.say(f"Contact sheet: {file}")
+    contact_sheet([card(each, inputs) for each in results], "camera-edit demo", NOTICE).save(file)
+    reporter.print_line(f"Contact sheet: {file}")
 
 
-def card(shown: Shown, inputs: Sequence[Path]) -> Card:
-    """What the contact sheet shows of a mode; a picture that was sent twice is shown once."""
-    mode, answer = shown.mode, shown.answer
+def card(result: ModeResult, inputs: Sequence[Path]) -> Card:
+    """The contact sheet's card for a mode; a picture that was sent twice is shown once."""
+    mode, answer = result.mode, result.answer
     rewriting = [textwrap.shorten(line, _MAX_NOTE_CHARS, placeholder="…") for line in rewriting_lines(answer)]
     return Card(
         title=mode.title,
         time=f"{answer.elapsed_s:.1f} s",
         notes=(*mode.notes, *rewriting),
         inputs=tuple(
-            Captioned(read_answer_picture(inputs[place]), f"picture {place + 1}") for place in sorted({*mode.pictures})
+            Captioned(read_answer_picture(inputs[index]), f"picture {index + 1}") for index in sorted({*mode.pictures})
         ),
         outputs=tuple(
             Captioned(read_answer_picture(file), caption)
-            for file, caption in zip(shown.files, mode.captions, strict=True)
+            for file, caption in zip(result.files, mode.captions, strict=True)
         ),
     )
 
 
 def read_answer_picture(file: Path) -> Image.Image:
-    """A picture of the demo, fully decoded.
+    """Decode a picture of the demo.
 
     Raises:
-        EditFailed: what the server sent is no picture.
+        EditFailed: the server sent something else.
     """
     try:
         return Image.open(BytesIO(file.read_bytes())).convert("RGB")
     except UnidentifiedImageError as problem:
-        raise EditFailed(f"{file} is not a picture, but the server said that it is.") from problem
+        raise EditFailed(f"{file} is not a picture, although the server returned it as one.") from problem
 
 
 def _wait_for_ctrl_c(url: str, reporter: Reporter) -> None:
-    reporter.say()
-    reporter.say(f"Running at {url} ({url}/docs describes it). Ctrl-C ends it.", style="bold")
+    reporter.print_line()
+    reporter.print_line(f"Running at {url} ({url}/docs describes it). Ctrl-C ends it.", style="bold")
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
-        reporter.say()
+        reporter.print_line()

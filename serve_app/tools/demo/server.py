@@ -1,4 +1,4 @@
-"""The service on a Ray of its own, in this process, for as long as the demo needs it."""
+"""Runs the service on a local Ray cluster of its own, driven by this process."""
 
 import logging
 import socket
@@ -25,17 +25,17 @@ HOST = "127.0.0.1"
 _POLL_S = 0.5
 _START_LIMIT_S = 300.0
 _ROUTE_LIMIT_S = 30.0
-_NUM_CPUS = 2  # what the tiny deployments and Serve's own actors share, on machines with one core too
+_NUM_CPUS = 2  # logical CPUs, enough for the tiny deployments and Serve's actors, also on a machine with one core
 _OBJECT_STORE_BYTES = 200 * 2**20
 _BROKEN = ("DEPLOY_FAILED", "UNHEALTHY")  # a deployment's states; its enumeration is not public
 _FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
 def read_config() -> ServeFile:
-    """The shipped file for a machine without a GPU, checked.
+    """Check and return the shipped file for a machine without a GPU.
 
     Raises:
-        StartupError: the package was installed without the folder that holds it.
+        StartupError: the package was installed without the folder of that file.
     """
     if not TINY_FILE.is_file():
         raise StartupError(f"The demo needs {TINY_FILE}. Clone the repository and install it there: pip install -e .")
@@ -43,47 +43,47 @@ def read_config() -> ServeFile:
 
 
 def choose_port(wanted: int | None) -> int:
-    """The port asked for, or a free one.
+    """Return the wanted port if it is free, or any free port if None.
 
     Raises:
-        StartupError: the port cannot be had.
+        StartupError: the port is not available.
     """
     with socket.socket() as probe:
-        # As the server will: a port that a closed connection still holds counts as free.
+        # As the server does: a port that only a closed connection still holds counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, wanted or 0))
         except (OSError, OverflowError) as problem:
-            raise StartupError(f"Port {wanted} cannot be had: {problem}. Name another one with --port.") from problem
+            raise StartupError(f"Port {wanted} is not available: {problem}. Choose another with --port.") from problem
         port: int = probe.getsockname()[1]
     return port
 
 
 @contextmanager
 def running(config: ServeDeploySchema, port: int, reporter: Reporter) -> Iterator[str]:
-    """Start the application on the port, give its URL, and stop everything at the end, whatever that is.
+    """Start the application on the port, yield its URL, and stop Serve and Ray at the end in any case.
 
     Raises:
-        StartupError: it did not come up; the message says why.
+        StartupError: it did not start; the message contains the reason.
     """
     with TemporaryDirectory() as folder:
         try:
             with reporter.step("Starting Ray", "Ray started"):
                 log_folder = _start_ray()
-            with reporter.step("Loading", "Service loaded") as say:
-                _deploy(_with_own_jobs(config, Path(folder)), port)
-                _wait_until_loaded(config.applications[0].name, log_folder, say)
+            with reporter.step("Loading", "Service loaded") as show_status:
+                _deploy(_with_temporary_jobs(config, Path(folder)), port)
+                _wait_until_loaded(config.applications[0].name, log_folder, show_status)
                 _wait_until_routed(f"http://{HOST}:{port}/health")
             yield f"http://{HOST}:{port}"
         finally:
             with reporter.step("Stopping", "Stopped"):
-                if ray.is_initialized():  # else Serve would start or seek a Ray to shut down
+                if ray.is_initialized():  # else Serve would start or look for a cluster to shut down
                     serve.shutdown()
                 ray.shutdown()
 
 
 def _start_ray() -> Path:
-    """Start a Ray of our own; the folder of its logs."""
+    """Start a local Ray cluster and return the folder of Serve's logs."""
     context = ray.init(
         address="local",
         num_cpus=_NUM_CPUS,
@@ -93,12 +93,12 @@ def _start_ray() -> Path:
         logging_level=logging.ERROR,
     )
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    address: dict[str, str] = context.address_info  # type: ignore[attr-defined] # a RayContext has it, its base not
+    address: dict[str, str] = context.address_info  # type: ignore[attr-defined] # RayContext has it, its base class does not
     return Path(address["session_dir"]) / "logs" / "serve"
 
 
-def _with_own_jobs(config: ServeDeploySchema, folder: Path) -> ServeDeploySchema:
-    """The same with its jobs in this folder: those of a service that the user runs are not the demo's to take up."""
+def _with_temporary_jobs(config: ServeDeploySchema, folder: Path) -> ServeDeploySchema:
+    """The config with its jobs in this folder, so that the demo does not take over jobs of another service."""
     application = config.applications[0]
     store = {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}
     args = {**application.args, "jobs": {**application.args.get("jobs", {}), "store": store}}
@@ -106,7 +106,7 @@ def _with_own_jobs(config: ServeDeploySchema, folder: Path) -> ServeDeploySchema
 
 
 def _deploy(config: ServeDeploySchema, port: int) -> None:
-    """Deploy the file as `serve run FILE` does, on another port. Ray has no public call for it."""
+    """Deploy the config as `serve run FILE` does, on another port. Ray has no public function for this."""
     http_options = config.http_options.model_copy(update={"host": HOST, "port": port})
     client = serve_start(
         http_options=http_options.model_dump(),
@@ -116,7 +116,7 @@ def _deploy(config: ServeDeploySchema, port: int) -> None:
     client.deploy_apps(config.model_copy(update={"http_options": http_options}))
 
 
-def _wait_until_loaded(name: str, log_folder: Path, say: Print) -> None:
+def _wait_until_loaded(name: str, log_folder: Path, show_status: Print) -> None:
     deadline = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline:
         application = serve.status().applications.get(name)
@@ -124,14 +124,14 @@ def _wait_until_loaded(name: str, log_folder: Path, say: Print) -> None:
             if application.status == ApplicationStatus.RUNNING:
                 return
             if application.status in _FAILED:
-                raise StartupError(f"The service did not start: {_reason(application)}\nIts logs lie in {log_folder}")
-            say(_states(application))
+                raise StartupError(f"The service did not start: {_reason(application)}\nIts logs are in {log_folder}")
+            show_status(_states(application))
         time.sleep(_POLL_S)
-    raise StartupError(f"The service did not start within {_START_LIMIT_S:g} s. Its logs lie in {log_folder}")
+    raise StartupError(f"The service did not start within {_START_LIMIT_S:g} s. Its logs are in {log_folder}")
 
 
 def _wait_until_routed(url: str) -> None:
-    """The proxy learns its routes a moment after the application runs; until then it answers 404 or 503."""
+    """Wait for the proxy, which learns the routes after the application runs and answers 404 or 503 until then."""
     deadline = time.monotonic() + _ROUTE_LIMIT_S
     with httpx2.Client(trust_env=False) as client:
         while (answer := client.get(url)).status_code in (httpx2.codes.NOT_FOUND, httpx2.codes.SERVICE_UNAVAILABLE):
@@ -146,19 +146,19 @@ def _states(application: ApplicationStatusOverview) -> str:
     """Such as `Editor STARTING, Ingress HEALTHY`."""
     parts = []
     for name, deployment in sorted(application.deployments.items()):
-        states = [str(state) for state in deployment.replica_states]  # plain words, whatever their annotation says
+        states = [str(state) for state in deployment.replica_states]  # strings, despite their annotation
         parts.append(f"{name} {'/'.join(states) or deployment.status.value}")
     return ", ".join(parts) or application.status.value
 
 
 def _reason(application: ApplicationStatusOverview) -> str:
-    """What the broken deployments say, or else the application."""
+    """The messages of the broken deployments, or else the application's."""
     broken = [each.message for each in application.deployments.values() if each.status.value in _BROKEN]
-    return "\n".join(last_words(message) for message in broken or [application.message])
+    return "\n".join(exception_text(message) for message in broken or [application.message])
 
 
-def last_words(message: str) -> str:
-    """The exception's own text where a message ends in a traceback; any other message as it is."""
+def exception_text(message: str) -> str:
+    """The exception's text if a message ends in a traceback; any other message unchanged."""
     _, found, traceback = message.rpartition("Traceback (most recent call last):")
     lines = dropwhile(lambda line: not line or line.startswith(" "), traceback.splitlines())
     return "\n".join(lines) if found else message

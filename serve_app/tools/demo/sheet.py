@@ -1,4 +1,4 @@
-"""The contact sheet: what was sent and what came back, one card for each request."""
+"""The contact sheet: the pictures sent and received, one card for each request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _NOTICE_PAPER, _NOTICE_INK = (255, 240, 204), (110, 70, 0)
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture and what stands below it."""
+    """A picture and the text below it."""
 
     picture: Image.Image
     caption: str
@@ -27,7 +27,7 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Card:
-    """One request: its name, how long it took, notes (each one paragraph), and the pictures each way."""
+    """One request: its name, its duration, notes (a paragraph each), and the pictures sent and received."""
 
     title: str
     time: str
@@ -41,7 +41,7 @@ class Card:
 
     @property
     def between(self) -> int:
-        """What its cells leave: the arrow, and the gaps on both sides of it."""
+        """The width in pixels that is not cells: the arrow and the gaps."""
         return _ARROW_WIDTH + _CELL_GAP * (self.num_cells - 2)
 
     def width(self, cell: int) -> int:
@@ -50,7 +50,7 @@ class Card:
 
 @dataclass(frozen=True)
 class _Line:
-    """Cards side by side, with cells as large as they may be."""
+    """Cards side by side, with cells as large as the sheet's width allows."""
 
     cards: tuple[Card, ...]
 
@@ -85,7 +85,7 @@ def contact_sheet(cards: Sequence[Card], heading: str, notice: str) -> Image.Ima
 
 
 def _in_lines(cards: Sequence[Card]) -> list[_Line]:
-    """Each card joins the line above as long as the cells do not become too small."""
+    """Arrange cards in lines: a card joins the last line unless its cells would become too small."""
     lines: list[_Line] = []
     for card in cards:
         longer = _Line((*lines[-1].cards, card)) if lines else _Line((card,))
@@ -135,7 +135,7 @@ def _draw_pictures(sheet: Image.Image, pen: ImageDraw.ImageDraw, card: Card, cel
 
 
 def _draw_cell(sheet: Image.Image, pen: ImageDraw.ImageDraw, shown: Captioned, cell: int, at: tuple[int, int]) -> None:
-    """The picture as large as it fits into the cell's middle, its caption below the cell."""
+    """Draw the picture centred and as large as fits the cell, with its caption below the cell."""
     picture = ImageOps.contain(shown.picture, (cell, cell), Image.Resampling.BICUBIC)
     sheet.paste(picture, (at[0] + (cell - picture.width) // 2, at[1] + (cell - picture.height) // 2))
     for index, text in enumerate(_caption_lines(shown, cell)):
@@ -158,7 +158,7 @@ def _caption_lines(shown: Captioned, cell: int) -> list[str]:
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """`text` in lines of at most `width` pixels; a word that is longer stands alone and is cut short."""
+    """`text` in lines of at most `width` pixels; a longer word gets its own line and is cut."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -178,7 +178,7 @@ def _cut(word: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's embedded font; without FreeType it would be a bitmap of one size.
+    # Pillow's embedded font; without FreeType it is a bitmap of one size.
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise OSError("This Pillow was built without FreeType, which the contact sheet's labels need.")

@@ -1,4 +1,4 @@
-"""Keeps the terminal for the demo's own words."""
+"""The demo's terminal output: diverts other output to a file, and reports the progress of steps."""
 
 import os
 import sys
@@ -18,9 +18,9 @@ _STDOUT, _STDERR = 1, 2
 
 @contextmanager
 def diverted_output(log: Path) -> Iterator[TextIO]:
-    """Send what this process writes to stdout and stderr into `log`, and give the real stdout.
+    """Redirect this process's stdout and stderr to the file `log`, and yield the real stdout.
 
-    By file descriptor, for Ray's C++ part writes too, and its Python threads print what its log settings do not cover.
+    By file descriptor: Ray's C++ code writes there too, and its Python threads print despite the log settings.
     """
     _flush()
     saved = {number: os.dup(number) for number in (_STDOUT, _STDERR)}
@@ -43,21 +43,21 @@ def _flush() -> None:
 
 
 class Reporter:
-    """Speaks to a terminal, or to a file without the turning lines."""
+    """Prints a line for each finished step and, on a terminal, a spinner for the current one."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     @contextmanager
     def step(self, doing: str, done: str) -> Iterator[Print]:
-        """Show `doing` while the block runs and `done` with its seconds after; the block may say what it is at."""
+        """Show `doing` while the block runs, then print `done` with the seconds. Yields a function to show a status."""
         began = time.monotonic()
-        with self._turning_line() as bar:
+        with self._spinner() as bar:
             task = bar.add_task(doing)
-            yield lambda now: bar.update(task, description=f"{doing}: {now}")
-        self.say(f"{done} ({time.monotonic() - began:.1f} s)")
+            yield lambda status: bar.update(task, description=f"{doing}: {status}")
+        self.print_line(f"{done} ({time.monotonic() - began:.1f} s)")
 
-    def _turning_line(self) -> Progress:
+    def _spinner(self) -> Progress:
         return Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -65,11 +65,11 @@ class Reporter:
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
-            # Rich would bring what other threads print back to the terminal.
+            # Else Rich would show on the terminal what other threads print.
             redirect_stdout=False,
             redirect_stderr=False,
         )
 
-    def say(self, text: str = "", style: str | None = None) -> None:
-        """Print a line as it is: neither wrapped nor coloured, so that it can be copied."""
+    def print_line(self, text: str = "", style: str | None = None) -> None:
+        """Print a line without wrapping or highlighting, so that it can be copied."""
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

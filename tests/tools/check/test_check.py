@@ -1,4 +1,4 @@
-"""Configuration files: the shipped ones pass; each misspelling and each broken rule is told by its path."""
+"""Configuration files: the shipped ones pass; each misspelling and each broken rule is reported with its path."""
 
 import re
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def problems_of(path: Path) -> list[str]:
 
 
 def replaced(old: str, new: str, source: Path = GPU_FILE) -> str:
-    """The file's text with the last `old` up to the end of the editor's entry replaced; `old` must be there."""
+    """The file's text with the last `old` before the end of the editor's entry replaced; `old` must be in it."""
     editor, jobs, rest = source.read_text(encoding="utf-8").partition("      - name: Jobs")
     head, found, tail = editor.rpartition(old)
     assert found, f"{source} holds no {old!r}"
@@ -51,7 +51,7 @@ def replaced(old: str, new: str, source: Path = GPU_FILE) -> str:
 
 
 def with_runtime_env(value: str) -> str:
-    """The file's text up to the editor's runtime_env, and another one."""
+    """The file's text with another runtime_env for the editor."""
     return GPU_FILE.read_text(encoding="utf-8").rpartition("runtime_env:")[0] + f"runtime_env: {value}\n"
 
 
@@ -107,7 +107,7 @@ def test_runtime_env_and_user_config_are_left_free(write: Edit) -> None:
 
 
 BROKEN_RULES = [
-    # What is replaced, by what, where the problem stands, what its line says.
+    # Text, its replacement, the problem's path, a part of its message.
     ("port: 8000", "port: http", "http_options.port", "valid integer"),
     ("encoding: JSON", "encoding: XML", "logging_config.encoding", "Got 'XML'"),
     ("max_replicas: 7", "max_replicas: 0", f"{EDITOR}.autoscaling_config.max_replicas", "greater than 0"),
@@ -195,13 +195,9 @@ NO_CONFIG = [
     pytest.param("- a\n- b", r"must be a mapping .*", id="list"),
     pytest.param("", r"must hold one .* holds 0 documents", id="empty"),
     pytest.param("a: 1\n---\nb: 2", r"must hold one .* holds 2 documents", id="two documents"),
-    pytest.param(
-        "a:\n  b: 1\n  c: 2\n  'b': 3", r"cannot be read as YAML in line 4: key 'b' stands here twice", id="twice"
-    ),
+    pytest.param("a:\n  b: 1\n  c: 2\n  'b': 3", r"cannot be read as YAML in line 4: duplicate key 'b'", id="twice"),
     pytest.param("kind: RayService", r"spec\.serveConfigV2: must be there, .*", id="service without config"),
-    pytest.param(
-        wrapped("a: 1\na: 2"), r"spec\.serveConfigV2: .* line 2: key 'a' stands here twice", id="twice inside"
-    ),
+    pytest.param(wrapped("a: 1\na: 2"), r"spec\.serveConfigV2: .* line 2: duplicate key 'a'", id="twice inside"),
     pytest.param(wrapped("just text"), r"spec\.serveConfigV2: must be a mapping .*", id="text inside"),
 ]
 
@@ -301,7 +297,7 @@ def test_describe_says_what_would_run() -> None:
     ("setting", "warning"),
     [
         ("", "names no API keys: the service starts only with CAMERA_EDIT_API_KEYS or CAMERA_EDIT_API_KEYS_FILE"),
-        ("      allow_anonymous: true\n", "whoever reaches 0.0.0.0 may use the service"),
+        ("      allow_anonymous: true\n", "anyone who can reach 0.0.0.0 may use the service"),
         ("      api_keys_file: /run/secrets/keys\n", None),
     ],
 )
@@ -319,7 +315,7 @@ def test_describe_refuses_what_check_refuses(write: Edit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "told"),
+    ("origin", "message"),
     [
         ("cdn.example.com", "is no origin"),
         ("ftp://cdn.example.com", "is no origin"),
@@ -330,13 +326,13 @@ def test_describe_refuses_what_check_refuses(write: Edit) -> None:
     ],
 )
 @pytest.mark.parametrize("setting", ["jobs.webhook_origins", "fetch.origins"])
-def test_an_origin_that_nothing_would_ever_equal_is_refused(write: Edit, setting: str, origin: str, told: str) -> None:
+def test_an_origin_that_is_not_canonical_is_refused(write: Edit, setting: str, origin: str, message: str) -> None:
     group, _, key = setting.partition(".")
     config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
     config["applications"][0]["args"][group] = {key: ["https://good.example.com", origin]}
     (problem,) = problems_of(write(yaml.safe_dump(config)))
     assert f"{APP}.args.{setting}[1]" in problem
-    assert told in problem
+    assert message in problem
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""The memory plan: its figures are the real models', the shipped profiles fit their cards, others are refused."""
+"""The memory plan: its sizes match the real models, the shipped profiles fit their cards, others are rejected."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ from tests.conftest import RANDOM_FILE, ROOT
 EDIT_2511 = WeightsSource(path="Qwen/Qwen-Image-Edit-2511")
 GIB = 2**30
 PROFILES = sorted((ROOT / "configs").glob("gpu-*.yaml"))
-LEVERS = {
+SAVINGS = {
     "gpu-1x24gb.yaml": ["smaller packs"],
     "gpu-1x48gb.yaml": ["quantization: int4", "text_encoder_device: cpu", "vae_tiling: true"],
     "gpu-1x80gb.yaml": ["quantization: fp8 or int4", "text_encoder_device: cpu"],
@@ -161,7 +161,7 @@ def test_unknown_source_is_neither_refused_nor_accepted(tmp_path: Path) -> None:
     rewriter, editor = sorted(check_file(path).plans[0], key=lambda plan: plan.deployment, reverse=True)
     assert (editor.fits, rewriter.fits) == (None, True)
     assert re.search(r"\n +transformer weights \(bfloat16\) +unknown\n", describe(path))
-    assert "whether it fits is unknown: so is a part of it" in describe(path)
+    assert "whether it fits is unknown: a part has an unknown size" in describe(path)
 
 
 def test_unknown_part_does_not_save_what_is_too_large_already() -> None:
@@ -174,7 +174,7 @@ def test_unknown_part_does_not_save_what_is_too_large_already() -> None:
 
 
 def test_there_is_a_profile_for_each_card() -> None:
-    assert {path.name for path in PROFILES} == set(LEVERS)
+    assert {path.name for path in PROFILES} == set(SAVINGS)
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.name)
@@ -197,10 +197,10 @@ def test_profile_is_refused_on_half_its_card_with_what_to_do(path: Path, tmp_pat
     (line,) = (line for line in str(caught.value).splitlines() if ": Editor needs" in line)
     assert line.startswith("applications[0].args.card: ")
     assert re.search(r"does not fit by [\d.]+ GB in its share \([\d.]+\) of half a card\. Largest: .*weights", line)
-    assert all(lever in line for lever in LEVERS[path.name])
+    assert all(saving in line for saving in SAVINGS[path.name])
 
 
-def test_used_levers_are_not_named_again(tmp_path: Path) -> None:
+def test_used_savings_are_not_named_again(tmp_path: Path) -> None:
     path = with_args(ROOT / "configs" / "gpu-1x24gb.yaml", tmp_path, card={"name": "small", "memory_gb": 12})
     with pytest.raises(ConfigError) as caught:
         check_file(path)

@@ -69,8 +69,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 
 
 def _environment(home: Path, temporary: str) -> dict[str, str]:
-    """Ours but for the home folder, two clusters that do not exist, one of them in Ray's own record, and a terminal too
-    narrow for what is printed."""
+    """This process's environment with another home folder, a RAY_ADDRESS and a recorded cluster that do not exist, and
+    a terminal narrower than the output."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CAMERA_EDIT_"))}
     return {**kept, "HOME": str(home), "RAY_ADDRESS": "192.0.2.1:6379", "RAY_TMPDIR": temporary, "COLUMNS": "40"}
 

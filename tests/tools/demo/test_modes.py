@@ -35,22 +35,22 @@ MODE = {mode.name: mode for mode in MODES}
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 
 
-def read(mode: Mode) -> ParsedRequest:
-    """What the server makes of the mode's payload."""
-    request = RunPodRequest.model_validate_json(json.dumps(mode.payload(FILES)))
-    return parse_input(request.input, LimitSettings())
+def parse(mode: Mode) -> ParsedRequest:
+    """Parse the mode's payload as the server does."""
+    body = RunPodRequest.model_validate_json(json.dumps(mode.payload(FILES)))
+    return parse_input(body.input, LimitSettings())
 
 
 @cache
-def wishes(place: int) -> frozenset[str]:
-    """All that a scene of the demo can be asked in the words of the training."""
+def wishes(index: int) -> frozenset[str]:
+    """The training prompts that apply to a scene of the demo, by its index."""
     rng = np.random.default_rng(0)
-    return frozenset(wish.prompt for _ in range(100) for wish in wishes_of(SCENES[place], rng))
+    return frozenset(wish.prompt for _ in range(100) for wish in wishes_of(SCENES[index], rng))
 
 
 @every_mode
 def test_server_reads_each_payload_as_the_mode_means_it(mode: Mode) -> None:
-    parsed = read(mode)
+    parsed = parse(mode)
     assert [len(parsed.picture_sets[index]) for index in parsed.pictures_of] == NUM_PICTURES[mode.name]
     assert {edit.rewrite_prompt for edit in parsed.edits} == {mode.name == "rewriting"}
     assert len(mode.captions) == len(parsed.edits)
@@ -58,7 +58,7 @@ def test_server_reads_each_payload_as_the_mode_means_it(mode: Mode) -> None:
 
 @every_mode
 def test_each_prompt_is_a_wish_that_the_scene_can_be_granted(mode: Mode) -> None:
-    parsed = read(mode)
+    parsed = parse(mode)
     for edit, set_index in zip(parsed.edits, parsed.pictures_of, strict=True):
         if edit.camera is not None:
             assert not edit.prompt
@@ -69,13 +69,13 @@ def test_each_prompt_is_a_wish_that_the_scene_can_be_granted(mode: Mode) -> None
 
 
 def test_orbit_goes_once_round_at_the_pictures_own_height() -> None:
-    poses = [edit.camera for edit in read(MODE["orbit"]).edits]
+    poses = [edit.camera for edit in parse(MODE["orbit"]).edits]
     assert poses == [CameraPose(azimuth, POSE.elevation, POSE.distance) for azimuth in range(0, 360, 45)]
     assert MODE["orbit"].captions == ("0°", "45°", "90°", "135°", "180°", "225°", "270°", "315°")
 
 
 def test_camera_moves_up_and_down_and_to_and_fro() -> None:
-    poses = dict(zip(MODE["camera"].captions, [edit.camera for edit in read(MODE["camera"]).edits], strict=True))
+    poses = dict(zip(MODE["camera"].captions, [edit.camera for edit in parse(MODE["camera"]).edits], strict=True))
     assert poses == {
         "from below": CameraPose(POSE.azimuth, -30, POSE.distance),
         "from above": CameraPose(POSE.azimuth, 60, POSE.distance),
@@ -86,11 +86,11 @@ def test_camera_moves_up_and_down_and_to_and_fro() -> None:
 
 @pytest.mark.parametrize("name", ["instruction", "rewriting", "batch", "style"])
 def test_captions_are_the_prompts(name: str) -> None:
-    assert MODE[name].captions == tuple(f"“{edit.prompt}”" for edit in read(MODE[name]).edits)
+    assert MODE[name].captions == tuple(f"“{edit.prompt}”" for edit in parse(MODE[name]).edits)
 
 
 def test_payload_holds_the_pictures_that_the_mode_names() -> None:
-    sent = {name: [each.content for found in read(mode).picture_sets for each in found] for name, mode in MODE.items()}
+    sent = {name: [each.content for found in parse(mode).picture_sets for each in found] for name, mode in MODE.items()}
     first, second = "Zmlyc3Q=", "c2Vjb25k"
     assert sent["orbit"] == sent["camera"] == sent["instruction"] == sent["rewriting"] == [first]
     assert sent["batch"] == [first, first, second, second]

@@ -26,8 +26,8 @@ from serve_app.errors import EditFailed, ServiceUnavailable
 from serve_app.tools.demo.client import Answer, read_answer, send
 from serve_app.tools.demo.environment import prepare_environment
 from serve_app.tools.demo.modes import Mode
-from serve_app.tools.demo.run import Shown, card, curl_line, read_answer_picture, rewriting_lines, write_pictures
-from serve_app.tools.demo.server import choose_port, last_words
+from serve_app.tools.demo.run import ModeResult, card, curl_line, read_answer_picture, rewriting_lines, write_pictures
+from serve_app.tools.demo.server import choose_port, exception_text
 from serve_app.tools.demo.terminal import Reporter
 from tests.conftest import ROOT
 
@@ -44,7 +44,7 @@ with diverted_output(Path(sys.argv[1])) as terminal:
     print("ours", file=terminal)
 print("after")
 with diverted_output(Path(os.devnull)):
-    raise KeyError("told on the terminal")
+    raise KeyError("shown on the terminal")
 """
 
 
@@ -62,12 +62,12 @@ def envelope(**fields: Any) -> dict[str, Any]:
 
 @contextmanager
 def answering(status: int, body: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that answers every POST so; its URL, and the JSON bodies that it got."""
-    got: list[dict[str, Any]] = []
+    """Run a server that sends this response to every POST; yields its URL and the list of JSON bodies it received."""
+    received: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
@@ -75,13 +75,13 @@ def answering(status: int, body: dict[str, Any]) -> Iterator[tuple[str, list[dic
             self.wfile.write(data)
 
         def log_message(self, *args: object) -> None:
-            """Say nothing on stderr."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", got
+            yield f"http://127.0.0.1:{server.server_port}", received
         finally:
             server.shutdown()
             thread.join()
@@ -90,10 +90,10 @@ def answering(status: int, body: dict[str, Any]) -> Iterator[tuple[str, list[dic
 def test_completed_job_gives_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.5])
     monkeypatch.setattr("serve_app.tools.demo.client.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with answering(200, envelope()) as (url, got):
+    with answering(200, envelope()) as (url, received):
         answer = send(url, {"input": {"prompt": "x"}})
     assert answer == Answer(PICTURES, ("one", "two"), (), 2.5)
-    assert got == [{"input": {"prompt": "x"}}]
+    assert received == [{"input": {"prompt": "x"}}]
 
 
 def test_refusal_is_told_in_the_servers_words() -> None:
@@ -118,9 +118,9 @@ def test_curl_line_sends_the_payload_and_writes_the_pictures(tmp_path: Path) -> 
     payload = tmp_path / "a folder" / "batch.json"
     payload.parent.mkdir()
     payload.write_text('{"input": {"prompt": "x"}}')
-    with answering(200, envelope()) as (url, got):
+    with answering(200, envelope()) as (url, received):
         subprocess.run(["bash", "-c", curl_line(url, payload)], cwd=tmp_path, check=True, timeout=30)
-    assert got == [{"input": {"prompt": "x"}}]
+    assert received == [{"input": {"prompt": "x"}}]
     assert [(tmp_path / f"again-{number}.png").read_bytes() for number in (1, 2)] == list(PICTURES)
 
 
@@ -152,7 +152,7 @@ def test_card_shows_each_picture_once_and_what_came_back_under_its_caption(tmp_p
     for number, file in enumerate(files):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
     log = ({"prompt": "a", "rewritten": "x " * 200},)
-    shown = card(Shown(mode, Answer((), (), log, 1.26), tuple(files[2:])), files[:2])
+    shown = card(ModeResult(mode, Answer((), (), log, 1.26), tuple(files[2:])), files[:2])
     assert (shown.title, shown.time) == ("Batch", "1.3 s")
     assert [(each.caption, each.picture.getpixel((0, 0))) for each in shown.inputs] == [
         ("picture 1", (0, 0, 0)),
@@ -176,13 +176,13 @@ def test_chosen_port_is_free() -> None:
     assert choose_port(port) == port
 
 
-def test_last_words_are_the_exceptions_own_text_with_all_its_lines() -> None:
+def test_exception_text_are_the_exceptions_own_text_with_all_its_lines() -> None:
     message = (
         "The deployment failed.\nTraceback (most recent call last):\n  File a\n    x()\nRuntimeError: Traceback "
         "(most recent call last):\n  File b\n    y()\n    ^^^\n\nLoraAuditError: no home for\n  block.1\n  block.2"
     )
-    assert last_words(message) == "LoraAuditError: no home for\n  block.1\n  block.2"
-    assert last_words("The deployment\n  waits.") == "The deployment\n  waits."
+    assert exception_text(message) == "LoraAuditError: no home for\n  block.1\n  block.2"
+    assert exception_text("The deployment\n  waits.") == "The deployment\n  waits."
 
 
 def test_diverted_output_keeps_the_terminal_for_us(tmp_path: Path) -> None:
@@ -193,15 +193,15 @@ def test_diverted_output_keeps_the_terminal_for_us(tmp_path: Path) -> None:
     assert run.stdout == "before\nours\nafter\n"
     assert [line for line in run.stderr.splitlines() if not line.startswith(" ")] == [
         "Traceback (most recent call last):",
-        "KeyError: 'told on the terminal'",
+        "KeyError: 'shown on the terminal'",
     ]
 
 
 def test_reporter_leaves_one_line_for_a_step_and_none_for_a_failed_one() -> None:
     file = StringIO()
     reporter = Reporter(Console(file=file))
-    with reporter.step("Loading", "Loaded") as say:
-        say("half way")
+    with reporter.step("Loading", "Loaded") as show_status:
+        show_status("half way")
     with pytest.raises(KeyError), reporter.step("Breaking", "Broken"):
         raise KeyError
     assert re.fullmatch(r"Loaded \(\d+\.\d s\)\n", file.getvalue())
@@ -209,15 +209,15 @@ def test_reporter_leaves_one_line_for_a_step_and_none_for_a_failed_one() -> None
 
 def test_reporter_shows_on_a_terminal_what_the_step_is_at() -> None:
     file = StringIO()
-    with Reporter(Console(file=file, force_terminal=True)).step("Loading", "Loaded") as say:
-        say("Editor STARTING")
+    with Reporter(Console(file=file, force_terminal=True)).step("Loading", "Loaded") as show_status:
+        show_status("Editor STARTING")
     assert "Loading: Editor STARTING" in file.getvalue()
 
 
-def test_reporter_neither_wraps_nor_interprets_what_it_says() -> None:
+def test_reporter_neither_wraps_nor_interprets_a_line() -> None:
     file = StringIO()
     line = f"[bold]{'x ' * 200}[/bold]"
-    Reporter(Console(file=file, width=40)).say(line)
+    Reporter(Console(file=file, width=40)).print_line(line)
     assert file.getvalue() == f"{line}\n"
 
 

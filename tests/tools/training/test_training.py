@@ -285,7 +285,7 @@ def test_the_command_goes_on_from_what_is_there_and_exports_it_with_its_scores(
     monkeypatch.setattr("serve_app.tools.training.run.NUM_SCENES", 1)
     assert main(["tiny", "--train", str(trained.folder)]) == 0
     exported = trained.folder / "export"
-    assert f"with their scores in about.json, lie in {exported}" in capsys.readouterr().out
+    assert f"and their scores (about.json) are in {exported}" in capsys.readouterr().out
     about = json.loads((exported / "about.json").read_text())
     assert (about["recipe"], about["data_seed"]) == (RECIPE.key, RECIPE.data.seed)
     assert {"azimuth", "camera_db", "held_out_words_wishes_db", "no_lightning_camera_db"} <= about["scores"].keys()
