@@ -1,1 +1,1 @@
-"""`camera-edit bench engine`: what the engine's levers bring on this machine. Needs no Ray."""
+"""`camera-edit bench engine`: measures the engine's optimizations on this machine. Needs no Ray."""

@@ -1,4 +1,4 @@
-"""Ways to draw the same edits: diffusers' own pipeline one by one, ours one by one, ours packed."""
+"""Ways to draw the same edits: the diffusers pipeline one by one, our model one by one, our model packed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from serve_app.tools.bench.orders import Order
 def stock_pipeline(
     pipeline: QwenImageEditPlusPipeline, settings: EditorSettings, sizes: SizeSettings
 ) -> Iterator[QwenImageEditPlusPipeline]:
-    """diffusers' pipeline with the configured scheduler, and with the configured areas, which it has as constants."""
+    """The diffusers pipeline with the configured scheduler and the configured areas, which it holds as constants."""
     module = pipeline_qwenimage_edit_plus
     constants = module.VAE_IMAGE_SIZE, module.CONDITION_IMAGE_SIZE
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**settings.scheduler.model_dump())
@@ -31,7 +31,7 @@ def stock_pipeline(
 
 
 def draw_stock(pipeline: QwenImageEditPlusPipeline, orders: Sequence[Order]) -> None:
-    """The pipeline as its users call it, one edit after the other, and each picture as a PNG file."""
+    """Draw the edits one after the other by the public call of the pipeline, and encode each picture as PNG."""
     for order in orders:
         sampling, size = order.request.sampling, order.request.size.made
         result = pipeline(
@@ -52,7 +52,7 @@ def begin(model: EditModel, orders: Sequence[Order]) -> list[Draft]:
 
 
 def draw_packed(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
-    """All edits in one pack, each picture as a PNG file; the pixels are returned for comparisons."""
+    """Draw all edits in one pack and encode each picture as PNG; returns the pixels for comparisons."""
     pictures = model.draw(begin(model, orders))
     for pixels, order in zip(pictures, orders, strict=True):
         encode_picture(pixels, order.request.output)
@@ -60,5 +60,5 @@ def draw_packed(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
 
 
 def draw_one_by_one(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
-    """Our engine's model, one edit after the other."""
+    """Draw the edits one after the other by our model."""
     return [pixels for order in orders for pixels in draw_packed(model, [order])]

@@ -1,4 +1,4 @@
-"""The benchmark's sections; each one compares in turns and returns its figures."""
+"""The benchmark's sections, each of which runs its contenders in turns and adds rows to the results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,12 +25,13 @@ NO_CACHE = {"latents_cache_bytes": 0, "prompts_cache_bytes": 0}
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report.
+    """One row of the results.
 
     Attributes:
-        speed_up: how many times faster than the section's first line.
-        flops: arithmetic of one run, where it is counted.
-        floor_fraction: the share of the time that this arithmetic takes at the device's own measured rate.
+        speed_up: how many times faster than the section's first row.
+        flops: floating-point operations of one run, where they are counted.
+        floor_fraction: the time that these operations take at the device's measured matmul rate, as a fraction of the
+            median.
     """
 
     section: str
@@ -43,24 +44,25 @@ class Row:
 
 @dataclass
 class Bench:
-    """Everything that the sections share: the models on the same weights, and the figures so far.
+    """What the sections share: the models on the same weights, and the results so far.
 
     Attributes:
-        told: called after each single run, for a progress bar.
+        on_run: called after each run, for a progress bar.
+        facts: single numbers in SI units.
     """
 
     settings: AppSettings
     pipeline: QwenImageEditPlusPipeline
     rounds: int
-    told: Callable[[], None]
+    on_run: Callable[[], None]
     rows: list[Row] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
 
-    def model(self, **levers: object) -> EditModel:
-        """Our model on the pipeline's weights, with some of the editor's settings changed. Levers that take weights
-        away from the pipeline are left out, for the sections share it."""
-        kept = {"adaln_tables": False, "quantization": "none", **levers}
-        return as_edit_model(self.pipeline, self.settings.editor.model_copy(update=kept))
+    def model(self, **changes: object) -> EditModel:
+        """Our model on the pipeline's weights, with changed editor settings. Settings that remove weights from the
+        pipeline are off, because the sections share it."""
+        update = {"adaln_tables": False, "quantization": "none", **changes}
+        return as_edit_model(self.pipeline, self.settings.editor.model_copy(update=update))
 
     def measure_rates(self) -> None:
         device, dtype = self.pipeline.transformer.device, self.pipeline.transformer.dtype
@@ -68,7 +70,7 @@ class Bench:
         self.facts["copy rate, B/s"] = copy_rate(device)
 
     def time_stage(self, name: str, stage: Callable[[], object], flops: int | None = None) -> None:
-        timing = in_turns({name: stage}, self.rounds, self.told)[name]
+        timing = in_turns({name: stage}, self.rounds, self.on_run)[name]
         floor_s = None if flops is None else flops / self.facts["matmul rate, FLOP/s"]
         fraction = None if floor_s is None else floor_s / timing.median_s
         row = Row("stages of one edit", name, timing.median_s, flops=flops, floor_fraction=fraction)
@@ -78,14 +80,14 @@ class Bench:
         self.time_stage(name, torch.inference_mode()(stage), counted_flops(stage))
 
     def compare(self, section: str, contenders: dict[str, Callable[[], object]]) -> None:
-        timings = in_turns(contenders, self.rounds, self.told)
+        timings = in_turns(contenders, self.rounds, self.on_run)
         first = next(iter(timings.values())).median_s
         self.rows += [Row(section, name, timing.median_s, first / timing.median_s) for name, timing in timings.items()]
 
 
 @dataclass(frozen=True)
 class Result:
-    """All figures of a run. `facts` are single numbers in SI units."""
+    """All results of a run. `facts` are single numbers in SI units."""
 
     config: str
     rounds: int
@@ -94,64 +96,64 @@ class Result:
 
 
 def run_sections(
-    settings: AppSettings, pipeline: QwenImageEditPlusPipeline, rounds: int, told: Callable[[str], None]
+    settings: AppSettings, pipeline: QwenImageEditPlusPipeline, rounds: int, on_run: Callable[[str], None]
 ) -> tuple[tuple[Row, ...], dict[str, float]]:
-    """Every section, on the pipeline's weights; `told` hears each section's name once for each single run."""
+    """Run every section on the pipeline's weights; `on_run` gets the section's name after each run."""
     bench = Bench(settings, pipeline, rounds, lambda: None)
     for section in SECTIONS:
-        bench.told = partial(told, section.__name__.replace("_", " "))
+        bench.on_run = partial(on_run, section.__name__.replace("_", " "))
         section(bench)
     return tuple(bench.rows), bench.facts
 
 
 def stages(bench: Bench) -> None:
-    """Where one edit's time goes, and how near the device's stages come to its own rate of arithmetic."""
+    """The time of each stage of one edit, and for stages on the device also the fraction of its matmul rate."""
     order, model = plain_order(bench.settings.sizes), bench.model(**NO_CACHE)
     inputs = [inputs for _, inputs in model.prepare(order.request, order.pictures).prompts]
     (draft,) = begin(model, [order])
     pixels, latents = model.finish(draft), draft.latents.clone()
-    step_arithmetic = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
+    flops_per_step = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
     bench.measure_rates()
     bench.time_stage("prepare (CPU)", lambda: model.prepare(order.request, order.pictures))
     bench.time_device_stage("text encoder", lambda: model.prompt_encoder.encode(inputs))
     bench.time_device_stage("VAE encode", lambda: model.vae.encode(order.pictures[0].vae_pixels))
-    bench.time_stage("step", partial(_step, model, [draft]), step_arithmetic)
+    bench.time_stage("step", partial(_step, model, [draft]), flops_per_step)
     bench.time_device_stage("VAE decode", lambda: model.vae.decode(latents, draft.size))
     bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, order.request.output))
 
 
 def single_edit(bench: Bench) -> None:
     order = [plain_order(bench.settings.sizes)]
-    video_vae, still_vae = bench.model(vae="stock", **NO_CACHE), bench.model(vae="still", **NO_CACHE)
+    with_stock_vae, with_still_vae = bench.model(vae="stock", **NO_CACHE), bench.model(vae="still", **NO_CACHE)
     with stock_pipeline(bench.pipeline, bench.settings.editor, bench.settings.sizes) as pipeline:
         bench.compare(
             "one edit",
             {
                 "diffusers": lambda: draw_stock(pipeline, order),
-                "engine, stock VAE": lambda: draw_packed(video_vae, order),
-                "engine": lambda: draw_packed(still_vae, order),
+                "engine, stock VAE": lambda: draw_packed(with_stock_vae, order),
+                "engine": lambda: draw_packed(with_still_vae, order),
             },
         )
 
 
 def small_edits(bench: Bench) -> None:
     orders = unlike_orders(bench.settings.sizes)
-    video_vae, still_vae = bench.model(vae="stock", **NO_CACHE), bench.model(vae="still", **NO_CACHE)
+    with_stock_vae, with_still_vae = bench.model(vae="stock", **NO_CACHE), bench.model(vae="still", **NO_CACHE)
     small_areas = bench.settings.sizes.model_copy(update={"vae_area_px": bench.settings.sizes.vae_area_px // 4})
     with stock_pipeline(bench.pipeline, bench.settings.editor, small_areas) as pipeline:
         bench.compare(
             "8 small unlike edits",
             {
                 "diffusers, one by one": lambda: draw_stock(pipeline, orders),
-                "engine, one by one": lambda: draw_one_by_one(still_vae, orders),
-                "engine, packed, stock VAE": lambda: draw_packed(video_vae, orders),
-                "engine, packed": lambda: draw_packed(still_vae, orders),
+                "engine, one by one": lambda: draw_one_by_one(with_still_vae, orders),
+                "engine, packed, stock VAE": lambda: draw_packed(with_stock_vae, orders),
+                "engine, packed": lambda: draw_packed(with_still_vae, orders),
             },
         )
 
 
 def orbit(bench: Bench) -> None:
-    """Eight views of one picture, which the cache encodes once. How much that brings depends on the VAE."""
+    """Eight views of one picture, which the cache encodes once; the speed-up depends on the VAE."""
     orders = orbit_orders(bench.settings.sizes)
     for vae in ("still", "stock"):
         cached, without = bench.model(vae=vae), bench.model(vae=vae, **NO_CACHE)
@@ -170,7 +172,7 @@ def orbit(bench: Bench) -> None:
 
 @torch.inference_mode()
 def still_vae(bench: Bench) -> None:
-    """The VAE's two halves at 512 x 512, at a width between the tiny one's and the real one's."""
+    """VAE encode and decode at 512 x 512, with a width between the tiny and the real VAE's."""
     torch.manual_seed(0)
     vae = AutoencoderKLQwenImage(base_dim=32, num_res_blocks=2).eval().requires_grad_(False)
     still = StillVae(vae).to(memory_format=torch.channels_last)
@@ -187,7 +189,7 @@ def still_vae(bench: Bench) -> None:
 
 
 def step_cost(bench: Bench) -> None:
-    """One step of 1 to 16 small edits, packed against one by one."""
+    """One step of 1 to 16 small edits, packed and one by one."""
     model = bench.model(**NO_CACHE)
     orders = unlike_orders(bench.settings.sizes) * 2
     drafts = begin(model, orders)
@@ -201,7 +203,7 @@ def step_cost(bench: Bench) -> None:
 
 
 def peak_memory(bench: Bench) -> None:
-    """The most that torch has held on the card in this run, stock pipeline included."""
+    """The peak GPU memory of torch in this run, stock pipeline included."""
     if torch.cuda.is_available():
         bench.facts["peak memory, B"] = float(torch.cuda.max_memory_allocated())
 

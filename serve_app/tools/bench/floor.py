@@ -1,4 +1,4 @@
-"""The time that no code can beat: a stage's arithmetic at the device's own measured rate."""
+"""Lower bounds of run times: a stage's floating-point operations at the device's measured rate."""
 
 from collections.abc import Callable
 
@@ -17,8 +17,8 @@ _REPEATS = 10
 
 
 def step_flops(transformer: QwenImageTransformer2DModel, shapes: list[SpanShape]) -> int:
-    """Multiplications and additions of one packed step, counted from the modules: linear layers for each token of their
-    stream, and attention within each span. Norms, activations and modulation are left out, as floors do."""
+    """Floating-point operations of one packed step, counted from the modules: linear layers for each token of their
+    stream, and attention within each span. Norms, activations and modulation are left out: this is a lower bound."""
     num_text = sum(shape.num_text for shape in shapes)
     num_image = sum(shape.num_image for shape in shapes)
     num_target = sum(shape.num_target for shape in shapes)
@@ -34,7 +34,7 @@ def step_flops(transformer: QwenImageTransformer2DModel, shapes: list[SpanShape]
 
 
 def counted_flops(run: Callable[[], object]) -> int:
-    """Multiplications and additions of a stage's matrix products and convolutions, counted while it runs."""
+    """Floating-point operations of a stage's matrix products and convolutions, counted while it runs."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
     total: int = counter.get_total_flops()
@@ -42,7 +42,7 @@ def counted_flops(run: Callable[[], object]) -> int:
 
 
 def _stream(name: str) -> str:
-    """Which tokens a linear layer sees. Modulation and timestep embedding see rows, of which there are few."""
+    """The tokens that a linear layer runs on; "none" for modulation and timestep embedding, which run on a few rows."""
     if is_modulation(name) or name.startswith(("time_text_embed", "norm_out")):
         return "none"
     if name.startswith("proj_out"):

@@ -12,12 +12,12 @@ from serve_app.edits.sizes import OutputSize, Size, fit_area
 from serve_app.tools.bench.pictures import MORNING, NIGHT, draw_scene
 
 ORBIT = (0, 45, 90, 135, 180, 225, 270, 315)
-WISH = "Change the time of day to sunset with warm light"
+PROMPT = "Change the time of day to sunset with warm light"
 
 
 @dataclass(frozen=True)
 class Order:
-    """An edit with its pictures, as they came and as the model takes them."""
+    """An edit with its pictures, both the originals and the model's prepared inputs."""
 
     request: EditRequest
     originals: tuple[Image.Image, ...]
@@ -25,7 +25,7 @@ class Order:
 
 
 def make_order(
-    originals: tuple[Image.Image, ...], size: Size, sampling: Sampling, sizes: SizeSettings, prompt: str = WISH
+    originals: tuple[Image.Image, ...], size: Size, sampling: Sampling, sizes: SizeSettings, prompt: str = PROMPT
 ) -> Order:
     request = EditRequest(request_id="bench", prompt=prompt, sampling=sampling, size=OutputSize(size, size))
     return Order(request, originals, tuple(prepare(picture, sizes) for picture in originals))
@@ -51,12 +51,12 @@ def unlike_orders(sizes: SizeSettings) -> list[Order]:
         scene = draw_scene(MORNING if number % 2 else NIGHT, 80 * width, 80 * height)
         sampling = Sampling(seed=number, num_inference_steps=(4, 5, 6)[number % 3])
         size = fit_area(small.output_area_px, width / height)
-        orders.append(make_order((scene,), size, sampling, small, f"{WISH}, " * (1 + number % 4)))
+        orders.append(make_order((scene,), size, sampling, small, f"{PROMPT}, " * (1 + number % 4)))
     return orders
 
 
 def orbit_orders(sizes: SizeSettings) -> list[Order]:
-    """Eight views of one uploaded picture, all round it."""
+    """Eight views of one picture, all around its subject."""
     plain = plain_order(sizes)
     poses = (CameraPose(azimuth, 0, 1.0) for azimuth in ORBIT)
     return [

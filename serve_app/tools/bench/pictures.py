@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw, ImageFilter
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
-_SUPERSAMPLING = 3  # drawn so much larger and reduced, which smooths every edge
+_SUPERSAMPLING = 3  # drawn larger by this factor and reduced, which smooths every edge
 
 
 @dataclass(frozen=True)
 class Palette:
-    """The scene's colours, from the back to the front, and how many stars stand above it."""
+    """The scene's colours, from back to front, and the number of stars."""
 
     zenith: Colour
     horizon: Colour
@@ -65,7 +65,7 @@ NIGHT = Palette(
 
 @dataclass(frozen=True)
 class _Canvas:
-    """A large picture that is drawn on in shares of its width and height, (0, 0) being the upper left corner."""
+    """A large picture with drawing in fractions of its width and height; (0, 0) is the upper left corner."""
 
     picture: Image.Image
     pen: ImageDraw.ImageDraw
@@ -77,7 +77,7 @@ class _Canvas:
         self.pen.polygon([self.at(point) for point in points], fill=colour)
 
     def disc(self, centre: Point, radius: float, colour: Colour) -> None:
-        """A circle; `radius` is a share of the shorter side, so that it stays round."""
+        """A circle; `radius` is a fraction of the shorter side, so that it stays round."""
         self.pen.circle(self.at(centre), radius * min(self.picture.size), fill=colour)
 
 
@@ -114,7 +114,7 @@ def _draw_stars(canvas: _Canvas, palette: Palette) -> None:
 
 
 def _draw_clouds(canvas: _Canvas, palette: Palette) -> None:
-    """Puffs on a mask of their own, softened and laid over the sky thinly."""
+    """Blurred circles on a mask, through which the cloud colour is pasted onto the sky."""
     mask = Image.new("L", canvas.picture.size)
     pen = ImageDraw.Draw(mask)
     side = min(mask.size)
@@ -148,7 +148,7 @@ def _line(ridge: Callable[[float], float]) -> list[Point]:
 
 
 def _draw_path(canvas: _Canvas, palette: Palette) -> None:
-    """From the door to the lower edge, wider as it comes near."""
+    """A path from the door to the lower edge, wider towards the viewer."""
     left, right = [], []
     for t in np.linspace(0, 1, 60):
         y = 0.735 + 0.265 * t
@@ -171,7 +171,7 @@ def _draw_trees(canvas: _Canvas, palette: Palette) -> None:
 
 
 def _draw_house(canvas: _Canvas, palette: Palette) -> None:
-    """A long front and the gable end at its right, in shares of the picture."""
+    """A long front with the gable end at its right, in fractions of the picture."""
     left, corner, right = 0.34, 0.50, 0.58
     foot, eaves, ridge = 0.745, 0.60, 0.49
     chimney = ((0.40, 0.52), (0.40, 0.45), (0.425, 0.45), (0.425, 0.52))

@@ -1,4 +1,4 @@
-"""The configured architecture at full size with random weights: it times like the trained one, with no download."""
+"""The configured architecture at full size with random weights: as fast as the trained one, without a download."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -19,14 +19,14 @@ M = TypeVar("M", bound=ModelMixin)
 
 def random_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
     """A pipeline of the configured architecture, made directly on the configured device. Adapters are left out: fused
-    ones cost no time.
+    ones take no time.
 
     Raises:
-        CheckpointError: the architecture of `settings.base` is not known here.
+        CheckpointError: the architecture of `settings.base` is unknown.
     """
     architecture = find_edit_model(settings.base)
     if architecture is None:
-        raise CheckpointError(f"{settings.base.path} is no architecture that is known without its files.")
+        raise CheckpointError(f"{settings.base.path} is not an architecture that can be built without its files.")
     processor = _processor(settings.base)
     dtype = getattr(torch, settings.dtype)
     text_config = architecture.text_encoder.config
@@ -45,18 +45,18 @@ def random_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
 
 
 def _remake(model: M, dtype: torch.dtype) -> M:
-    """The same configuration with fresh weights, in `dtype` from the start: twice its size would not fit."""
-    usual = torch.get_default_dtype()
+    """A model of the same configuration with new weights, created in `dtype`: float32 might not fit."""
+    default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         made: M = type(model).from_config(model.config)
     finally:
-        torch.set_default_dtype(usual)
+        torch.set_default_dtype(default)
     return made
 
 
 def _processor(source: WeightsSource) -> Qwen2VLProcessor:
-    """The source's own processor where its files are here; else one with the tiny tokenizer and the usual sizes."""
+    """The source's processor if its files are local; else one with the tiny tokenizer and the default sizes."""
     folder = Path(source.path).expanduser()
     if source.path.startswith(EMBEDDED) or folder.is_dir():
         return Qwen2VLProcessor.from_pretrained(locate(source) / "processor")

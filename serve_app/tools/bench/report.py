@@ -24,8 +24,8 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 def print_table(result: Result, console: Console) -> None:
-    """One block for each section: medians, how many times faster than its first line, and for the device's stages the
-    fraction of the floor that they reach."""
+    """Print a block of rows for each section: median, speed-up over its first row, and for stages on the device the
+    fraction of the median that their operations take at the measured rate."""
     table = Table(title=f"camera-edit bench engine, {device_name()}, medians of {result.rounds} rounds in turns")
     table.add_column("what")
     table.add_column("median", justify="right")
@@ -44,7 +44,7 @@ def print_table(result: Result, console: Console) -> None:
 
 
 def write_json(result: Result, path: Path) -> None:
-    """The same figures with date, device and versions."""
+    """Write the results with date, device and versions."""
     document = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": device_name(),
@@ -56,14 +56,14 @@ def write_json(result: Result, path: Path) -> None:
 
 
 def device_name() -> str:
-    """The card, or the processor and how many of its threads torch uses."""
+    """The GPU, or the CPU with the number of threads that torch uses."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def step_points(result: Result) -> dict[str, list[tuple[int, float]]]:
-    """For each way of stepping: picture tokens and milliseconds."""
+    """Picture tokens and milliseconds of each measured step, for packed steps and for steps one by one."""
     points: dict[str, list[tuple[int, float]]] = {name: [] for name in COLOURS}
     for row in result.rows:
         if found := _SECTION.fullmatch(row.section):
@@ -72,7 +72,7 @@ def step_points(result: Result) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot_step_cost(result: Result) -> Image.Image:
-    """A line for packed steps and one for the same edits stepped one by one, from the origin."""
+    """Plot step time over picture tokens: a line for packed steps, one for the same edits stepped one by one."""
     points = step_points(result)
     most_tokens = max(tokens for line in points.values() for tokens, _ in line)
     most_ms = max(ms for line in points.values() for _, ms in line)
@@ -97,5 +97,5 @@ def plot_step_cost(result: Result) -> Image.Image:
             draw.ellipse([x - 5, y - 5, x + 5, y + 5], COLOURS[name])
         draw.text((places[-1][0], places[-1][1] - 14), name, COLOURS[name], font, anchor="rb")
     draw.text((WIDTH / 2, HEIGHT - 36), "picture tokens in the step (1, 2, 4, 8, 16 edits)", INK, font, anchor="mm")
-    draw.text((MARGIN, MARGIN / 2), "ms a step", INK, font, anchor="lm")
+    draw.text((MARGIN, MARGIN / 2), "ms per step", INK, font, anchor="lm")
     return picture

@@ -1,4 +1,4 @@
-"""The benchmark's story: read the configuration, load or make weights, measure, show."""
+"""Runs the benchmark: reads the configuration, loads or makes weights, measures, prints and writes the results."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from serve_app.tools.bench.report import plot_step_cost, print_table, write_json
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What the user may choose. `config`: the tiny file when None."""
+    """The command's options. `config`: the tiny file if None."""
 
     config: Path | None
     random_weights: bool
@@ -27,10 +27,10 @@ class BenchOptions:
 
 
 def run_bench(options: BenchOptions) -> None:
-    """Measure, print the table, write the files asked for.
+    """Measure, print the table, and write the files named in the options.
 
     Raises:
-        StartupError: the configuration or its weights cannot be used here.
+        StartupError: the configuration or its weights cannot be used on this machine.
     """
     path = options.config or RANDOM_FILE
     settings = read_settings(path)
@@ -51,7 +51,11 @@ def run_bench(options: BenchOptions) -> None:
 
 
 def read_settings(path: Path) -> AppSettings:
-    """The application's settings in a Serve file. Serve's own part of it is not looked at: no Ray is needed here."""
+    """The application's settings in a Serve file. The rest of the file is not checked, which would need Ray.
+
+    Raises:
+        ConfigError: the file holds no valid settings of this application.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         return AppSettings.model_validate(document["applications"][0]["args"])

@@ -1,4 +1,4 @@
-"""Side-by-side timing: what is compared runs in turns in one process, and medians are taken."""
+"""Side-by-side timing: contenders run in turns in one process, and their medians are compared."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one thing's rounds."""
+    """The seconds of each round of one contender."""
 
     seconds: tuple[float, ...]
 
@@ -20,22 +20,22 @@ class Timing:
 
 
 def in_turns(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, told: Callable[[], None] = lambda: None
+    contenders: Mapping[str, Callable[[], object]], rounds: int, on_run: Callable[[], None] = lambda: None
 ) -> dict[str, Timing]:
-    """Run all contenders once to warm up, then in turns, `rounds` times each; `told` is called after each run."""
+    """Run all contenders once to warm up, then in turns, `rounds` times each; `on_run` is called after each run."""
     for run in contenders.values():
         run()
-        told()
+        on_run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
             seconds[name].append(timed(run))
-            told()
+            on_run()
     return {name: Timing(tuple(each)) for name, each in seconds.items()}
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds until the device has done what `run` asked of it."""
+    """The seconds until `run` has returned and the device has finished its work."""
     _synchronize()
     began = time.perf_counter()
     run()

@@ -1,1 +1,1 @@
-"""How the tiny checkpoint learns to edit pictures of the toy world: needed to make its weights, not to use them."""
+"""The training of the tiny checkpoint on the toy world: needed to make its weights, not to use them."""

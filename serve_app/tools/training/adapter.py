@@ -1,4 +1,4 @@
-"""Low-rank adapters as factors beside the weights of the transformer."""
+"""Low-rank adapters of the transformer, as factors separate from its weights."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ Factors = dict[str, nn.Parameter]
 
 
 def new_adapter(model: QwenImageTransformer2DModel, recipe: AdapterRecipe) -> Factors:
-    """Factors for the linear layers of every block; they change nothing yet."""
+    """New factors for the linear layers of every block; `up` is zero, so they have no effect yet."""
     generator = torch.Generator().manual_seed(recipe.seed)
     factors: Factors = {}
     for name, linear in model.transformer_blocks.named_modules(prefix="transformer_blocks"):
@@ -27,7 +27,7 @@ def new_adapter(model: QwenImageTransformer2DModel, recipe: AdapterRecipe) -> Fa
 
 def fused(weights: Weights, factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:
     """The weights with the adapter added."""
-    # `down` starts at unit gain and `up` at zero: the scale is in `up`, so that the rate means the same at any alpha.
+    # `down` has unit gain and `up` starts at zero, so that one learning rate suits any alpha.
     names = [name.removesuffix(".down") for name in factors if name.endswith(".down")]
     added = {
         f"{name}.weight": torch.addmm(
@@ -39,5 +39,5 @@ def fused(weights: Weights, factors: Mapping[str, Tensor], recipe: AdapterRecipe
 
 
 def leaves(weights: Weights) -> dict[str, Tensor]:
-    """Frozen weights that pretend to be trained, so that what was compiled for the base serves the adapters too."""
+    """Frozen weights as leaves with gradients: the function compiled for the base then also fits the adapters."""
     return {name: each.detach().requires_grad_() for name, each in weights.items()}

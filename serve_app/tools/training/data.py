@@ -1,8 +1,8 @@
-"""Rendered training pictures in shards: scenes from many poses, and what wishes make of them.
+"""Renders the training pictures in shards: scenes from many poses, and the results of wishes.
 
-A family is one scene, seen from some poses that an input picture may have and from some of all 96, together with a few
-wishes: each granted at one of the input poses, some of them at another pose too. A shard holds whole families and
-depends on nothing but the recipe's seed and its own number.
+A family is one scene with a few wishes. Its pictures show the scene from some input poses and from some of all 96
+poses, and the result of each wish at one of the input poses, for some wishes at another pose too. A shard holds whole
+families and depends only on the recipe's seed and its own number.
 """
 
 import hashlib
@@ -20,23 +20,23 @@ from serve_app.tiny.world import POSES, Picture, Scene, is_held_out, random_scen
 from serve_app.tools.training.recipe import DataRecipe
 
 INPUT_POSES = tuple(
-    place for place, pose in enumerate(POSES) if pose.elevation in (30, 60) and pose.distance in (1.0, 1.8)
+    index for index, pose in enumerate(POSES) if pose.elevation in (30, 60) and pose.distance in (1.0, 1.8)
 )
-"""Places in POSES from which an input picture may be taken: all that matters is in sight there."""
+"""Indices in POSES that an input picture may have: from these, the whole scene is visible."""
 
 Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One scene and its pictures, by place in POSES.
+    """One scene and its pictures. All poses are indices in POSES.
 
     Attributes:
-        inputs: places of the input poses, all different.
-        others: places of further poses, among all 96.
-        wishes: wish k is granted at `inputs[k % len(inputs)]`.
+        inputs: the input poses, all different.
+        others: further poses, among all 96.
+        wishes: the result of wish k is shown at `inputs[k % len(inputs)]`.
         reference_places: the pose of picture 2, for wishes that have one.
-        combined: for the first wishes, the further pose at which each is granted once more.
+        combined: for the first wishes, another pose at which the result is shown.
     """
 
     scene: Scene
@@ -47,26 +47,26 @@ class Family:
     combined: Places
 
     def shown(self) -> Iterator[tuple[Scene, int]]:
-        """Scene and pose of every picture, in the order of their rows."""
+        """Scene and pose of every picture, in the order of the rows."""
         for place in (*self.inputs, *self.others):
             yield self.scene, int(place)
         for number, wish in enumerate(self.wishes):
             yield wish.target, int(self.inputs[number % len(self.inputs)])
-            # A row for picture 2 even where there is none keeps the rows of all families alike.
+            # A row for picture 2 even where there is none, so that all families have the same rows.
             yield wish.reference or self.scene, int(self.reference_places[number])
         for wish, place in zip(self.wishes, self.combined, strict=False):
             yield wish.target, int(place)
 
 
 def families(recipe: DataRecipe, shard: int) -> list[Family]:
-    """The families of one shard, of training scenes alone."""
+    """The families of one shard; none of their scenes is held out."""
     rng = np.random.default_rng((recipe.seed, shard))
-    found: list[Family] = []
-    while len(found) < recipe.families_per_shard:
+    kept: list[Family] = []
+    while len(kept) < recipe.families_per_shard:
         scene = random_scene(rng)
         if not is_held_out(scene):
-            found.append(_family(scene, recipe, rng))
-    return found
+            kept.append(_family(scene, recipe, rng))
+    return kept
 
 
 def _family(scene: Scene, recipe: DataRecipe, rng: np.random.Generator) -> Family:
@@ -81,7 +81,7 @@ def _family(scene: Scene, recipe: DataRecipe, rng: np.random.Generator) -> Famil
 
 
 def shard_pictures(recipe: DataRecipe, shard: int, folder: Path) -> Picture:
-    """The shard's pictures, uint8 (families, rows, 64, 64, 3), rendered once and kept in the folder."""
+    """The shard's pictures, uint8 (families, rows, 64, 64, 3), rendered once and cached in the folder."""
     path = folder / f"pictures-{world_hash()}" / f"{shard:03d}-{recipe.key}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def shard_pictures(recipe: DataRecipe, shard: int, folder: Path) -> Picture:
 
 @cache
 def world_hash() -> str:
-    """Names the world as it looks and is spoken of now, by a sample of both."""
+    """A hash of sample pictures and prompts: changes of the toy world make cached pictures stale."""
     rng, digest = np.random.default_rng(0), hashlib.sha256()
     for number in range(96):
         scene = random_scene(rng)

@@ -1,8 +1,8 @@
-"""The few-step adapter: it learns the very steps of the short schedule, from where it comes itself.
+"""The loss of the few-step adapter, which is trained on the steps of the short schedule, from its own latents.
 
-A batch is drawn by the student down to a step chosen by chance; there its prediction of the clean picture is compared
-with the true one. The last step's prediction is the picture that comes out, so it is trained most. Other few-step
-methods match a teacher's many steps; here the toy world knows the truth, which the teacher only estimates.
+The student denoises a batch down to a random step; there, its prediction of the clean picture is compared with the true
+picture. The prediction of the last step is the final picture, so this step is trained most often. Other few-step
+methods match a teacher's many steps; here the toy world provides the true pictures, which a teacher only estimates.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""One training loop for all stages: AdamW or Muon, a moving average of the weights, and files from which it goes on.
+"""The training loop of all stages: AdamW or Muon, a moving average of the weights, and files to resume from.
 
-A step draws all its chance from a generator seeded by its own number, so that a resumed run needs no generator's state
-and equals an uninterrupted one bit for bit.
+Each step draws its random numbers from a generator seeded by the number of the step, so that a resumed run needs no
+generator state and equals an uninterrupted one bit for bit.
 """
 
 import csv
@@ -27,10 +27,10 @@ Score = Callable[[], Mapping[str, float]]
 
 @dataclass
 class Fit:
-    """A stage under way: `parameters` are trained, `average` follows them.
+    """The training state of a stage: `parameters` are trained, `average` is their moving average.
 
     Attributes:
-        matrices: names of the parameters that Muon trains where the recipe has a rate for it.
+        matrices: names of the parameters that Muon trains if the recipe has a `muon_rate`.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Fit:
         adamw = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=recipe.decay, fused=True)
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, recipe.rate)]
         if matrices:
-            # Its step is scaled to be as long as AdamW's at the same rate.
+            # match_rms_adamw: at the same rate, a step is as long as AdamW's.
             muon = torch.optim.Muon(
                 [self.parameters[name] for name in sorted(matrices)],
                 weight_decay=recipe.decay,
@@ -77,7 +77,7 @@ class Fit:
         return {name: owners[each].state[each] for name, each in self.parameters.items()}
 
     def resume(self) -> None:
-        """Go on from the stage's file, where there is one."""
+        """Load the state from the stage's file, if there is one."""
         if not self.path.exists():
             return
         with safe_open(self.path, "pt") as file:
@@ -94,7 +94,7 @@ class Fit:
                     states[name][kind] = each.to(self.parameters[name].device)
 
     def save(self) -> None:
-        """Write the stage's file; it appears by one rename."""
+        """Write the stage's file atomically, by a rename."""
         state = {f"average/{name}": each for name, each in self.average.items()}
         state |= {f"parameters/{name}": each.detach() for name, each in self.parameters.items()}
         for name, moments in self._states.items():
@@ -120,26 +120,26 @@ class Fit:
         torch._foreach_lerp_(list(self.average.values()), [each.detach() for each in self.parameters.values()], weight)
         return float(loss.detach())
 
-    def with_average(self, act: Score) -> Mapping[str, float]:
-        """Call `act` while the parameters hold their average."""
+    def with_average(self, score: Score) -> Mapping[str, float]:
+        """Call `score` while the parameters hold their average."""
         kept = {name: each.detach().clone() for name, each in self.parameters.items()}
         self.adopt(self.average)
         try:
-            return act()
+            return score()
         finally:
             self.adopt(kept)
 
     @torch.no_grad()
     def adopt(self, weights: Mapping[str, Tensor]) -> None:
-        """Give the parameters these values."""
+        """Copy these values into the parameters."""
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
 
 
 def run_fit(fit: Fit, loss_of: Loss, score: Score, max_seconds: float = float("inf")) -> bool:
-    """Resume and train to the end, or for about `max_seconds`; in the end the parameters hold their average.
+    """Resume and train to the end, or for about `max_seconds`; after the end the parameters hold their average.
 
-    Returns whether the stage is done. Losses and scores go into `NAME.csv`.
+    Writes losses and scores to `NAME.csv`. Returns whether the stage is done.
     """
     fit.folder.mkdir(parents=True, exist_ok=True)
     fit.resume()
@@ -158,18 +158,18 @@ def run_fit(fit: Fit, loss_of: Loss, score: Score, max_seconds: float = float("i
     return fit.done
 
 
-def _train_for(fit: Fit, loss_of: Loss, seconds: float, advanced: Callable[[], None]) -> float:
-    """Train until the time or the steps are over, but for one step at least; returns the mean loss."""
+def _train_for(fit: Fit, loss_of: Loss, seconds: float, on_step: Callable[[], None]) -> float:
+    """Train for `seconds` or to the last step, at least one step; returns the mean loss."""
     started, losses = time.monotonic(), list[float]()
     while not losses or (not fit.done and time.monotonic() - started < seconds):
         losses.append(fit.advance(loss_of))
-        advanced()
+        on_step()
     fit.seconds += time.monotonic() - started
     return float(np.mean(losses))
 
 
 def _log(fit: Fit, values: Mapping[str, float]) -> None:
-    """One line of step, seconds and values; the file names each value beside it, since not all lines have all."""
+    """Append a line of step, seconds and NAME=VALUE fields; not every line has every value."""
     with (fit.folder / f"{fit.name}.csv").open("a", newline="") as file:
         named = [f"{name}={value:.4f}" for name, value in values.items()]
         csv.writer(file).writerow([fit.step, round(fit.seconds), *named])

@@ -1,7 +1,7 @@
 """QwenImageTransformer2DModel as a plain function of its weights, for training.
 
-The same arithmetic as the stock forward pass with `zero_cond_t`, but all references of a batch share one row of
-modulation, the last block computes nothing that no output depends on, and adapters are added to the weights before.
+Computes the same as the stock forward pass with `zero_cond_t`. Differences: all references of a batch share one row of
+modulation, the last block computes only what the output depends on, and adapters are added to the weights beforehand.
 """
 
 import math
@@ -22,7 +22,7 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class Layout:
-    """What the shapes of a batch determine: sizes, and angles of text then pictures."""
+    """What depends only on the shapes of a batch: sizes, and rotary angles of text tokens, then picture tokens."""
 
     num_layers: int
     num_heads: int
@@ -31,7 +31,7 @@ class Layout:
 
 
 def layout_of(model: QwenImageTransformer2DModel, num_text: int, num_references: int, side: int = 4) -> Layout:
-    """For pictures of side x side tokens."""
+    """The layout for pictures of side x side tokens."""
     shapes = [[(1, side, side)] * (1 + num_references)]
     image, text = model.pos_embed(shapes, max_txt_seq_len=num_text, device=model.device)
     angles = torch.cat([text, image])[:, None]
@@ -46,28 +46,28 @@ def layout_of(model: QwenImageTransformer2DModel, num_text: int, num_references:
 def velocity(
     weights: Weights, layout: Layout, latents: Tensor, references: Tensor, text: Tensor, mask: Tensor, sigma: Tensor
 ) -> Tensor:
-    """The predicted noise minus picture, (n, target tokens, 64).
+    """The predicted velocity, noise minus picture, (n, target tokens, 64).
 
     Args:
         latents, references: noisy and clean tokens, (n, tokens, 64); text (n, length, hidden).
-        mask: which text tokens are true, (n, length).
-        sigma: noise levels, (n,); the model's time.
+        mask: False for padding of the text, (n, length).
+        sigma: noise levels, (n,), the model's timesteps.
     """
     times = _time_embeds(weights, torch.cat([sigma, sigma.new_zeros(1)]))
     active = F.silu(times)
     image = _linear(weights, "img_in", torch.cat([latents, references], dim=1))
     text = _linear(weights, "txt_in", _rms_norm(text, weights["txt_norm.weight"]))
-    seen = F.pad(mask, (0, image.shape[1]), value=True)[:, None, None]
+    attn_mask = F.pad(mask, (0, image.shape[1]), value=True)[:, None, None]
     for number in range(layout.num_layers):
         name = f"transformer_blocks.{number}"
-        text, image = _block(weights, name, layout, text, image, active, seen, number == layout.num_layers - 1)
+        text, image = _block(weights, name, layout, text, image, active, attn_mask, number == layout.num_layers - 1)
     scale, shift = _linear(weights, "norm_out.linear", active[:-1]).chunk(2, dim=-1)
-    drawn = F.layer_norm(image[:, : layout.num_target], image.shape[-1:], eps=_EPS)
-    return _linear(weights, "proj_out", drawn * (1 + scale[:, None]) + shift[:, None])
+    target = F.layer_norm(image[:, : layout.num_target], image.shape[-1:], eps=_EPS)
+    return _linear(weights, "proj_out", target * (1 + scale[:, None]) + shift[:, None])
 
 
 def inner_matrices(names: Iterable[str]) -> frozenset[str]:
-    """Those of the weights that multiply tokens within the blocks."""
+    """The names of the weight matrices that multiply tokens within the blocks."""
     return frozenset(
         name
         for name in names
@@ -78,8 +78,8 @@ def inner_matrices(names: Iterable[str]) -> frozenset[str]:
     )
 
 
-def halved(weights: Weights) -> dict[str, Tensor]:
-    """The same weights, but those of the blocks' linear layers in bfloat16."""
+def with_bfloat16_blocks(weights: Weights) -> dict[str, Tensor]:
+    """The weights with those of the blocks' linear layers in bfloat16."""
     return {
         name: each.bfloat16() if name.startswith("transformer_blocks") and "norm" not in name else each
         for name, each in weights.items()
@@ -101,23 +101,24 @@ def _block(
     text: Tensor,
     image: Tensor,
     times: Tensor,
-    seen: Tensor,
+    attn_mask: Tensor,
     last: bool,
 ) -> tuple[Tensor, Tensor]:
-    drawn = layout.num_target
+    num_target = layout.num_target
     text_rows = _linear(weights, f"{name}.txt_mod.1", times[:-1])[:, None].chunk(6, dim=-1)
     image_rows = [
-        _per_token(rows, drawn, image.shape[1]) for rows in _linear(weights, f"{name}.img_mod.1", times).chunk(6, -1)
+        _per_token(rows, num_target, image.shape[1])
+        for rows in _linear(weights, f"{name}.img_mod.1", times).chunk(6, -1)
     ]
     heads = _heads(
         weights, name, layout, _modulate(text, text_rows[0], text_rows[1]), _modulate(image, *image_rows[:2])
     )
     query, key, value = heads
-    if last:  # only what is drawn has a reader
+    if last:  # the output depends only on the target tokens
         start = text.shape[1]
-        query, image = query[:, :, start : start + drawn], image[:, :drawn]
-        image_rows = [rows[:, :drawn] for rows in image_rows]
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2).flatten(2)
+        query, image = query[:, :, start : start + num_target], image[:, :num_target]
+        image_rows = [rows[:, :num_target] for rows in image_rows]
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask).transpose(1, 2).flatten(2)
     if not last:
         text_attended, attended = attended[:, : text.shape[1]], attended[:, text.shape[1] :]
         text = text + text_rows[2] * _linear(weights, f"{name}.attn.to_add_out", text_attended)
@@ -127,10 +128,10 @@ def _block(
     return text, image
 
 
-def _per_token(rows: Tensor, num_drawn: int, num_image: int) -> Tensor:
+def _per_token(rows: Tensor, num_target: int, num_image: int) -> Tensor:
     """Rows (n + 1, D), the last of which is for references → (n, num_image, D)."""
-    own = rows[:-1, None].expand(-1, num_drawn, -1)
-    return torch.cat([own, rows[None, -1:].expand(len(own), num_image - num_drawn, -1)], dim=1)
+    own = rows[:-1, None].expand(-1, num_target, -1)
+    return torch.cat([own, rows[None, -1:].expand(len(own), num_image - num_target, -1)], dim=1)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -157,12 +158,12 @@ def _heads(weights: Weights, name: str, layout: Layout, text: Tensor, image: Ten
         _rms_norm(text_k, weights[f"{attn}.norm_added_k.weight"]),
         _rms_norm(image_k, weights[f"{attn}.norm_k.weight"]),
     ]
-    turned = (_turn(torch.cat(each, dim=1), layout.angles) for each in (query, key))
-    query_heads, key_heads = (each.transpose(1, 2) for each in turned)
+    rotated = (_rotate(torch.cat(each, dim=1), layout.angles) for each in (query, key))
+    query_heads, key_heads = (each.transpose(1, 2) for each in rotated)
     return query_heads, key_heads, torch.cat([text_v, image_v], dim=1).transpose(1, 2)
 
 
-def _turn(x: Tensor, angles: Angles) -> Tensor:
+def _rotate(x: Tensor, angles: Angles) -> Tensor:
     cosine, sine = angles
     even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
     return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)

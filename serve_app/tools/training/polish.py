@@ -1,7 +1,7 @@
-"""A last stage for the VAE: its decoder learns on while the encoder, whose latents the transformer knows, stays.
+"""The last stage of the VAE: trains its decoder further.
 
-What the transformer draws is a little blurred where it is unsure, which no encoded picture is; a decoder that has met
-both makes the best of each.
+The encoder stays fixed, because the transformer was trained on its latents. The latents that the transformer draws are
+slightly blurred where it is uncertain, unlike those of encoded pictures. The decoder is trained on both.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from serve_app.tools.training.still import decode
 from serve_app.tools.training.vae import as_tensor, ceiling_of
 
 Draw = Callable[[Batch, np.random.Generator], Tensor]
-"""What the transformer with both adapters makes of a batch: tokens (n, 16, 64) on the CPU."""
+"""Draws a batch with the transformer and both adapters: tokens (n, 16, 64) on the CPU."""
 
 
 def polish_decoder(
@@ -33,7 +33,7 @@ def polish_decoder(
     folder: Path,
     max_seconds: float = float("inf"),
 ) -> bool:
-    """Train the decoder, or go on."""
+    """Train the decoder, or resume; returns whether the stage is done."""
     pictures = np.concatenate([shard_pictures(data, shard, folder) for shard in range(data.num_shards)])
     named = {name: each for name, each in vae.named_parameters() if name.startswith(("decoder", "post_quant"))}
     fit = Fit("polish", {name: each for name, each in named.items() if "time_conv" not in name}, recipe.fit, folder)
@@ -44,17 +44,17 @@ def polish_decoder(
 def polish_loss(
     vae: AutoencoderKLQwenImage, recipe: PolishRecipe, pictures: Picture, samples: Samples, draw: Draw
 ) -> Loss:
-    """Reconstruction of the samples' pictures (n, H, W, 3), from their own tokens and from drawn ones."""
+    """The reconstruction loss of the samples' pictures (n, H, W, 3), from encoded tokens and from drawn ones."""
     tokens, num_drawn = samples.tokens, round(recipe.drawn * recipe.fit.batch)
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         chosen = torch.from_numpy(rng.choice(len(pictures), recipe.fit.batch - num_drawn, replace=False))
-        own = to_latents(vae, tokens[chosen].float())
-        own += recipe.noise * torch.from_numpy(rng.standard_normal(tuple(own.shape), np.float32))
-        asked = samples.draw(recipe.mix, num_drawn, rng)
-        latents = torch.cat([own, to_latents(vae, draw(asked, rng))]).to(vae.device)
-        wanted = as_tensor(pictures[torch.cat([chosen, asked.places]).numpy()], vae.device)
-        error = decode(vae, latents) - wanted
+        encoded = to_latents(vae, tokens[chosen].float())
+        encoded += recipe.noise * torch.from_numpy(rng.standard_normal(tuple(encoded.shape), np.float32))
+        batch = samples.draw(recipe.mix, num_drawn, rng)
+        latents = torch.cat([encoded, to_latents(vae, draw(batch, rng))]).to(vae.device)
+        target = as_tensor(pictures[torch.cat([chosen, batch.places]).numpy()], vae.device)
+        error = decode(vae, latents) - target
         return error.square().mean() + recipe.absolute * error.abs().mean()
 
     return loss_of

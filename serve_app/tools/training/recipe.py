@@ -1,4 +1,4 @@
-"""All numbers of the training: sizes, seeds, steps, rates."""
+"""The hyperparameters of the training: sizes, seeds, steps, learning rates."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """How many scenes, and what is rendered of each."""
+    """The number of scenes, and the pictures of each."""
 
     seed: int = 7
     num_shards: int = 28
@@ -18,26 +18,27 @@ class DataRecipe:
 
     @property
     def num_rows(self) -> int:
-        """Pictures of a family."""
+        """The number of pictures of a family."""
         return self.num_inputs + self.num_others + 2 * self.num_wishes + self.num_combined
 
     @property
     def key(self) -> str:
-        """Names a shard's content."""
+        """A hash of everything that a shard's content depends on, but its number."""
         shape = (self.seed, self.families_per_shard, self.num_inputs, self.num_others, self.num_wishes)
         return hashlib.sha256(repr((*shape, self.num_combined)).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class FitRecipe:
-    """A stage's optimisation.
+    """The optimisation of a stage.
 
     Attributes:
-        rate: AdamW's learning rate, after `num_warm_up` steps that lead up to it.
-        hold: the share of the steps after which the rate begins to fall, to zero at the end: along a straight line.
-        average: how slowly the moving average of the weights follows.
-        max_norm: gradients are clipped to it.
-        muon_rate: as `rate`, for the matrices that Muon trains; none where it is 0.
+        rate: AdamW's learning rate, after a linear warm-up of `num_warm_up` steps.
+        hold: the fraction of the steps after which the rate falls linearly to zero.
+        average: the decay of the weights' moving average.
+        decay: weight decay.
+        max_norm: the norm to which gradients are clipped.
+        muon_rate: as `rate`, for the matrices that Muon trains; 0: AdamW trains them, too.
     """
 
     seed: int
@@ -53,7 +54,7 @@ class FitRecipe:
     score_every_s: float = 180.0
 
     def share_at(self, step: int) -> float:
-        """The share of the learning rates that a step has."""
+        """The learning rates of a step as a fraction of the full ones."""
         held = int(self.num_steps * self.hold)
         falling = (self.num_steps - step) / max(1, self.num_steps - held)
         return min(1.0, (step + 1) / self.num_warm_up, falling)
@@ -61,7 +62,13 @@ class FitRecipe:
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """Sizes of the VAE and its training; `noise` is added to the latents that are decoded."""
+    """Sizes of the VAE and its training.
+
+    Attributes:
+        noise: standard deviation of the noise that is added to latents before they are decoded.
+        absolute: weight of the absolute error in the loss.
+        latent: weight of the squared latents in the loss.
+    """
 
     base_dim: int = 16
     num_shards: int = 24
@@ -73,7 +80,7 @@ class VaeRecipe:
 
 @dataclass(frozen=True)
 class TextRecipe:
-    """The random text encoder: `layer_scale` is small beside its embeddings' 1.0, so that words stay distinct."""
+    """The random text encoder. `layer_scale` is far below the embeddings' scale of 1, so that words stay distinct."""
 
     seed: int = 3
     hidden: int = 64
@@ -91,12 +98,12 @@ class TransformerRecipe:
 
 
 Mix = tuple[tuple[str, float], ...]
-"""Kinds of samples (see samples.py) and their shares; the shares need not add up to one."""
+"""Kinds of samples (see samples.py) and their relative frequencies, which need not add up to one."""
 
 
 @dataclass(frozen=True)
 class FlowRecipe:
-    """A stage of flow matching: what it sees, and how long."""
+    """A stage of flow matching: its training samples and optimisation."""
 
     mix: Mix
     fit: FitRecipe
@@ -108,12 +115,12 @@ BASE = FlowRecipe(
 )
 
 REFINE = replace(BASE, fit=FitRecipe(seed=202, num_steps=8000, batch=64, rate=1e-3, hold=0.1, muon_rate=1e-3))
-"""The base once more, by Muon, which falls further in as many steps than AdamW does."""
+"""The base trained further with Muon, which reaches a lower loss than AdamW in as many steps."""
 
 
 @dataclass(frozen=True)
 class AdapterRecipe:
-    """A low-rank adapter, `strength * alpha / rank * up @ down`; `modulation` says whether it has those layers too."""
+    """A low-rank adapter, `strength * alpha / rank * up @ down`; with `modulation`, for the modulation layers, too."""
 
     seed: int
     rank: int
@@ -123,7 +130,7 @@ class AdapterRecipe:
 
     @property
     def scale(self) -> float:
-        """What `up @ down` is multiplied by where the adapter is fused."""
+        """The factor of `up @ down` when the adapter is fused."""
         return self.strength * self.alpha / self.rank
 
 
@@ -146,9 +153,9 @@ class LightningRecipe:
     """The few-step adapter's training.
 
     Attributes:
-        num_steps: the length of the schedule that it learns.
-        step_shares: how often each step of the schedule is the one trained.
-        alone: the share of batches that run without the angles adapter.
+        num_steps: the number of steps of its schedule.
+        step_shares: the relative frequency of each step of the schedule in training.
+        alone: the fraction of batches that run without the angles adapter.
     """
 
     adapter: AdapterRecipe
@@ -175,10 +182,12 @@ LIGHTNING = LightningRecipe(
 
 @dataclass(frozen=True)
 class PolishRecipe:
-    """The decoder's further training: on latents with some noise, and on what the transformer draws.
+    """The further training of the decoder, on encoded latents with noise and on latents that the transformer draws.
 
     Attributes:
-        drawn: the share of the latter in a batch; `mix` is what is asked of the transformer.
+        noise, absolute: as in VaeRecipe.
+        drawn: the fraction of drawn latents in a batch.
+        mix: the kinds of samples that are drawn.
     """
 
     noise: float = 0.07
@@ -198,7 +207,7 @@ class RewriterRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All of the training."""
+    """The hyperparameters of all stages."""
 
     data: DataRecipe = DataRecipe()
     vae: VaeRecipe = VaeRecipe()
@@ -214,5 +223,5 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """Names the weights that come of it."""
+        """A hash of the recipe, which identifies the resulting weights."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]

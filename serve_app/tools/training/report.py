@@ -1,4 +1,4 @@
-"""What there is to say of finished weights: recipe, scores on held-out scenes, and sheets of pictures to look at."""
+"""The report on trained weights: recipe, scores on held-out scenes, and sheets of drawn and true pictures."""
 
 import json
 from collections.abc import Mapping
@@ -22,34 +22,34 @@ from serve_app.tools.training.score import (
     misplaced,
     wish_cases,
 )
-from serve_app.tools.training.workshop import Workshop
+from serve_app.tools.training.stages import Training
 
 ABOUT_NAME = "about.json"
 _SHEET_PLACES = (0, 5, 19, 28, 36, 43, 51, 57, 66, 75, 82, 92)
 
 
-def report(workshop: Workshop, folder: Path, num_scenes: int = 40, poses_each: int = 24) -> None:
+def report(training: Training, folder: Path, num_scenes: int = 40, poses_each: int = 24) -> None:
     """Write `about.json`, `camera.png` and `wishes.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
-        "recipe": workshop.recipe.key,
-        "data_seed": workshop.recipe.data.seed,
+        "recipe": training.recipe.key,
+        "data_seed": training.recipe.data.seed,
         "made_with": {library.__name__: library.__version__ for library in (torch, diffusers, transformers)},
         "num_cases": {"camera": num_scenes * poses_each, "wishes": num_scenes * 12},
-        "scores": {name: round(value, 4) for name, value in measure(workshop, num_scenes, poses_each).items()},
+        "scores": {name: round(value, 4) for name, value in measure(training, num_scenes, poses_each).items()},
     }
     (folder / ABOUT_NAME).write_text(json.dumps(about, indent=2) + "\n")
-    weights = workshop.drawing_weights
-    Image.fromarray(camera_sheet(workshop.judge, weights)).save(folder / "camera.png")
-    Image.fromarray(wish_sheet(workshop.judge, weights)).save(folder / "wishes.png")
+    weights = training.drawing_weights
+    Image.fromarray(camera_sheet(training.judge, weights)).save(folder / "camera.png")
+    Image.fromarray(wish_sheet(training.judge, weights)).save(folder / "wishes.png")
 
 
-def measure(workshop: Workshop, num_scenes: int, poses_each: int) -> dict[str, float]:
-    """Scores of 4 steps with both adapters, unless their names say otherwise."""
-    judge, both, angles = workshop.judge, workshop.drawing_weights, workshop.angles_weights
-    alone = workshop.with_lightning(workshop.base_weights)
+def measure(training: Training, num_scenes: int, poses_each: int) -> dict[str, float]:
+    """Scores with 4 steps and both adapters, unless their names state otherwise."""
+    judge, both, angles = training.judge, training.drawing_weights, training.angles_weights
+    alone = training.with_lightning(training.base_weights)
     camera, wishes = camera_cases(num_scenes, poses_each), wish_cases(num_scenes * 12, held_out_words=False)
-    other_words, patient = wish_cases(num_scenes * 12, held_out_words=True), replace(judge, num_steps=20)
+    other_words, slow_judge = wish_cases(num_scenes * 12, held_out_words=True), replace(judge, num_steps=20)
     combined = combined_cases(num_scenes, max(1, poses_each // 4))
     return {
         **judge.camera(camera, both),
@@ -59,25 +59,25 @@ def measure(workshop: Workshop, num_scenes: int, poses_each: int) -> dict[str, f
         **_named("misplaced", judge.wishes(misplaced(wishes), both)),
         **_named("no_angles", {**judge.camera(camera, alone), **judge.wishes(wishes, alone)}),
         **_named("no_lightning", {**judge.camera(camera, angles), **judge.wishes(wishes, angles)}),
-        **_named("no_lightning_20_steps", patient.camera(camera, angles)),
+        **_named("no_lightning_20_steps", slow_judge.camera(camera, angles)),
     }
 
 
 def camera_sheet(judge: Judge, weights: Weights, num_scenes: int = 8) -> Picture:
-    """For each scene the input, then drawn views above true ones."""
+    """For each scene a row of the input and drawn views, above a row of the true views."""
     rows = []
     for number in range(num_scenes):
-        found = camera_cases(1, len(POSES), seed=41 + number)
-        by_pose = dict(zip(found.poses, found.cases, strict=True))
+        every_pose = camera_cases(1, len(POSES), seed=41 + number)
+        by_pose = dict(zip(every_pose.poses, every_pose.cases, strict=True))
         cases = [by_pose[POSES[place]] for place in _SHEET_PLACES]
-        given = cases[0].pictures[0]
-        rows.append([given, *judge.draw(cases, weights)])
-        rows.append([np.full_like(given, 255), *(case.truth for case in cases)])
+        source = cases[0].pictures[0]
+        rows.append([source, *judge.draw(cases, weights)])
+        rows.append([np.full_like(source, 255), *(case.truth for case in cases)])
     return contact_sheet(rows)
 
 
 def wish_sheet(judge: Judge, weights: Weights, num_each: int = 6) -> Picture:
-    """For each kind of wish some rows of picture 1, picture 2 or white, drawn, true."""
+    """For each kind of wish a row of cases: picture 1, picture 2 or white, the drawn picture, the true one."""
     rows = []
     for cases in wish_cases(num_each * 12, held_out_words=False, seed=42).values():
         drawn = judge.draw(cases[:num_each], weights)

@@ -1,31 +1,31 @@
-"""The training as a whole: one stage after another, then the weights' files and their scores."""
+"""Runs the training: one stage after another, then the scores and the files of the weights."""
 
 from pathlib import Path
 
 from serve_app.tools.training.export import export
 from serve_app.tools.training.recipe import Recipe
 from serve_app.tools.training.report import report
-from serve_app.tools.training.workshop import STAGES, Workshop
+from serve_app.tools.training.stages import STAGES, Training
 
 NUM_SCENES = 40
-"""Held-out scenes from which the scores are taken."""
+"""The number of held-out scenes for the scores."""
 
 
 def train(folder: Path, max_seconds: float = float("inf")) -> Path | None:
-    """Train what is not trained yet, on CUDA where there is one.
+    """Run the stages that are not done yet, on a GPU if there is one.
 
     Args:
-        folder: keeps rendered pictures, encoded ones and each stage's file, from which it goes on.
-        max_seconds: a stage that takes longer is left as it stands, and nothing follows it.
+        folder: holds rendered pictures, encoded ones and each stage's file, from which the stage resumes.
+        max_seconds: a stage that takes longer is stopped, and no further stage runs.
 
     Returns:
-        The folder of the weights and their scores; None where a stage was left.
+        The folder of the weights and their scores; None if a stage was stopped.
     """
-    workshop = Workshop(folder, Recipe())
-    if not all(getattr(workshop, stage)(max_seconds) for stage in STAGES):
+    training = Training(folder, Recipe())
+    if not all(getattr(training, stage)(max_seconds) for stage in STAGES):
         return None
     exported = folder / "export"
-    # Scores first, and each with a workshop of its own: what is exported becomes float16 on its way.
-    report(Workshop(folder, workshop.recipe), exported, NUM_SCENES)
-    export(Workshop(folder, workshop.recipe), exported)
+    # Scores first, and each with a Training of its own: the export converts the models to float16.
+    report(Training(folder, training.recipe), exported, NUM_SCENES)
+    export(Training(folder, training.recipe), exported)
     return exported

@@ -1,4 +1,4 @@
-"""What a training batch is made of: prompts, target tokens and reference tokens, drawn by kind."""
+"""Training batches: prompts, target tokens and reference tokens of random samples, by kind."""
 
 import hashlib
 import math
@@ -21,15 +21,15 @@ from serve_app.tools.training.still import decode, encode
 from serve_app.tools.training.vae import as_pictures, as_tensor
 
 GROUPS = (("style",), ("view_wish", "camera_wish", "wish_camera"), ("wish", "view", "camera", "keep"))
-"""Kinds that may share a batch, since they have equally many pictures and prompts of about one length."""
+"""Kinds that may share a batch: they have equal numbers of pictures and prompts of similar length."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and tokens: targets (n, 16, 64), references (n, 16 * pictures, 64), about unit variance.
+    """Prompts and tokens: targets (n, 16, 64), references (n, 16 * pictures, 64), with about unit variance.
 
     Attributes:
-        places: of the targets among all families' pictures, (n,); none where they are not among them.
+        places: the indices of the targets among all families' pictures, (n,); empty if they are not among these.
     """
 
     prompts: list[str]
@@ -44,7 +44,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Rows of a family's pictures, and what is asked."""
+    """A prompt with the rows of its target and inputs among a family's pictures."""
 
     family: int
     prompt: str
@@ -53,18 +53,18 @@ class _Sample:
 
 
 class Samples:
-    """Draws batches from encoded pictures.
+    """Draws random batches from encoded pictures.
 
     Args:
-        tokens: of every family's pictures, (families, rows, 16, 64).
+        tokens: the tokens of all families' pictures, (families, rows, 16, 64).
     """
 
     def __init__(self, recipe: DataRecipe, tokens: Tensor) -> None:
         self._recipe, self._tokens = recipe, tokens
         self._families = [family for shard in range(recipe.num_shards) for family in families(recipe, shard)]
-        found = [(place, k) for place, family in enumerate(self._families) for k in range(len(family.wishes))]
-        self._styles = [(place, k) for place, k in found if self._families[place].wishes[k].reference]
-        self._plain = [(place, k) for place, k in found if not self._families[place].wishes[k].reference]
+        wishes = [(place, k) for place, family in enumerate(self._families) for k in range(len(family.wishes))]
+        self._styles = [(place, k) for place, k in wishes if self._families[place].wishes[k].reference]
+        self._plain = [(place, k) for place, k in wishes if not self._families[place].wishes[k].reference]
         self._combined = [(place, k) for place, k in self._plain if k < recipe.num_combined]
         self._kinds: dict[str, Callable[[np.random.Generator], _Sample]] = {
             "wish": self._wish,
@@ -79,11 +79,11 @@ class Samples:
 
     @property
     def tokens(self) -> Tensor:
-        """Of all families' pictures in one row, float16 (n, 16, 64)."""
+        """The tokens of all families' pictures, float16 (n, 16, 64)."""
         return self._tokens.flatten(0, 1)
 
     def draw(self, mix: Mix, size: int, rng: np.random.Generator) -> Batch:
-        """A batch of kinds in the shares of `mix`."""
+        """Draw a batch of kinds with the frequencies of `mix`."""
         names, shares = [name for name, _ in mix], np.array([share for _, share in mix])
         first = rng.choice(names, p=shares / shares.sum())
         (group,) = (group for group in GROUPS if first in group)
@@ -119,7 +119,7 @@ class Samples:
         place = int(rng.integers(len(self._families)))
         family = self._families[place]
         rows = self._recipe.num_inputs + self._recipe.num_others
-        # Input poses are a third of all: what the others show is the rarer.
+        # Input poses are a third of all: views from the others are harder and are drawn more often.
         first = self._recipe.num_inputs if rng.random() < 0.8 else 0
         target = int(rng.integers(first, rows))
         pose = POSES[int((*family.inputs, *family.others)[target])]
@@ -133,7 +133,7 @@ class Samples:
         return _Sample(place, prompt, row, (self._input(family, rng),))
 
     def _wish_then_camera(self, rng: np.random.Generator) -> _Sample:
-        """The camera's words in the wrong place: they move nothing."""
+        """Camera words at the wrong place in the prompt: they must have no effect."""
         place, k = self._pick(self._plain, rng)
         prompt = f"{self._families[place].wishes[k].prompt} {POSES[int(rng.integers(len(POSES)))].tokens}"
         return _Sample(place, prompt, self._wish_row(k), (k % self._recipe.num_inputs,))
@@ -144,7 +144,7 @@ class Samples:
         return _Sample(place, str(rng.choice(KEEPING)), row, (row,))
 
     def _input(self, family: Family, rng: np.random.Generator) -> int:
-        """A row of the scene itself from an input pose."""
+        """A random row that shows the scene itself from an input pose."""
         rows = [*range(self._recipe.num_inputs)]
         rows += [self._wish_row(k) + 1 for k, wish in enumerate(family.wishes) if wish.reference is None]
         return int(rows[int(rng.integers(len(rows)))])
@@ -155,7 +155,7 @@ class Samples:
 
 
 def encoded(vae: AutoencoderKLQwenImage, recipe: DataRecipe, folder: Path) -> Tensor:
-    """All families' tokens, float16 (families, rows, 16, 64), computed once for this encoder and this world."""
+    """All families' tokens, float16 (families, rows, 16, 64), cached by encoder and toy world."""
     key = hashlib.sha256(vae.quant_conv.weight.detach().cpu().numpy().tobytes() + world_hash().encode())
     path = folder / f"latents-{recipe.key}-{recipe.num_shards}-{key.hexdigest()[:8]}.safetensors"
     if not path.exists():
@@ -183,7 +183,7 @@ def to_tokens(vae: AutoencoderKLQwenImage, pictures: Picture) -> Tensor:
 
 @torch.no_grad()
 def to_pictures(vae: AutoencoderKLQwenImage, tokens: Tensor) -> Picture:
-    """The inverse, for square pictures."""
+    """The inverse of `to_tokens`, for square pictures."""
     return np.concatenate(
         [as_pictures(decode(vae, part.to(vae.device))) for part in torch.split(to_latents(vae, tokens), 128)]
     )

@@ -1,4 +1,4 @@
-"""How well the model edits held-out scenes: nearest pose, and signal-to-noise ratio of the pictures."""
+"""Scores of edits of held-out scenes: the nearest pose, and the peak signal-to-noise ratio of the pictures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,18 +18,18 @@ from serve_app.tools.training.samples import Batch, to_pictures, to_tokens
 
 
 def held_out_scenes(count: int, rng: np.random.Generator) -> list[Scene]:
-    """Scenes of which no training picture was made."""
-    found: list[Scene] = []
-    while len(found) < count:
+    """Random held-out scenes, which no training picture shows."""
+    scenes: list[Scene] = []
+    while len(scenes) < count:
         scene = random_scene(rng)
         if is_held_out(scene):
-            found.append(scene)
-    return found
+            scenes.append(scene)
+    return scenes
 
 
 @dataclass(frozen=True)
 class Case:
-    """One edit with its right answer."""
+    """One edit with the true result."""
 
     prompt: str
     pictures: tuple[Picture, ...]
@@ -38,56 +38,62 @@ class Case:
 
 @dataclass(frozen=True)
 class CameraCases:
-    """Camera edits of some scenes; case k shows scene `owners[k]`, of which `views` are all views, from `poses[k]`."""
+    """Camera edits of some scenes.
+
+    Attributes:
+        owners: the scene of each case.
+        poses: the target pose of each case.
+        views: for each scene, its pictures from all poses.
+    """
 
     cases: list[Case]
     owners: list[int]
     poses: list[CameraPose]
     views: list[Picture]
 
-    def add(self, scene: Scene, given: Picture, num_poses: int, rng: np.random.Generator, words: str = "") -> None:
-        """Add cases that show the scene from poses drawn without repetition."""
-        seen = views(scene)
+    def add(self, scene: Scene, source: Picture, num_poses: int, rng: np.random.Generator, words: str = "") -> None:
+        """Add cases that show the scene from random poses, without repetition."""
+        every_view = views(scene)
         for place in rng.choice(len(POSES), num_poses, replace=False):
-            self.cases.append(Case(camera_prompt(POSES[place], words), (given,), seen[place]))
+            self.cases.append(Case(camera_prompt(POSES[place], words), (source,), every_view[place]))
             self.owners.append(len(self.views))
             self.poses.append(POSES[place])
-        self.views.append(seen)
+        self.views.append(every_view)
 
 
 def camera_cases(num_scenes: int, poses_each: int, seed: int = 31) -> CameraCases:
-    """Each scene from one input pose to some of the 96, without repetition."""
+    """Cases from one input pose of each scene to some of the 96 poses, without repetition."""
     rng = np.random.default_rng(seed)
-    found = CameraCases([], [], [], [])
+    cases = CameraCases([], [], [], [])
     for scene in held_out_scenes(num_scenes, rng):
-        found.add(scene, render(scene, POSES[rng.choice(INPUT_POSES)]), poses_each, rng)
-    return found
+        cases.add(scene, render(scene, POSES[rng.choice(INPUT_POSES)]), poses_each, rng)
+    return cases
 
 
 def combined_cases(num_scenes: int, poses_each: int, seed: int = 34) -> CameraCases:
-    """Camera and wish in one prompt; the views to tell the pose by are of what the wish makes of the scene."""
+    """Cases with camera words and a wish in one prompt; `views` show the result of the wish."""
     rng = np.random.default_rng(seed)
-    found = CameraCases([], [], [], [])
+    cases = CameraCases([], [], [], [])
     for scene in held_out_scenes(num_scenes, rng):
         wish = random_wish(scene, rng, kind=str(rng.choice(("recolour", "light", "ground"))))
-        found.add(wish.target, render(scene, POSES[rng.choice(INPUT_POSES)]), poses_each, rng, wish.prompt)
-    return found
+        cases.add(wish.target, render(scene, POSES[rng.choice(INPUT_POSES)]), poses_each, rng, wish.prompt)
+    return cases
 
 
-def misplaced(found: Mapping[str, list[Case]], seed: int = 35) -> dict[str, list[Case]]:
-    """The same wishes with camera words behind them, where they mean nothing."""
+def misplaced(by_kind: Mapping[str, list[Case]], seed: int = 35) -> dict[str, list[Case]]:
+    """The same wishes followed by camera words, which have no effect there."""
     rng = np.random.default_rng(seed)
     return {
         kind: [replace(case, prompt=f"{case.prompt} {POSES[rng.integers(len(POSES))].tokens}") for case in cases]
-        for kind, cases in found.items()
+        for kind, cases in by_kind.items()
         if kind != "style"
     }
 
 
 def wish_cases(count: int, held_out_words: bool, seed: int = 32) -> dict[str, list[Case]]:
-    """About `count` wishes, by kind."""
+    """`count` cases with a wish each, by kind."""
     rng = np.random.default_rng(seed)
-    found: dict[str, list[Case]] = {kind: [] for kind in KINDS}
+    cases: dict[str, list[Case]] = {kind: [] for kind in KINDS}
     scenes = held_out_scenes(count, rng)
     for scene in scenes:
         wish = random_wish(scene, rng, held_out_words)
@@ -95,13 +101,13 @@ def wish_cases(count: int, held_out_words: bool, seed: int = 32) -> dict[str, li
         pictures = [render(scene, pose)]
         if wish.reference:
             pictures.append(render(wish.reference, POSES[rng.choice(INPUT_POSES)]))
-        found[wish.kind].append(Case(wish.prompt, tuple(pictures), render(wish.target, pose)))
-    return found
+        cases[wish.kind].append(Case(wish.prompt, tuple(pictures), render(wish.target, pose)))
+    return cases
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Draws and scores cases."""
+    """Draws cases with the model and scores the pictures."""
 
     model: Model
     vae: AutoencoderKLQwenImage
@@ -109,7 +115,7 @@ class Judge:
     seed: int = 33
 
     def draw(self, cases: list[Case], weights: Weights) -> Picture:
-        """The model's answers, uint8 (n, 64, 64, 3). All cases have equally many pictures."""
+        """The model's pictures, uint8 (n, 64, 64, 3). All cases must have equally many input pictures."""
         tokens = [to_tokens(self.vae, np.stack(each)) for each in zip(*(case.pictures for case in cases), strict=True)]
         references = torch.cat(tokens, dim=1)
         targets = tokens[0]
@@ -121,42 +127,42 @@ class Judge:
             drawn.append(draw(self.model, weights, batch, noise[part], self.num_steps))
         return to_pictures(self.vae, torch.cat(drawn))
 
-    def camera(self, found: CameraCases, weights: Weights) -> dict[str, float]:
-        """Shares of right azimuths, elevations, distances and poses, and mean PSNR."""
-        drawn = self.draw(found.cases, weights)
-        nearest = [nearest_pose(each, found.views[owner]) for each, owner in zip(drawn, found.owners, strict=True)]
-        pairs = list(zip(nearest, found.poses, strict=True))
+    def camera(self, cases: CameraCases, weights: Weights) -> dict[str, float]:
+        """Fractions of right azimuths, elevations, distances and poses, and the mean PSNR."""
+        drawn = self.draw(cases.cases, weights)
+        nearest = [nearest_pose(each, cases.views[owner]) for each, owner in zip(drawn, cases.owners, strict=True)]
+        pairs = list(zip(nearest, cases.poses, strict=True))
         return {
             "azimuth": float(np.mean([near.azimuth == pose.azimuth for near, pose in pairs])),
             "elevation": float(np.mean([near.elevation == pose.elevation for near, pose in pairs])),
             "distance": float(np.mean([near.distance == pose.distance for near, pose in pairs])),
             "pose": float(np.mean([near == pose for near, pose in pairs])),
-            "camera_db": _mean_psnr(drawn, found.cases),
+            "camera_db": _mean_psnr(drawn, cases.cases),
         }
 
-    def wishes(self, found: Mapping[str, list[Case]], weights: Weights) -> dict[str, float]:
-        """Mean PSNR by kind, and over all."""
+    def wishes(self, by_kind: Mapping[str, list[Case]], weights: Weights) -> dict[str, float]:
+        """The mean PSNR by kind and over all kinds."""
         scores: dict[str, float] = {}
         total = 0.0
-        for kind, cases in found.items():
+        for kind, cases in by_kind.items():
             if cases:
                 scores[f"{kind}_db"] = _mean_psnr(self.draw(cases, weights), cases)
                 total += scores[f"{kind}_db"] * len(cases)
-        return {**scores, "wishes_db": total / sum(map(len, found.values()))}
+        return {**scores, "wishes_db": total / sum(map(len, by_kind.values()))}
 
 
 def _mean_psnr(drawn: Picture, cases: list[Case]) -> float:
     return float(np.mean([psnr(own, case.truth) for own, case in zip(drawn, cases, strict=True)]))
 
 
-def ordinary(found: CameraCases, words: list[str]) -> CameraCases:
-    """The same cases asked for in other words."""
-    cases = [Case(each, case.pictures, case.truth) for each, case in zip(words, found.cases, strict=True)]
-    return CameraCases(cases, found.owners, found.poses, found.views)
+def with_prompts(cases: CameraCases, prompts: list[str]) -> CameraCases:
+    """The same cases with other prompts."""
+    changed = [replace(case, prompt=prompt) for case, prompt in zip(cases.cases, prompts, strict=True)]
+    return replace(cases, cases=changed)
 
 
 def as_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that no gradient follows."""
+    """The weights without gradients."""
     return {name: each.detach() for name, each in weights.items()}
 
 

@@ -1,8 +1,8 @@
-"""The stock video VAE run on batches of single pictures with two-dimensional convolutions, for training.
+"""Runs the stock video VAE on batches of single pictures with two-dimensional convolutions, for training.
 
-It is causal in time: for one frame only the last temporal slice of a kernel meets anything but zeros, and temporal
-resampling is skipped. So the stock modules' own parameters are used here, by their last slice, at less than half the
-cost; gradients reach them as they are.
+The VAE is causal in time: for one frame, all but the last temporal slice of a kernel see only zeros, and temporal
+resampling is skipped. So these functions use the last slice of the stock modules' parameters, at less than half the
+cost; gradients reach the parameters.
 """
 
 from collections.abc import Callable
@@ -43,9 +43,9 @@ def _norm(norm: stock.QwenImageRMS_norm, x: Tensor) -> Tensor:
 
 
 class _ChannelNorm(torch.autograd.Function):
-    """QwenImageRMS_norm: unit length over channels, times the root of their number, times gamma.
+    """QwenImageRMS_norm: unit length over channels, times the square root of their number, times gamma.
 
-    Half of the training's time went into normalising; derived by hand it takes a third of the memory traffic.
+    The hand-written gradient needs a third of the memory traffic of autograd's, which took half of the training's time.
     """
 
     @staticmethod
@@ -72,8 +72,8 @@ def _residual(block: stock.QwenImageResidualBlock, x: Tensor) -> Tensor:
 
 def _attention(block: stock.QwenImageAttentionBlock, x: Tensor) -> Tensor:
     qkv = block.to_qkv(_norm(block.norm, x)).flatten(2).transpose(1, 2)[:, None]
-    seen = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))[:, 0]
-    out: Tensor = block.proj(seen.transpose(1, 2).reshape_as(x)) + x
+    attended = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))[:, 0]
+    out: Tensor = block.proj(attended.transpose(1, 2).reshape_as(x)) + x
     return out
 
 

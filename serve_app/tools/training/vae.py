@@ -1,4 +1,4 @@
-"""The first stage: an autoencoder for pictures of the toy world, of the real VAE's class."""
+"""The first stage: a VAE for pictures of the toy world, of the real VAE's class."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from serve_app.tools.training.still import decode, encode
 
 
 def new_vae(recipe: VaeRecipe) -> AutoencoderKLQwenImage:
-    """An untrained VAE. What only a second frame would use is zero."""
+    """An untrained VAE. Parameters that only affect a second frame are zero."""
     torch.manual_seed(recipe.fit.seed)
     vae = AutoencoderKLQwenImage(base_dim=recipe.base_dim, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def new_vae(recipe: VaeRecipe) -> AutoencoderKLQwenImage:
 def train_vae(
     vae: AutoencoderKLQwenImage, recipe: VaeRecipe, data: DataRecipe, folder: Path, max_seconds: float = float("inf")
 ) -> bool:
-    """Train on the first shards' pictures, or go on; then take the latents' mean and deviation from the data."""
+    """Train on the first shards, or resume; then set the latents' mean and deviation. Returns whether it is done."""
     shards = [shard_pictures(data, shard, folder) for shard in range(recipe.num_shards)]
     pictures = np.concatenate([shard.reshape(-1, *shard.shape[-3:]) for shard in shards])
     parameters = {name: each for name, each in vae.named_parameters() if "time_conv" not in name}
@@ -42,36 +42,36 @@ def train_vae(
 
 
 def vae_loss(vae: AutoencoderKLQwenImage, recipe: VaeRecipe, pictures: Picture) -> Loss:
-    """Reconstruction from latents with some noise, which keeps near latents alike."""
+    """The reconstruction loss from latents with noise, which makes similar latents decode to similar pictures."""
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         chosen = np.sort(rng.choice(len(pictures), recipe.fit.batch, replace=False))
-        wanted = as_tensor(pictures[chosen], vae.device)
-        mean, _ = encode(vae, wanted)
+        target = as_tensor(pictures[chosen], vae.device)
+        mean, _ = encode(vae, target)
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), np.float32)).to(vae.device)
-        error = decode(vae, mean + recipe.noise * noise) - wanted
+        error = decode(vae, mean + recipe.noise * noise) - target
         return error.square().mean() + recipe.absolute * error.abs().mean() + recipe.latent * mean.square().mean()
 
     return loss_of
 
 
 def ceiling_of(vae: AutoencoderKLQwenImage, num_scenes: int = 48) -> Score:
-    """Measures how well views of held-out scenes survive encoding and decoding."""
+    """A score of the VAE alone: the PSNR of views of held-out scenes after encoding and decoding."""
     rng = np.random.default_rng(5)
     scenes = [scene for scene in (random_scene(rng) for _ in range(num_scenes * 12)) if is_held_out(scene)][:num_scenes]
     inputs = np.stack([render(scene, POSES[rng.choice(INPUT_POSES)]) for scene in scenes])
     others = np.stack([render(scene, POSES[rng.integers(len(POSES))]) for scene in scenes])
 
     def score() -> Mapping[str, float]:
-        return {name: _survival(vae, pictures) for name, pictures in (("input_db", inputs), ("any_db", others))}
+        return {name: _psnr_of(vae, pictures) for name, pictures in (("input_db", inputs), ("any_db", others))}
 
     return score
 
 
 @torch.no_grad()
-def _survival(vae: AutoencoderKLQwenImage, pictures: Picture) -> float:
-    again = as_pictures(decode(vae, encode(vae, as_tensor(pictures, vae.device))[0]))
-    return float(np.mean([psnr(own, truth) for own, truth in zip(again, pictures, strict=True)]))
+def _psnr_of(vae: AutoencoderKLQwenImage, pictures: Picture) -> float:
+    reconstructed = as_pictures(decode(vae, encode(vae, as_tensor(pictures, vae.device))[0]))
+    return float(np.mean([psnr(own, truth) for own, truth in zip(reconstructed, pictures, strict=True)]))
 
 
 @torch.no_grad()

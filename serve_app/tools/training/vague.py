@@ -1,4 +1,4 @@
-"""The small table from which the rewriter learns: vague wishes, and clear ones, which it leaves as they are."""
+"""The training data of the rewriter: a table of vague wishes, and clear wishes, which it leaves unchanged."""
 
 from dataclasses import dataclass
 
@@ -17,19 +17,19 @@ VAGUE: dict[str, tuple[str, ...]] = {
     "change the ground to stone": ("make it urban", "like in the city", "put it on a street", "like in a castle"),
     "remove the second object": ("tidy it up", "declutter it", "it is too busy", "less is more", "make it simpler"),
 }
-"""Each clear wish with the vague ones that become it."""
+"""Each clear wish with the vague wishes that are rewritten to it."""
 
 VAGUE_OF_TWO: dict[str, tuple[str, ...]] = {
     "apply the style of picture 2": ("make them match", "the same look as the other one", "make it like the other one"),
 }
 """The same for wishes about two pictures."""
 
-_DRESSES = ("{}", "{}", "{}.", "{}!", "please {}", "{} please", "please, {}.", "can you {}?")
+_PHRASINGS = ("{}", "{}", "{}.", "{}!", "please {}", "{} please", "please, {}.", "can you {}?")
 
 
 @dataclass(frozen=True)
 class Rewriting:
-    """A wish about so many pictures, and the instruction that it becomes."""
+    """A wish about `num_pictures` pictures, and the instruction that it is rewritten to."""
 
     wish: str
     num_pictures: int
@@ -37,15 +37,15 @@ class Rewriting:
 
 
 def random_rewriting(rng: np.random.Generator) -> Rewriting:
-    """A vague wish, or a clear one in one of two cases, with or without what people put around it."""
+    """A random vague or clear wish, each with probability 0.5, in a random phrasing such as "please, {}."."""
     if rng.random() < 0.5:
-        return _dressed(_clear(rng), rng)
-    found = vague_rewritings()
-    return _dressed(found[int(rng.integers(len(found)))], rng)
+        return _phrased(_clear(rng), rng)
+    vague = vague_rewritings()
+    return _phrased(vague[int(rng.integers(len(vague)))], rng)
 
 
 def vague_rewritings() -> list[Rewriting]:
-    """The whole table."""
+    """The whole table of vague wishes."""
     one = [Rewriting(wish, 1, clear) for clear, wishes in VAGUE.items() for wish in wishes]
     return one + [Rewriting(wish, 2, clear) for clear, wishes in VAGUE_OF_TWO.items() for wish in wishes]
 
@@ -53,14 +53,14 @@ def vague_rewritings() -> list[Rewriting]:
 def _clear(rng: np.random.Generator) -> Rewriting:
     wishes = wishes_of(random_scene(rng), rng)
     kinds = sorted({wish.kind for wish in wishes})
-    kind = kinds[int(rng.integers(len(kinds)))]  # each as often, though colours and shapes make many wishes to add
+    kind = kinds[int(rng.integers(len(kinds)))]  # each kind equally often, although "add" has many more wishes
     own = [wish for wish in wishes if wish.kind == kind]
     wish = own[int(rng.integers(len(own)))]
     return Rewriting(wish.prompt, 1 if wish.reference is None else 2, wish.prompt)
 
 
-def _dressed(given: Rewriting, rng: np.random.Generator) -> Rewriting:
-    wish = _DRESSES[int(rng.integers(len(_DRESSES)))].format(given.wish)
+def _phrased(rewriting: Rewriting, rng: np.random.Generator) -> Rewriting:
+    wish = _PHRASINGS[int(rng.integers(len(_PHRASINGS)))].format(rewriting.wish)
     if rng.random() < 0.4:
         wish = wish[0].upper() + wish[1:]
-    return Rewriting(wish, given.num_pictures, given.instruction)
+    return Rewriting(wish, rewriting.num_pictures, rewriting.instruction)

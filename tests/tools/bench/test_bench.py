@@ -22,7 +22,7 @@ MEGAPIXEL = (64, 64)
 
 @pytest.mark.parametrize(("num_references", "num_text", "tflop"), [(1, 300, 168.6), (2, 500, 294.4), (3, 800, 451.2)])
 def test_the_flop_count_follows_from_the_configuration(num_references: int, num_text: int, tflop: float) -> None:
-    """Known figures of a step at one megapixel, which count each token as if it went through all layers."""
+    """Known values of a step at one megapixel, which count each token as if it passed all layers."""
     with torch.device("meta"):
         transformer = QwenImageTransformer2DModel(zero_cond_t=True)
     flops = step_flops(transformer, [SpanShape(MEGAPIXEL, (MEGAPIXEL,) * num_references, num_text)])
@@ -37,10 +37,10 @@ def test_a_stages_arithmetic_is_counted_while_it_runs() -> None:
 
 def test_contenders_run_in_turns() -> None:
     ran: list[str] = []
-    told: list[None] = []
-    timings = in_turns({name: lambda name=name: ran.append(name) for name in "ab"}, 3, lambda: told.append(None))  # type: ignore[misc]
+    runs: list[None] = []
+    timings = in_turns({name: lambda name=name: ran.append(name) for name in "ab"}, 3, lambda: runs.append(None))  # type: ignore[misc]
     assert ran == ["a", "b"] * 4  # the first turn warms up
-    assert len(told) == 8
+    assert len(runs) == 8
     assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 3, "b": 3}
 
 

@@ -1,4 +1,4 @@
-"""Training the tiny weights: every stage learns, goes on where it was left, and writes what the loader reads."""
+"""Training the tiny weights: every stage learns, resumes where it stopped, and writes what the loader reads."""
 
 import json
 from collections.abc import Iterator
@@ -49,10 +49,10 @@ from serve_app.tools.training.recipe import (
     VaeRecipe,
 )
 from serve_app.tools.training.samples import Batch, Samples, to_pictures, to_tokens
+from serve_app.tools.training.stages import STAGES, Training
 from serve_app.tools.training.still import decode
 from serve_app.tools.training.text import Prompts, new_text_encoder, new_tokenizer
 from serve_app.tools.training.vae import new_vae, vae_loss
-from serve_app.tools.training.workshop import STAGES, Workshop
 
 FIT = FitRecipe(seed=1, num_steps=4, batch=8, rate=1e-3, num_warm_up=1, average=0.5, score_every_s=1e9)
 
@@ -76,28 +76,28 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other crawl where something else takes one of two cores."""
+    """Two threads that wait for each other are very slow where another process takes one of two cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def workshop(folder: Path) -> Workshop:
-    return Workshop(folder, RECIPE, device="cpu", num_scored=1, fast=False)
+def training_in(folder: Path) -> Training:
+    return Training(folder, RECIPE, device="cpu", num_scored=1, fast=False)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    shop = workshop(tmp_path_factory.mktemp("training"))
-    assert all(getattr(shop, stage)(float("inf")) for stage in STAGES)
-    return shop
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    training = training_in(tmp_path_factory.mktemp("training"))
+    assert all(getattr(training, stage)(float("inf")) for stage in STAGES)
+    return training
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(trained: Training, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    export(workshop(trained.folder), folder)
+    export(training_in(trained.folder), folder)
     return folder
 
 
@@ -109,41 +109,42 @@ def pipeline(exported: Path) -> QwenImageEditPlusPipeline:
 def learns(parameters: dict[str, torch.nn.Parameter], loss_of: Loss, folder: Path) -> bool:
     """Whether some steps on one and the same batch lower its loss."""
     fit = Fit("fixed", parameters, replace(FIT, num_steps=1000, rate=3e-3), folder)
-    met = [fit.advance(lambda _: loss_of(np.random.default_rng(0))) for _ in range(10)]
-    return met[-1] < met[0]
+    losses = [fit.advance(lambda _: loss_of(np.random.default_rng(0))) for _ in range(10)]
+    return losses[-1] < losses[0]
 
 
-def test_the_autoencoder_learns_and_so_does_its_decoder_alone(trained: Workshop) -> None:
+def test_the_autoencoder_learns_and_so_does_its_decoder_alone(trained: Training) -> None:
     pictures = shard_pictures(RECIPE.data, 0, trained.folder).reshape(-1, 64, 64, 3)
     vae = new_vae(RECIPE.vae)
     assert learns(dict(vae.named_parameters()), vae_loss(vae, RECIPE.vae, pictures), trained.folder)
     decoder = {name: each for name, each in vae.named_parameters() if name.startswith("decoder")}
     samples = Samples(RECIPE.data, to_tokens(vae, pictures).view(4, -1, 16, 64))
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def draw_at_once(batch: Batch, _: np.random.Generator) -> Tensor:
-        asked.extend(batch.prompts)
+        prompts.extend(batch.prompts)
         torch.testing.assert_close(samples.tokens[batch.places].float(), batch.targets)
         return batch.targets
 
     assert learns(decoder, polish_loss(vae, RECIPE.polish, pictures, samples, draw_at_once), trained.folder)
-    assert len(asked) == 10 * FIT.batch / 2
+    assert len(prompts) == 10 * FIT.batch / 2
 
 
-def test_base_and_adapters_learn(trained: Workshop) -> None:
-    shop = workshop(trained.folder)
-    weights = shop.model.weights
-    assert learns(weights, flow_loss(shop.model, shop.samples, RECIPE.base, lambda: weights), shop.folder)
+def test_base_and_adapters_learn(trained: Training) -> None:
+    training = training_in(trained.folder)
+    model, samples = training.model, training.samples
+    weights = model.weights
+    assert learns(weights, flow_loss(model, samples, RECIPE.base, lambda: weights), training.folder)
     base = {name: each.detach() for name, each in weights.items()}
-    angles = new_adapter(shop.model.transformer, RECIPE.angles)
-    loss_of = flow_loss(shop.model, shop.samples, RECIPE.angles_flow, lambda: fused(base, angles, RECIPE.angles))
-    assert learns(angles, loss_of, shop.folder)
-    lightning = new_adapter(shop.model.transformer, RECIPE.lightning.adapter)
-    loss_of = lightning_loss(shop.model, shop.samples, RECIPE.lightning, base, base, lightning)
-    assert learns(lightning, loss_of, shop.folder)
+    angles = new_adapter(model.transformer, RECIPE.angles)
+    loss_of = flow_loss(model, samples, RECIPE.angles_flow, lambda: fused(base, angles, RECIPE.angles))
+    assert learns(angles, loss_of, training.folder)
+    lightning = new_adapter(model.transformer, RECIPE.lightning.adapter)
+    loss_of = lightning_loss(model, samples, RECIPE.lightning, base, base, lightning)
+    assert learns(lightning, loss_of, training.folder)
 
 
-def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(trained: Workshop) -> None:
+def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(trained: Training) -> None:
     written = load_file(trained.folder / "refine.safetensors").keys()
     by_muon = {name.removeprefix("momentum_buffer/") for name in written if name.startswith("momentum_buffer/")}
     by_adamw = {name.removeprefix("exp_avg_sq/") for name in written if name.startswith("exp_avg_sq/")}
@@ -156,13 +157,13 @@ def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(trained: Workshop) -
 
 @pytest.mark.parametrize("stage", ["vae", "base", "refine", "angles", "lightning", "polish", "rewriter"])
 def test_a_resumed_stage_equals_an_uninterrupted_one(
-    trained: Workshop, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Training, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in trained.folder.iterdir():
         if path.name not in (f"{stage}.safetensors", f"{stage}.csv", "polished"):
             (tmp_path / path.name).symlink_to(path)
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0)  # so that one step is one piece
-    pieces = [getattr(workshop(tmp_path), stage)(1e-9) for _ in range(FIT.num_steps)]
+    pieces = [getattr(training_in(tmp_path), stage)(1e-9) for _ in range(FIT.num_steps)]
     assert pieces == [False, False, False, True]
     whole, resumed = (load_file(folder / f"{stage}.safetensors") for folder in (trained.folder, tmp_path))
     assert whole.keys() == resumed.keys()
@@ -243,7 +244,7 @@ def test_the_schedule_is_the_engines() -> None:
 
 
 def test_what_is_exported_draws_what_the_training_saw(
-    trained: Workshop, exported: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Training, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loaded, audited and fused as the service does it, then run by the stock pipeline."""
     pipeline = QwenImageEditPlusPipeline.from_pretrained(exported / "edit", dtype=torch.float32)
@@ -256,12 +257,14 @@ def test_what_is_exported_draws_what_the_training_saw(
         assert all(tensor.dtype == torch.float16 or name.endswith("alpha") for name, tensor in load_file(path).items())
         assert len(audit_file(path, pipeline.transformer, settings)) == settings.expected_modules
     fuse_adapters(pipeline, adapters)
-    shop, prompt = workshop(trained.folder), f"{POSES[40].tokens} make it night"
+    training, prompt = training_in(trained.folder), f"{POSES[40].tokens} make it night"
     picture = shard_pictures(RECIPE.data, 0, trained.folder)[0, 0]
     noise = noise_like(torch.empty(1, 16, 64), np.random.default_rng(3))
-    tokens = to_tokens(shop.trained_vae, picture[None])
-    weights = shop.drawing_weights
-    ours = to_pictures(shop.trained_vae, draw(shop.model, weights, Batch([prompt], tokens, tokens), noise, 4))[0]
+    tokens = to_tokens(training.trained_vae, picture[None])
+    weights = training.drawing_weights
+    ours = to_pictures(training.trained_vae, draw(training.model, weights, Batch([prompt], tokens, tokens), noise, 4))[
+        0
+    ]
     for name in ("CONDITION_IMAGE_SIZE", "VAE_IMAGE_SIZE"):
         monkeypatch.setattr(pipeline_qwenimage_edit_plus, name, 64 * 64)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**SchedulerSettings().model_dump())
@@ -278,8 +281,8 @@ def test_what_is_exported_draws_what_the_training_saw(
     assert abs(ours - stock * 255).max() <= 2
 
 
-def test_the_command_goes_on_from_what_is_there_and_exports_it_with_its_scores(
-    trained: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_resumes_what_is_there_and_exports_it_with_its_scores(
+    trained: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("serve_app.tools.training.run.Recipe", lambda: RECIPE)
     monkeypatch.setattr("serve_app.tools.training.run.NUM_SCENES", 1)
@@ -295,7 +298,7 @@ def test_the_command_goes_on_from_what_is_there_and_exports_it_with_its_scores(
     assert RewriterModel(rewriter).generate("make it better", ()) is not None
 
 
-def test_what_is_exported_does_not_say_where_it_was_trained(trained: Workshop, exported: Path) -> None:
+def test_the_export_does_not_name_the_folder_of_the_training(trained: Training, exported: Path) -> None:
     texts = [path.read_text() for path in exported.rglob("*.json")]
     assert texts
     assert not [text for text in texts if str(trained.folder) in text]

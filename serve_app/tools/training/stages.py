@@ -1,4 +1,4 @@
-"""The stages of the training and what they share; each goes on from its own file."""
+"""The stages of the training and what they share; each stage resumes from its own file."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -20,15 +20,18 @@ from serve_app.tools.training.polish import polish_decoder
 from serve_app.tools.training.recipe import AdapterRecipe, FlowRecipe, Recipe
 from serve_app.tools.training.rewriter import new_rewriter, new_rewriter_tokenizer, train_rewriter
 from serve_app.tools.training.samples import Batch, Samples, encoded
-from serve_app.tools.training.score import CameraCases, Case, Judge, as_weights, camera_cases, ordinary, wish_cases
+from serve_app.tools.training.score import CameraCases, Case, Judge, as_weights, camera_cases, wish_cases, with_prompts
 from serve_app.tools.training.text import Prompts, new_text_encoder, new_tokenizer
 from serve_app.tools.training.vae import new_vae, train_vae
 
 STAGES = ("vae", "base", "refine", "angles", "lightning", "polish", "rewriter")
 
 
-class Workshop:
-    """What the stages share, made when first needed."""
+class Training:
+    """The stages as methods, and the models and data that they share, which are made on first use.
+
+    A stage trains for about `max_seconds` at most and returns whether it is done.
+    """
 
     def __init__(
         self, folder: Path, recipe: Recipe, device: str | None = None, num_scored: int = 24, fast: bool = True
@@ -36,8 +39,6 @@ class Workshop:
         self.folder, self.recipe, self._fast = folder, recipe, fast
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._num_scored = num_scored
-
-    # --- stages, each of which says whether it is done ---------------------------------------------------------------
 
     def vae(self, max_seconds: float) -> bool:
         vae = new_vae(self.recipe.vae).to(self._device)
@@ -94,20 +95,18 @@ class Workshop:
         noise = noise_like(batch.targets, rng)
         return draw(self.model, self.drawing_weights, batch, noise, self.recipe.lightning.num_steps)
 
-    # --- what they share ---------------------------------------------------------------------------------------------
-
     @cached_property
     def trained_vae(self) -> AutoencoderKLQwenImage:
-        """The first stage's result or, once it is there, that with its decoder polished; rounded as it is exported."""
+        """The VAE of the stage `polish` if it is done, else of the stage `vae`; rounded to float16 as in the export."""
         polished = self.folder / "polished"
         path = polished if polished.exists() else self.folder / "vae"
         vae = AutoencoderKLQwenImage.from_pretrained(path).half().float().to(self._device)
-        vae.register_to_config(_name_or_path=path.name)  # diffusers would write the whole path into what is exported
+        vae.register_to_config(_name_or_path=path.name)  # else the export would contain the whole path
         return vae
 
     @cached_property
     def samples(self) -> Samples:
-        """Batches of encoded pictures."""
+        """The source of training batches."""
         return Samples(self.recipe.data, encoded(self.trained_vae, self.recipe.data, self.folder))
 
     @cached_property
@@ -120,7 +119,7 @@ class Workshop:
 
     @cached_property
     def base_weights(self) -> Weights:
-        """The base as it is exported."""
+        """The base weights, rounded as in the export."""
         return self.result("refine")
 
     @cached_property
@@ -134,20 +133,18 @@ class Workshop:
         return self.with_lightning(self.angles_weights)
 
     def with_lightning(self, weights: Weights) -> Weights:
-        """Some weights with the few-step adapter fused."""
+        """These weights with the few-step adapter fused."""
         return fused(weights, self.result("lightning"), self.recipe.lightning.adapter)
 
     def result(self, stage: str) -> dict[str, Tensor]:
-        """The average in a stage's file, rounded as it is exported."""
+        """The averaged weights in a stage's file, rounded as in the export."""
         stored = load_file(self.folder / f"{stage}.safetensors", str(self._device))
         average = {name.removeprefix("average/"): each for name, each in stored.items() if name.startswith("average/")}
         return {name: each.half().float() for name, each in average.items()}
 
-    # --- scores on the way -------------------------------------------------------------------------------------------
-
     @cached_property
     def judge(self) -> Judge:
-        """For held-out scenes."""
+        """Scores edits of held-out scenes."""
         return Judge(self.model, self.trained_vae)
 
     def _scorer(self, frozen: Weights, factors: Factors, recipe: AdapterRecipe) -> Score:
@@ -158,12 +155,12 @@ class Workshop:
         return {**self.judge.camera(self._camera, weights), "wishes_db": wishes["wishes_db"]}
 
     def _score_base(self, weights: Weights) -> Mapping[str, float]:
-        """Views are asked for in ordinary words; the adapter's should mean nothing."""
+        """Scores of the base: views by its own camera words, and by the adapter's, which should have no effect."""
         rng = np.random.default_rng(1)
-        asked = ordinary(self._camera, [view_words(pose, rng) for pose in self._camera.poses])
-        chance = self.judge.camera(self._camera, weights)["azimuth"]
+        own_words = with_prompts(self._camera, [view_words(pose, rng) for pose in self._camera.poses])
+        adapter_words = self.judge.camera(self._camera, weights)["azimuth"]
         wishes = self.judge.wishes(self._wishes, weights)
-        return {**self.judge.camera(asked, weights), "sks_azimuth": chance, **wishes}
+        return {**self.judge.camera(own_words, weights), "sks_azimuth": adapter_words, **wishes}
 
     @cached_property
     def _camera(self) -> CameraCases:
