@@ -12,8 +12,7 @@ from serve_app.config import AppSettings, EditorSettings
 from serve_app.editor.loading.load import as_edit_model, load_pipeline
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.edits.request import Pixels
-from serve_app.tools.bench.contenders import begin, draw_packed, stock_pipeline
-from serve_app.tools.bench.orders import Order, plain_order, unlike_orders
+from serve_app.tools.bench.contenders import BenchEdit, begin, draw_packed, plain_edit, stock_pipeline, unlike_edits
 
 EQUAL_DB = 45.0
 FP8_DB = 30.0
@@ -25,37 +24,37 @@ def settings(tiny_settings: AppSettings) -> EditorSettings:
 
 
 @pytest.fixture(scope="module")
-def order(tiny_settings: AppSettings) -> Order:
-    return plain_order(tiny_settings.sizes)
+def edit(tiny_settings: AppSettings) -> BenchEdit:
+    return plain_edit(tiny_settings.sizes)
 
 
 @pytest.fixture(scope="module")
-def stock_picture(settings: EditorSettings, tiny_settings: AppSettings, order: Order) -> Pixels:
+def stock_picture(settings: EditorSettings, tiny_settings: AppSettings, edit: BenchEdit) -> Pixels:
     """diffusers' own picture, with prompt embeddings that have their M-RoPE positions."""
     pipeline = load_pipeline(settings)
     model = as_edit_model(pipeline, settings)
-    (draft,) = begin(model, [order])
-    return draw_reference(pipeline, settings, tiny_settings, order, draft.prompts[0].embeds)
+    (draft,) = begin(model, [edit])
+    return draw_reference(pipeline, settings, tiny_settings, edit, draft.prompts[0].embeds)
 
 
 def draw_reference(
     pipeline: QwenImageEditPlusPipeline,
     settings: EditorSettings,
     app: AppSettings,
-    order: Order,
+    edit: BenchEdit,
     embeds: torch.Tensor,
 ) -> Pixels:
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**settings.scheduler.model_dump())
     with stock_pipeline(pipeline, settings, app.sizes):
         result = pipeline(
-            list(order.originals),
+            list(edit.originals),
             prompt_embeds=embeds[None],
             prompt_embeds_mask=torch.ones(1, len(embeds), dtype=torch.long, device="cuda"),
-            num_inference_steps=order.request.sampling.num_inference_steps,
+            num_inference_steps=edit.request.sampling.num_inference_steps,
             true_cfg_scale=1.0,
-            width=order.request.size.made.width,
-            height=order.request.size.made.height,
-            generator=torch.Generator().manual_seed(order.request.sampling.seed),
+            width=edit.request.size.made.width,
+            height=edit.request.size.made.height,
+            generator=torch.Generator().manual_seed(edit.request.sampling.seed),
         )
     return np.asarray(result.images[0])
 
@@ -76,37 +75,37 @@ def psnr_db(one: Pixels, other: Pixels) -> float:
     ids=["packed", "stock VAE", "varlen", "compiled", "tables"],
 )
 def test_each_lever_draws_the_reference_picture(
-    levers: dict[str, object], settings: EditorSettings, order: Order, stock_picture: Pixels
+    levers: dict[str, object], settings: EditorSettings, edit: BenchEdit, stock_picture: Pixels
 ) -> None:
-    assert psnr_db(draw_packed(model_with(settings, **levers), [order])[0], stock_picture) >= EQUAL_DB
+    assert psnr_db(draw_packed(model_with(settings, **levers), [edit])[0], stock_picture) >= EQUAL_DB
 
 
-def test_fp8_is_near_the_reference(settings: EditorSettings, order: Order, stock_picture: Pixels) -> None:
+def test_fp8_is_near_the_reference(settings: EditorSettings, edit: BenchEdit, stock_picture: Pixels) -> None:
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("fp8 needs compute capability 8.9")
     pytest.importorskip("torchao", reason="fp8 needs the extra 'quantize'")
-    assert psnr_db(draw_packed(model_with(settings, quantization="fp8"), [order])[0], stock_picture) >= FP8_DB
+    assert psnr_db(draw_packed(model_with(settings, quantization="fp8"), [edit])[0], stock_picture) >= FP8_DB
 
 
 def test_a_packed_edit_equals_the_same_edit_alone(settings: EditorSettings, tiny_settings: AppSettings) -> None:
     model = model_with(settings, attention="varlen")
-    orders = unlike_orders(tiny_settings.sizes)
-    together = draw_packed(model, orders)
-    assert [draw_db for draw_db in apart_db(model, orders, together) if draw_db < EQUAL_DB] == []
+    edits = unlike_edits(tiny_settings.sizes)
+    together = draw_packed(model, edits)
+    assert [draw_db for draw_db in apart_db(model, edits, together) if draw_db < EQUAL_DB] == []
 
 
-def apart_db(model: EditModel, orders: Sequence[Order], together: Sequence[Pixels]) -> list[float]:
-    return [psnr_db(draw_packed(model, [order])[0], packed) for order, packed in zip(orders, together, strict=True)]
+def apart_db(model: EditModel, edits: Sequence[BenchEdit], together: Sequence[Pixels]) -> list[float]:
+    return [psnr_db(draw_packed(model, [edit])[0], packed) for edit, packed in zip(edits, together, strict=True)]
 
 
 def test_no_pack_compiles_anything_after_the_first(settings: EditorSettings, tiny_settings: AppSettings) -> None:
     torch._dynamo.reset()
     model = model_with(settings, compile=True, attention="varlen")
-    orders = unlike_orders(tiny_settings.sizes)
-    draw_packed(model, orders[:1])
+    edits = unlike_edits(tiny_settings.sizes)
+    draw_packed(model, edits[:1])
     counters.clear()
     for number in (1, 3, 8):
-        draw_packed(model, orders[:number])
+        draw_packed(model, edits[:number])
     assert counters["stats"].get("unique_graphs", 0) == 0
 
 

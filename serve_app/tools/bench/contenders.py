@@ -1,17 +1,74 @@
-"""Ways to draw the same edits: the diffusers pipeline one by one, our model one by one, our model packed."""
+"""The benchmark's edits, and ways to draw them: the diffusers pipeline, our model one by one, our model packed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
+from PIL import Image
 
 from serve_app.config import EditorSettings, SizeSettings
 from serve_app.editor.model.edit_model import Draft, EditModel
-from serve_app.edits.images import encode_picture
-from serve_app.edits.request import Pixels
-from serve_app.tools.bench.orders import Order
+from serve_app.edits.camera import CameraPose, camera_prompt
+from serve_app.edits.images import encode_picture, prepare
+from serve_app.edits.request import EditRequest, Pictures, Pixels, Sampling
+from serve_app.edits.sizes import OutputSize, Size, fit_area
+from serve_app.tools.bench.pictures import MORNING, NIGHT, draw_scene
+
+ORBIT = (0, 45, 90, 135, 180, 225, 270, 315)
+PROMPT = "Change the time of day to sunset with warm light"
+
+
+@dataclass(frozen=True)
+class BenchEdit:
+    """An edit with its pictures, both the originals and the model's prepared inputs."""
+
+    request: EditRequest
+    originals: tuple[Image.Image, ...]
+    pictures: Pictures
+
+
+def make_edit(
+    originals: tuple[Image.Image, ...], size: Size, sampling: Sampling, sizes: SizeSettings, prompt: str = PROMPT
+) -> BenchEdit:
+    request = EditRequest(request_id="bench", prompt=prompt, sampling=sampling, size=OutputSize(size, size))
+    return BenchEdit(request, originals, tuple(prepare(picture, sizes) for picture in originals))
+
+
+def plain_edit(sizes: SizeSettings, num_references: int = 1) -> BenchEdit:
+    """One edit at the configured output area, 4 steps, no guidance."""
+    scenes = (draw_scene(MORNING, 640, 640), draw_scene(NIGHT, 512, 512), draw_scene(MORNING, 512, 512))
+    return make_edit(scenes[:num_references], fit_area(sizes.output_area_px, 1.0), Sampling(), sizes)
+
+
+def unlike_edits(sizes: SizeSettings) -> list[BenchEdit]:
+    """Eight small edits that differ in aspect, prompt, step count and seed: a quarter of the configured areas."""
+    small = SizeSettings(
+        output_area_px=max(1024, sizes.output_area_px // 4),
+        vae_area_px=max(1024, sizes.vae_area_px // 4),
+        condition_area_px=sizes.condition_area_px,
+    )
+    aspects = ((4, 3), (1, 1), (3, 4), (16, 9))
+    edits = []
+    for number in range(8):
+        width, height = aspects[number % len(aspects)]
+        scene = draw_scene(MORNING if number % 2 else NIGHT, 80 * width, 80 * height)
+        sampling = Sampling(seed=number, num_inference_steps=(4, 5, 6)[number % 3])
+        size = fit_area(small.output_area_px, width / height)
+        edits.append(make_edit((scene,), size, sampling, small, f"{PROMPT}, " * (1 + number % 4)))
+    return edits
+
+
+def orbit_edits(sizes: SizeSettings) -> list[BenchEdit]:
+    """Eight views of one picture, all around its subject."""
+    plain = plain_edit(sizes)
+    poses = (CameraPose(azimuth, 0, 1.0) for azimuth in ORBIT)
+    return [
+        make_edit(plain.originals, plain.request.size.made, plain.request.sampling, sizes, camera_prompt(pose, ""))
+        for pose in poses
+    ]
 
 
 @contextmanager
@@ -30,13 +87,13 @@ def stock_pipeline(
         module.VAE_IMAGE_SIZE, module.CONDITION_IMAGE_SIZE = constants
 
 
-def draw_stock(pipeline: QwenImageEditPlusPipeline, orders: Sequence[Order]) -> None:
+def draw_stock(pipeline: QwenImageEditPlusPipeline, edits: Sequence[BenchEdit]) -> None:
     """Draw the edits one after the other by the public call of the pipeline, and encode each picture as PNG."""
-    for order in orders:
-        sampling, size = order.request.sampling, order.request.size.made
+    for edit in edits:
+        sampling, size = edit.request.sampling, edit.request.size.made
         result = pipeline(
-            list(order.originals),
-            order.request.prompt,
+            list(edit.originals),
+            edit.request.prompt,
             num_inference_steps=sampling.num_inference_steps,
             true_cfg_scale=sampling.true_cfg_scale,
             width=size.width,
@@ -44,21 +101,21 @@ def draw_stock(pipeline: QwenImageEditPlusPipeline, orders: Sequence[Order]) -> 
             generator=torch.Generator().manual_seed(sampling.seed),
             output_type="np",
         )
-        encode_picture((result.images[0] * 255).round().astype("uint8"), order.request.output)
+        encode_picture((result.images[0] * 255).round().astype("uint8"), edit.request.output)
 
 
-def begin(model: EditModel, orders: Sequence[Order]) -> list[Draft]:
-    return model.begin([model.prepare(order.request, order.pictures) for order in orders])
+def begin(model: EditModel, edits: Sequence[BenchEdit]) -> list[Draft]:
+    return model.begin([model.prepare(edit.request, edit.pictures) for edit in edits])
 
 
-def draw_packed(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
+def draw_packed(model: EditModel, edits: Sequence[BenchEdit]) -> list[Pixels]:
     """Draw all edits in one pack and encode each picture as PNG; returns the pixels for comparisons."""
-    pictures = model.draw(begin(model, orders))
-    for pixels, order in zip(pictures, orders, strict=True):
-        encode_picture(pixels, order.request.output)
+    pictures = model.draw(begin(model, edits))
+    for pixels, edit in zip(pictures, edits, strict=True):
+        encode_picture(pixels, edit.request.output)
     return pictures
 
 
-def draw_one_by_one(model: EditModel, orders: Sequence[Order]) -> list[Pixels]:
+def draw_one_by_one(model: EditModel, edits: Sequence[BenchEdit]) -> list[Pixels]:
     """Draw the edits one after the other by our model."""
-    return [pixels for order in orders for pixels in draw_packed(model, [order])]
+    return [pixels for edit in edits for pixels in draw_packed(model, [edit])]

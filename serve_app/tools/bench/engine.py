@@ -14,9 +14,17 @@ from serve_app.editor.model.edit_model import Draft, EditModel
 from serve_app.editor.model.still_vae import StillVae
 from serve_app.editor.model.tokens import num_picture_tokens
 from serve_app.edits.images import encode_picture
-from serve_app.tools.bench.contenders import begin, draw_one_by_one, draw_packed, draw_stock, stock_pipeline
+from serve_app.tools.bench.contenders import (
+    begin,
+    draw_one_by_one,
+    draw_packed,
+    draw_stock,
+    orbit_edits,
+    plain_edit,
+    stock_pipeline,
+    unlike_edits,
+)
 from serve_app.tools.bench.floor import copy_rate, counted_flops, matmul_rate, step_flops
-from serve_app.tools.bench.orders import orbit_orders, plain_order, unlike_orders
 from serve_app.tools.bench.timing import in_turns
 
 PACK_SIZES = (1, 2, 4, 8, 16)
@@ -108,65 +116,65 @@ def run_sections(
 
 def stages(bench: Bench) -> None:
     """The time of each stage of one edit, and for stages on the device also the fraction of its matmul rate."""
-    order, model = plain_order(bench.settings.sizes), bench.model(**NO_CACHE)
-    inputs = [inputs for _, inputs in model.prepare(order.request, order.pictures).prompts]
-    (draft,) = begin(model, [order])
+    edit, model = plain_edit(bench.settings.sizes), bench.model(**NO_CACHE)
+    inputs = [inputs for _, inputs in model.prepare(edit.request, edit.pictures).prompts]
+    (draft,) = begin(model, [edit])
     pixels, latents = model.finish(draft), draft.latents.clone()
     flops_per_step = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
     bench.measure_rates()
-    bench.time_stage("prepare (CPU)", lambda: model.prepare(order.request, order.pictures))
+    bench.time_stage("prepare (CPU)", lambda: model.prepare(edit.request, edit.pictures))
     bench.time_device_stage("text encoder", lambda: model.prompt_encoder.encode(inputs))
-    bench.time_device_stage("VAE encode", lambda: model.vae.encode(order.pictures[0].vae_pixels))
+    bench.time_device_stage("VAE encode", lambda: model.vae.encode(edit.pictures[0].vae_pixels))
     bench.time_stage("step", partial(_step, model, [draft]), flops_per_step)
     bench.time_device_stage("VAE decode", lambda: model.vae.decode(latents, draft.size))
-    bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, order.request.output))
+    bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, edit.request.output))
 
 
 def single_edit(bench: Bench) -> None:
-    order = [plain_order(bench.settings.sizes)]
+    edits = [plain_edit(bench.settings.sizes)]
     with_stock_vae, with_still_vae = bench.model(vae="stock", **NO_CACHE), bench.model(vae="still", **NO_CACHE)
     with stock_pipeline(bench.pipeline, bench.settings.editor, bench.settings.sizes) as pipeline:
         bench.compare(
             "one edit",
             {
-                "diffusers": lambda: draw_stock(pipeline, order),
-                "engine, stock VAE": lambda: draw_packed(with_stock_vae, order),
-                "engine": lambda: draw_packed(with_still_vae, order),
+                "diffusers": lambda: draw_stock(pipeline, edits),
+                "engine, stock VAE": lambda: draw_packed(with_stock_vae, edits),
+                "engine": lambda: draw_packed(with_still_vae, edits),
             },
         )
 
 
 def small_edits(bench: Bench) -> None:
-    orders = unlike_orders(bench.settings.sizes)
+    edits = unlike_edits(bench.settings.sizes)
     with_stock_vae, with_still_vae = bench.model(vae="stock", **NO_CACHE), bench.model(vae="still", **NO_CACHE)
     small_areas = bench.settings.sizes.model_copy(update={"vae_area_px": bench.settings.sizes.vae_area_px // 4})
     with stock_pipeline(bench.pipeline, bench.settings.editor, small_areas) as pipeline:
         bench.compare(
             "8 small unlike edits",
             {
-                "diffusers, one by one": lambda: draw_stock(pipeline, orders),
-                "engine, one by one": lambda: draw_one_by_one(with_still_vae, orders),
-                "engine, packed, stock VAE": lambda: draw_packed(with_stock_vae, orders),
-                "engine, packed": lambda: draw_packed(with_still_vae, orders),
+                "diffusers, one by one": lambda: draw_stock(pipeline, edits),
+                "engine, one by one": lambda: draw_one_by_one(with_still_vae, edits),
+                "engine, packed, stock VAE": lambda: draw_packed(with_stock_vae, edits),
+                "engine, packed": lambda: draw_packed(with_still_vae, edits),
             },
         )
 
 
 def orbit(bench: Bench) -> None:
     """Eight views of one picture, which the cache encodes once; the speed-up depends on the VAE."""
-    orders = orbit_orders(bench.settings.sizes)
+    edits = orbit_edits(bench.settings.sizes)
     for vae in ("still", "stock"):
         cached, without = bench.model(vae=vae), bench.model(vae=vae, **NO_CACHE)
-        for one, other in zip(draw_packed(cached, orders), draw_packed(without, orders), strict=True):
+        for one, other in zip(draw_packed(cached, edits), draw_packed(without, edits), strict=True):
             np.testing.assert_array_equal(one, other, "the cache changed a picture")
 
         def new_upload(cached: EditModel = cached) -> None:
             cached.forget()
-            draw_packed(cached, orders)
+            draw_packed(cached, edits)
 
         bench.compare(
             f"orbit of 8 views, {vae} VAE",
-            {"without cache": partial(draw_packed, without, orders), "with cache": new_upload},
+            {"without cache": partial(draw_packed, without, edits), "with cache": new_upload},
         )
 
 
@@ -191,11 +199,11 @@ def still_vae(bench: Bench) -> None:
 def step_cost(bench: Bench) -> None:
     """One step of 1 to 16 small edits, packed and one by one."""
     model = bench.model(**NO_CACHE)
-    orders = unlike_orders(bench.settings.sizes) * 2
-    drafts = begin(model, orders)
+    edits = unlike_edits(bench.settings.sizes) * 2
+    drafts = begin(model, edits)
     for number in PACK_SIZES:
         pack = drafts[:number]
-        tokens = sum(num_picture_tokens(order.request, order.pictures) for order in orders[:number])
+        tokens = sum(num_picture_tokens(edit.request, edit.pictures) for edit in edits[:number])
         bench.compare(
             f"step of {number} edits, {tokens} picture tokens",
             {"one by one": partial(_steps, model, pack), "packed": partial(_step, model, pack)},
