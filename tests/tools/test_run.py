@@ -28,7 +28,7 @@ from tests.processes import free_port
         ({"host": "10.0.0.7", "root_path": "/gpu"}, "/edit", "http://10.0.0.7:8000/gpu/edit"),
     ],
 )
-def test_where_the_service_is_asked_to_drain(
+def test_url_of_the_service_that_is_drained(
     options: dict[str, object], prefix: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAMERA_EDIT_API_KEYS", "a-key")

@@ -139,7 +139,7 @@ BROKEN_RULES = [
 
 
 @pytest.mark.parametrize(("old", "new", "at", "message"), BROKEN_RULES)
-def test_broken_rule_is_told_by_its_path(write: Edit, old: str, new: str, at: str, message: str) -> None:
+def test_broken_rule_is_reported_with_its_path(write: Edit, old: str, new: str, at: str, message: str) -> None:
     lines = problems_of(write(replaced(old, new)))
     assert [line for line in lines if line.startswith(f"{at}: ") and message in line], lines
 
@@ -176,7 +176,7 @@ def test_option_left_to_the_code_is_not_judged(write: Edit) -> None:
     check_file(write(replaced("        max_ongoing_requests: 64\n", "")))
 
 
-def test_all_problems_are_told_at_once_and_on_one_line_each(write: Edit) -> None:
+def test_all_problems_are_reported_at_once_and_on_one_line_each(write: Edit) -> None:
     text = replaced("max_replicas: 7", "max_replica: 7")
     text = text.replace("port: 8000", "port: http").replace("num_cpus: 2", "num_cpus: many", 1)
     text = text.replace("dtype: bfloat16", "dtype: int3", 1)
@@ -277,7 +277,7 @@ def test_alias_is_a_known_key_and_stands_for_the_name() -> None:
     assert str(problems.as_error()).splitlines()[1:] == ["inner[0].value: unknown key (did you mean 'val'?)"]
 
 
-def test_describe_says_what_would_run() -> None:
+def test_describe_lists_what_would_run() -> None:
     assert describe(CPU_FILE).splitlines() == [
         f"{CPU_FILE}: no problems",
         "application camera-edit at http://127.0.0.1:8000/",
@@ -301,7 +301,7 @@ def test_describe_says_what_would_run() -> None:
         ("      api_keys_file: /run/secrets/keys\n", None),
     ],
 )
-def test_describe_warns_of_an_open_door(write: Edit, setting: str, warning: str | None) -> None:
+def test_describe_warns_of_open_access(write: Edit, setting: str, warning: str | None) -> None:
     text = CPU_FILE.read_text(encoding="utf-8").replace("host: 127.0.0.1", "host: 0.0.0.0")
     lines = describe(write(text.replace("    args:\n", f"    args:\n{setting}"))).splitlines()
     warnings = [line for line in lines if "warning: " in line]

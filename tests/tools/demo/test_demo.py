@@ -81,13 +81,13 @@ def test_ends_well_and_keeps_the_libraries_off_the_terminal(demo: DemoRun) -> No
     assert (demo.out / "service.log").is_file()
 
 
-def test_tells_first_and_last_what_the_weights_know(demo: DemoRun) -> None:
+def test_prints_first_and_last_what_the_weights_know(demo: DemoRun) -> None:
     lines = demo.stdout.splitlines()
     assert lines[0] == lines[-1] == NOTICE
 
 
 @pytest.mark.parametrize("name", TRUTHS)
-def test_picture_is_whole_told_and_nearer_to_its_own_truth_than_to_any_other(demo: DemoRun, name: str) -> None:
+def test_picture_is_whole_listed_and_nearer_to_its_own_truth_than_to_any_other(demo: DemoRun, name: str) -> None:
     with Image.open(demo.out / f"{name}.png") as picture:
         assert (picture.format, picture.size) == ("PNG", (64, 64))
         drawn = pixels_of(picture)
@@ -118,7 +118,7 @@ def test_prints_a_curl_line_in_one_piece_for_each_payload(demo: DemoRun) -> None
         assert json.loads(Path(file).read_text()) == mode.payload(inputs)
 
 
-def test_tells_the_time_of_each_mode_and_what_the_rewriter_did(demo: DemoRun) -> None:
+def test_prints_the_time_of_each_mode_and_what_the_rewriter_did(demo: DemoRun) -> None:
     for mode in MODES:
         assert re.search(rf"^{mode.title}: edited \(\d+\.\d s\)$", demo.stdout, re.MULTILINE), mode.title
     assert "\n  rewritten as: make it sunset\n" in demo.stdout

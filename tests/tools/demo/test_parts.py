@@ -96,18 +96,18 @@ def test_completed_job_gives_its_pictures(monkeypatch: pytest.MonkeyPatch) -> No
     assert received == [{"input": {"prompt": "x"}}]
 
 
-def test_refusal_is_told_in_the_servers_words() -> None:
+def test_refusal_is_reported_with_the_servers_message() -> None:
     with pytest.raises(EditFailed, match=r"answered 400: .*prompt is too long"):
         read_answer(httpx2.Response(400, json={"error": "prompt is too long"}), 1.0)
 
 
-def test_failed_job_is_told_in_the_servers_words() -> None:
+def test_failed_job_is_reported_with_the_servers_message() -> None:
     failed = envelope(status="FAILED", output=None, error="the model said no")
     with pytest.raises(EditFailed, match="ended as FAILED: the model said no"):
         read_answer(httpx2.Response(200, json=failed), 1.0)
 
 
-def test_no_answer_is_told() -> None:
+def test_no_answer_is_reported() -> None:
     url = f"http://127.0.0.1:{choose_port(None)}"
     with pytest.raises(ServiceUnavailable, match=f"{url} gave no answer"):
         send(url, {})
@@ -137,7 +137,7 @@ def test_answer_that_is_no_picture_fails(tmp_path: Path) -> None:
         read_answer_picture(file)
 
 
-def test_rewriting_is_told_with_its_result_or_its_reason() -> None:
+def test_rewriting_is_reported_with_its_result_or_its_reason() -> None:
     log = ({"prompt": "a", "rewritten": "a red barn"}, {"prompt": "b", "rewritten": None, "reason": "no JSON"})
     assert rewriting_lines(Answer((), (), log, 0.0)) == [
         "rewritten as: a red barn",
