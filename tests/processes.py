@@ -1,21 +1,46 @@
 """Servers that tests start on free ports and stop by themselves."""
 
+import fcntl
+import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_PORTS = range(20_000, 32_000)
+"""Below those that a system gives to outgoing connections, above those of Ray's workers."""
+
+_locks: list[int] = []
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A port on which nothing listens, and which no other call gets as long as this process lives: not in any of the
+    processes that run tests on this machine.
+
+    Raises:
+        OSError: none is left.
+    """
+    folder = Path(tempfile.gettempdir()) / f"camera-edit-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for port in random.sample(_PORTS, len(_PORTS)):
+        lock = os.open(folder / str(port), os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            os.close(lock)
+            continue
+        _locks.append(lock)
         return port
+    raise OSError(f"no port is left of {_PORTS}")
 
 
 @dataclass

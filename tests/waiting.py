@@ -1,7 +1,9 @@
 """Waiting for what others do. The time limit ends a test that would hang; it is no measurement."""
 
+import asyncio
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,3 +21,14 @@ def until(condition: Callable[[], T], timeout_s: float = 60.0, pause_s: float = 
             raise AssertionError(f"after {timeout_s:g} s still {value!r}")
         time.sleep(pause_s)
     return value
+
+
+async def until_async(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 20.0) -> None:
+    """Waits in an event loop until the condition is true.
+
+    Raises:
+        TimeoutError: it was not within the time limit.
+    """
+    async with asyncio.timeout(timeout_s):
+        while not (await met if inspect.isawaitable(met := condition()) else met):
+            await asyncio.sleep(0.01)

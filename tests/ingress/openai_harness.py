@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -251,10 +251,3 @@ class Call:
             raise OSError("the client has gone")
         self.status = message.get("status", self.status)
         self.text += message.get("body", b"").decode()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds, for five seconds at most."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)

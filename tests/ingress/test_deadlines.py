@@ -19,8 +19,9 @@ from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.service import JobService
 from serve_app.jobs.stores.open import open_store
 from tests.fakes import FakeEditor
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Call, events, harness, told, until
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Call, events, harness, told
 from tests.pictures import photograph, to_base64
+from tests.waiting import until_async
 
 PICTURE = to_base64(photograph("astronaut", 64, 64))
 
@@ -193,7 +194,7 @@ def test_an_answer_whose_job_never_ends_is_given_up(tiny_settings: AppSettings) 
     async def scenario() -> None:
         fields = {"prompt": "x", "image": DATA_URL, "timeout_s": TIMEOUT_S}
         call = Call(app.app, fields, idempotency_key="key")
-        await until(lambda: len(app.jobs.specs) == 1)
+        await until_async(lambda: len(app.jobs.specs) == 1)
         for _ in range(2):  # its deadline, and the margin after it
             _jump(asyncio.get_running_loop())
         await asyncio.wait_for(call.task, 200)

@@ -12,7 +12,8 @@ from serve_app.errors import ServiceUnavailable
 from serve_app.ingress.app import build_app
 from serve_app.ingress.dialects import DIALECTS, dialect_of, is_work
 from serve_app.ingress.drain import Draining
-from tests.ingress.openai_harness import DATA_URL, EDITS, Call, Harness, harness, local, told, until
+from tests.ingress.openai_harness import DATA_URL, EDITS, Call, Harness, harness, local, told
+from tests.waiting import until_async
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_what_runs_is_counted_and_finished(app: Harness) -> None:
     async def scenario() -> None:
         app.editor.gate = asyncio.Semaphore(0)
         running = Call(app.app, {"prompt": "x", "url": DATA_URL}, content_type="application/json")
-        await until(lambda: bool(app.editor.jobs))
+        await until_async(lambda: bool(app.editor.jobs))
         assert app.backend.draining.begin() == 1
         late = Call(app.app, {"prompt": "x", "url": DATA_URL}, content_type="application/json")
         await late.task
@@ -128,7 +129,7 @@ def test_a_client_who_leaves_is_no_longer_in_flight(app: Harness) -> None:
     async def scenario() -> None:
         app.editor.gate = asyncio.Semaphore(0)
         call = Call(app.app, {"prompt": "x", "url": DATA_URL}, content_type="application/json")
-        await until(lambda: app.backend.draining.num_requests == 1)
+        await until_async(lambda: app.backend.draining.num_requests == 1)
         call.task.cancel()
         await asyncio.gather(call.task, return_exceptions=True)
         assert app.backend.draining.num_requests == 0

@@ -12,7 +12,8 @@ from serve_app.errors import EditFailed, Overloaded, ServiceUnavailable
 from serve_app.ingress.load import LOOK_EVERY_S, MAX_S, MIN_S, UNKNOWN_S, WINDOW_S, ThroughputMeter
 from serve_app.ingress.paced_editor import MeteredEditor
 from tests.fakes import FakeEditor, job, picture
-from tests.ingress.openai_harness import FakeJobs, harness, told, until
+from tests.ingress.openai_harness import FakeJobs, harness, told
+from tests.waiting import until_async
 
 
 class CountedJobs(FakeJobs):
@@ -136,7 +137,7 @@ def test_an_edit_waits_runs_and_is_done(scene: Scene) -> None:
         seen: list[Progress] = []
         task = asyncio.create_task(editor.edit(job("a"), SharedPictures((picture(),)), seen.append))
         assert counts(scene.pace) == (0, 0, 0)
-        await until(lambda: counts(scene.pace) == (0, 1, 0))
+        await until_async(lambda: counts(scene.pace) == (0, 1, 0))
         assert fake.gate is not None
         fake.gate.release()
         await task

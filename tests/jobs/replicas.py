@@ -1,6 +1,5 @@
 """Jobs replicas for tests: a JobService over a store that can be cut off."""
 
-import asyncio
 import json
 import sqlite3
 import time
@@ -81,12 +80,3 @@ async def replica_on(
 
 async def state(service: Replica, job_id: str, wait_s: float = 20) -> JobState:
     return (await service.wait(job_id, wait_s)).record.state
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while True:
-            met = condition()
-            if met if isinstance(met, bool) else await met:
-                return
-            await asyncio.sleep(0.02)

@@ -11,8 +11,9 @@ from serve_app.edits.service import OnProgress
 from serve_app.errors import DeadlineExceeded
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import SqliteStores, story
-from tests.jobs.replicas import Replica, replica_on, spec, until
+from tests.jobs.replicas import Replica, replica_on, spec
 from tests.jobs.samples import outcome
+from tests.waiting import until_async
 
 
 async def end_of(service: Replica, job_id: str) -> tuple[JobState, str | None, str | None]:
@@ -39,7 +40,7 @@ async def test_a_job_that_waits_past_its_timeout_fails_and_one_past_its_ttl_is_t
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1) as service:
         await service.submit(spec("first"), [(picture(),)])
-        await until(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.jobs) == 1)
         await service.submit(spec("impatient", policy=Policy(timeout_s=0.2)), [(picture(),)])
         await service.submit(spec("late", policy=Policy(ttl_s=0.2, timeout_s=5)), [(picture(),)])
         assert (await end_of(service, "impatient"))[::2] == (JobState.FAILED, "deadline_exceeded")
@@ -99,7 +100,7 @@ async def test_a_clock_that_is_set_changes_no_deadline_of_a_job_that_is_taken_ov
         if hours > 0:
             assert (await end_of(second, "job"))[0] is JobState.TIMED_OUT
         else:
-            await until(lambda: "job" in second._live)
+            await until_async(lambda: "job" in second._live)
             left_s = second._live["job"].expiry
             assert left_s is not None
             assert left_s.when() <= asyncio.get_running_loop().time() + 0.5
@@ -111,7 +112,7 @@ async def test_a_job_that_was_picked_up_has_met_its_ttl(sqlite_stores: SqliteSto
     held = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), held, clock=lambda: now[0]) as first:
         await first.submit(spec("job", policy=Policy(ttl_s=5)), [(picture(),)])
-        await until(lambda: _is_stored_as(first, JobState.IN_PROGRESS))
+        await until_async(lambda: _is_stored_as(first, JobState.IN_PROGRESS))
         await sqlite_stores.let_pass(2)
     now[0] += 60
     async with replica_on(sqlite_stores.open(), FakeEditor(), clock=lambda: now[0]) as second:
@@ -124,7 +125,7 @@ async def test_a_job_whose_pictures_are_all_stored_is_completed_after_its_deadli
     store = sqlite_stores.open()
     async with replica_on(store, FakeEditor(gate=asyncio.Semaphore(0)), clock=lambda: now[0]) as first:
         await first.submit(spec("job", policy=Policy(timeout_s=5)), [(picture(),)])
-        await until(lambda: _is_stored_as(first, JobState.IN_PROGRESS))
+        await until_async(lambda: _is_stored_as(first, JobState.IN_PROGRESS))
         assert await store.add_outcome("job", first._owner, 0, outcome())  # and dies before the end
         await sqlite_stores.let_pass(2)
     now[0] += 60
@@ -156,7 +157,7 @@ async def test_a_timer_that_fires_early_does_not_turn_a_timeout_into_a_ttl(sqlit
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1) as service:
         await service.submit(spec("first"), [(picture(),)])
-        await until(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.jobs) == 1)
         await service.submit(spec("late", policy=Policy(timeout_s=60, ttl_s=600)), [(picture(),)])
         expiry = service._live["late"].expiry
         assert expiry is not None

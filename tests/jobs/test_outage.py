@@ -13,8 +13,9 @@ from serve_app.jobs import heartbeat, store_link
 from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import Stores, story
-from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state, until
+from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state
 from tests.service.receiver import Receiver, receiving
+from tests.waiting import until_async
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +51,11 @@ async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot
     async with replica_on(store.as_store, editor, max_active_jobs=1) as service:
         for name in ("first", "behind it"):
             await service.submit(spec(name), [(picture(),)])
-        await until(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.jobs) == 1)
         store.away = True
         release(editor, 2)
         num_calls = len(store.calls)
-        await until(lambda: store.calls[num_calls:].count("add_outcome") >= 3)
+        await until_async(lambda: store.calls[num_calls:].count("add_outcome") >= 3)
         # Known without the store, and not reported before it is stored.
         assert await state(service, "first", 0) is JobState.IN_PROGRESS
         assert await service.counts() == JobCounts(in_queue=1, in_progress=1)
@@ -78,11 +79,11 @@ async def test_the_outage_may_begin_between_the_picture_and_the_end(stores: Stor
 
         vars(store)["add_outcome"] = and_away
         await service.submit(spec("job"), [(picture(),)])
-        await until(lambda: store.calls.count("update") >= 4)
+        await until_async(lambda: store.calls.count("update") >= 4)
         assert not await idle(service)
         store.away = False
         assert await state(service, "job") is JobState.COMPLETED
-        await until(lambda: idle(service))
+        await until_async(lambda: idle(service))
 
 
 @story
@@ -91,12 +92,12 @@ async def test_a_job_that_fails_during_an_outage_is_failed_once(stores: Stores) 
     editor.problem = EditFailed("broken")
     async with replica_on(store.as_store, editor) as service:
         await service.submit(spec("job"), [(picture(),)])
-        await until(lambda: len(editor.jobs) == 1)
-        await until(lambda: "update" in store.calls)  # its pick-up
+        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: "update" in store.calls)  # its pick-up
         store.away = True
         release(editor)
         num_calls = len(store.calls)
-        await until(lambda: store.calls[num_calls:].count("update") >= 2)
+        await until_async(lambda: store.calls[num_calls:].count("update") >= 2)
         store.away = False
         job = await service.wait("job", 20)
         assert (job.record.state, job.record.error_code) == (JobState.FAILED, "edit_failed")
@@ -108,10 +109,10 @@ async def test_a_job_that_expires_during_an_outage_is_timed_out_after_it(stores:
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor, max_active_jobs=1) as service:
         await service.submit(spec("first"), [(picture(),)])
-        await until(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.jobs) == 1)
         await service.submit(spec("late", policy=Policy(ttl_s=0.3)), [(picture(),)])
         store.away = True
-        await until(lambda: store.calls.count("update") >= 3)
+        await until_async(lambda: store.calls.count("update") >= 3)
         store.away = False
         assert await state(service, "late") is JobState.TIMED_OUT
         release(editor)
@@ -124,11 +125,11 @@ async def test_time_without_the_store_is_no_execution_time(stores: Stores) -> No
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor) as service:
         await service.submit(spec("job", policy=Policy(execution_timeout_s=60, timeout_s=60)), [(picture(),)])
-        await until(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.jobs) == 1)
         assert len(service._live["job"].limits) == 1
         store.away = True
         release(editor)
-        await until(lambda: store.calls.count("add_outcome") >= 2)
+        await until_async(lambda: store.calls.count("add_outcome") >= 2)
         assert service._live["job"].limits == set()  # it is drawn: no limit is left that could end it
         store.away = False
         assert await state(service, "job") is JobState.COMPLETED
@@ -147,10 +148,10 @@ async def test_new_work_is_refused_during_an_outage_and_taken_after_it(stores: S
         with pytest.raises(ServiceUnavailable):
             await service.room()
         assert "add" not in store.calls[num_calls:]  # refused before anything is prepared or sent
-        await until(lambda: store.calls[num_calls:].count("beat") >= 2)
+        await until_async(lambda: store.calls[num_calls:].count("beat") >= 2)
         assert await service.fault() == "store"
         store.away = False
-        await until(lambda: _is_well(service))
+        await until_async(lambda: _is_well(service))
         await service.submit(spec("taken"), [(picture(),)])
         assert await state(service, "taken") is JobState.COMPLETED
 
@@ -172,7 +173,7 @@ async def test_a_job_that_was_stored_although_its_client_was_refused_runs_only_w
         job = spec("job", webhook=f"{receiver.origin}/hook/200", repeat_key=repeat_key)
         with pytest.raises(ServiceUnavailable):
             await service.submit(job, [(picture(),)])
-        await until(lambda: _has_no_open_job(store.as_store))
+        await until_async(lambda: _has_no_open_job(store.as_store))
         expected = JobState.CANCELLED if repeat_key is None else JobState.COMPLETED
         assert await state(service, "job") is expected
         assert len(editor.jobs) == len(receiver.calls) == (0 if repeat_key is None else 1)
@@ -189,7 +190,7 @@ async def test_who_waits_for_a_job_goes_on_waiting_through_an_outage(stores: Sto
     async with replica_on(store.as_store, editor) as service:
         await service.submit(spec("job"), [(picture(),)])
         waiting = asyncio.create_task(service.wait("job", 20))
-        await until(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.jobs) == 1)
         store.away = True
         release(editor)
         await asyncio.sleep(0.2)
@@ -206,14 +207,14 @@ async def test_a_replica_starts_without_its_store_and_takes_over_when_that_is_ba
     first = held()
     async with replica_on(stores.open(), first) as service:
         await service.submit(spec("left behind"), [(picture(),)])
-        await until(lambda: len(first.jobs) == 1)
+        await until_async(lambda: len(first.jobs) == 1)
     await stores.let_pass(1.5)  # the first one's lease
     store, editor = CutOffStore(stores.open()), FakeEditor()
     store.away = True
     async with replica_on(store.as_store, editor) as service:
         assert await service.fault() == "store"
         store.away = False
-        await until(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.jobs) == 1)
         assert await state(service, "left behind") is JobState.COMPLETED
 
 
@@ -227,10 +228,10 @@ async def test_a_webhook_whose_end_could_not_be_stored_is_notified_once_and_its_
     ) as service:
         vars(store)["calls"] = Calls(store)
         await service.submit(spec("job", webhook=f"{receiver.origin}/hook/200", retention_s=1.0), [(picture(),)])
-        await until(lambda: bool(receiver.calls))
-        await until(lambda: store.calls.count("update") + store.calls.count("record") >= 4)
+        await until_async(lambda: bool(receiver.calls))
+        await until_async(lambda: store.calls.count("update") + store.calls.count("record") >= 4)
         store.away = False
-        await until(lambda: _has_no_open_job(store.as_store))
+        await until_async(lambda: _has_no_open_job(store.as_store))
         assert [path for path, _ in receiver.calls] == ["/hook/200"]
         await stores.let_pass(1.5)
         assert await store.as_store.record("job") is None
@@ -304,9 +305,9 @@ async def test_a_damaged_file_is_an_outage_that_names_the_fix(
         damaged = sqlite3.DatabaseError("database disk image is malformed")
         damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         store.problem, store.away = damaged, True
-        await until(lambda: _is_away(service))
+        await until_async(lambda: _is_away(service))
         num_calls = len(store.calls)
-        await until(lambda: store.calls[num_calls:].count("beat") >= 3)
+        await until_async(lambda: store.calls[num_calls:].count("beat") >= 3)
         assert await service.fault() == "store"
         assert "its file is damaged: stop the service and move the file away" in caplog.text
 

@@ -18,7 +18,8 @@ from serve_app.errors import (
 from serve_app.jobs import runner
 from tests.fakes import FakeEditor, FakeRewriter, picture
 from tests.jobs.conftest import Stores, story
-from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state, until
+from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state
+from tests.waiting import until_async
 
 KEY = RepeatKey("key", "fingerprint")
 
@@ -159,7 +160,7 @@ async def test_an_edit_is_rewritten_once_however_often_it_is_drawn(
     editor, rewriter = FakeEditor(problem=problem), FakeRewriter()
     async with replica_on(stores.open(), editor, rewriter) as service:
         await service.submit(spec("job", rewrite=True), [(picture(),)])
-        await until(lambda: len(editor.jobs) >= 4)
+        await until_async(lambda: len(editor.jobs) >= 4)
         editor.problem = None
         job = await service.wait("job", 20)
         assert job.record.state is JobState.COMPLETED

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from serve_app.jobs.service import JobService
 from serve_app.jobs.stores.sqlite_store import SqliteStore
 from tests.fakes import FakeEditor, picture
 from tests.service.receiver import receiving
+from tests.waiting import until_async
 
 SIZE = Size(64, 64)
 LEASE_S = 1.0
@@ -62,15 +63,6 @@ async def state(service: Replica, job_id: str, wait_s: float = 5) -> JobState:
     return (await service.wait(job_id, wait_s)).record.state
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    async with asyncio.timeout(5):
-        while True:
-            met = condition()
-            if met if isinstance(met, bool) else await met:
-                return
-            await asyncio.sleep(0.02)
-
-
 def test_a_successor_takes_over_what_a_replica_left_and_draws_only_what_is_missing(replica: Make) -> None:
     async def live() -> None:
         held = FakeEditor(gate=asyncio.Semaphore(1))
@@ -97,7 +89,7 @@ def test_a_replica_that_lost_its_lease_cannot_end_the_job_a_second_time(
         stalled = FakeEditor(gate=asyncio.Semaphore(0))
         async with replica(stalled) as first:
             await first.submit(spec("job"), [(picture(),)])
-            await until(lambda: bool(stalled.jobs))
+            await until_async(lambda: bool(stalled.jobs))
             with monkeypatch.context() as patch:
                 # As if its process had been stopped for longer than its lease.
                 patch.setattr(first._store._store, "beat", None)
@@ -119,11 +111,11 @@ def test_what_one_replica_runs_another_one_cancels(replica: Make) -> None:
         editor = FakeEditor(gate=asyncio.Semaphore(0))
         async with replica(editor) as first, replica(FakeEditor()) as second:
             await first.submit(spec("job"), [(picture(),)])
-            await until(lambda: bool(editor.jobs))
+            await until_async(lambda: bool(editor.jobs))
             waiting = asyncio.create_task(first.wait("job", 5))
             assert (await second.cancel("job")).record.state is JobState.CANCELLED
             assert (await waiting).record.state is JobState.CANCELLED
-            await until(lambda: editor.num_cancelled == 1)
+            await until_async(lambda: editor.num_cancelled == 1)
             assert (await first.counts()).in_progress == 0
 
     asyncio.run(live())
@@ -156,7 +148,7 @@ def test_a_webhook_that_was_not_told_is_told_by_the_successor(replica: Make) -> 
         async with replica(FakeEditor(), webhook_origins=(origin,)) as second:
             patched = replace(asked, webhook=hook)
             second._store._store.spec = lambda job_id: _given(patched)
-            await until(lambda: bool(receiver.calls))
+            await until_async(lambda: bool(receiver.calls))
 
     with receiving() as receiver:
         asyncio.run(live(receiver.origin))
@@ -174,7 +166,7 @@ def test_editors_that_die_are_outlived(replica: Make, monkeypatch: pytest.Monkey
         editor = FakeEditor(problem=ServiceUnavailable("the replica died"))
         async with replica(editor) as service:
             await service.submit(spec("job"), [(picture(),)])
-            await until(lambda: len(editor.jobs) >= 3)
+            await until_async(lambda: len(editor.jobs) >= 3)
             editor.problem = None
             assert await state(service, "job") is JobState.COMPLETED
             # But not for ever.
@@ -193,7 +185,7 @@ def test_room_is_waited_for(replica: Make, monkeypatch: pytest.MonkeyPatch) -> N
         editor = FakeEditor(problem=Overloaded("full"))
         async with replica(editor) as service:
             await service.submit(spec("job"), [(picture(),)])
-            await until(lambda: len(editor.jobs) > 2 * runner.MAX_LOSSES)
+            await until_async(lambda: len(editor.jobs) > 2 * runner.MAX_LOSSES)
             editor.problem = None
             assert await state(service, "job") is JobState.COMPLETED
 

@@ -13,10 +13,11 @@ from serve_app.errors import JobUnreadable
 from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import RedisStores, SqliteStores, Stores, story
-from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state, until
+from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state
 from tests.jobs.samples import SETS, record
 from tests.jobs.samples import spec as full_spec
 from tests.service.receiver import receiving
+from tests.waiting import until_async
 
 DAMAGE = {
     "spec": b'{"id": 1',
@@ -58,7 +59,7 @@ async def test_it_fails_and_the_other_jobs_of_its_dead_owner_are_done(stores: St
         assert await state(service, "a") is JobState.COMPLETED
         assert await state(service, "c") is JobState.COMPLETED
         if part != "state" or isinstance(stores, RedisStores):  # SQLite's column of states is but an index
-            await until(lambda: _has_failed(store, "b"))
+            await until_async(lambda: _has_failed(store, "b"))
             assert await service.counts() == JobCounts(completed=2, failed=1)
         assert await store.open_jobs() == {}
         # What follows is not stopped either.
@@ -84,9 +85,9 @@ async def test_a_job_that_becomes_unreadable_while_another_replica_looks_at_it(s
         await store.as_store.add(spec("theirs"), [(picture(),)], record(), "other")
         await damage(stores, "theirs", part)
         await stores.let_pass(0.6)  # the other replica's lease
-        await until(lambda: store.calls.count("condemn") == 1)
+        await until_async(lambda: store.calls.count("condemn") == 1)
         num_calls = len(store.calls)
-        await until(lambda: store.calls[num_calls:].count("beat") >= 2)
+        await until_async(lambda: store.calls[num_calls:].count("beat") >= 2)
         assert store.calls.count("condemn") == 1
         assert (await service.counts()).failed == 1
 
@@ -127,12 +128,12 @@ async def test_a_job_whose_record_is_damaged_while_it_runs_fails_and_frees_its_s
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(stores.open(), editor, clock=lambda: stores.now, max_active_jobs=1) as service:
         await service.submit(spec("job"), [(picture(),)])
-        await until(lambda: _is_picked_up(service))
+        await until_async(lambda: _is_picked_up(service))
         await damage(stores, "job", "record")
         await service.submit(spec("next"), [(picture(),)])
         assert editor.gate is not None
         editor.gate.release()
-        await until(lambda: _has_failed(service._store._store, "job"))
+        await until_async(lambda: _has_failed(service._store._store, "job"))
         editor.gate.release()
         assert await state(service, "next") is JobState.COMPLETED
         assert await service.counts() == JobCounts(completed=1, failed=1)
@@ -185,7 +186,7 @@ async def test_a_read_that_keeps_failing_does_not_count_as_an_outage(sqlite_stor
     vars(store)["pictures"] = bad_sector
     async with replica_on(store.as_store, FakeEditor()) as service:
         await service.submit(spec("broken", policy=Policy(ttl_s=2)), [(picture(),)])
-        await until(lambda: num_reads >= 2)
+        await until_async(lambda: num_reads >= 2)
         assert await service.fault() is None
         assert await service.room() > 0
         assert await state(service, "broken") is JobState.TIMED_OUT
@@ -198,8 +199,8 @@ async def test_the_webhook_of_a_job_whose_record_is_damaged_is_notified(stores: 
         await store.add(spec("job", webhook=f"{receiver.origin}/hook/200"), [(picture(),)], record(), "dead")
         await damage(stores, "job", "record")
         async with replica_on(store, FakeEditor(), clock=lambda: stores.now, webhook_origins=(receiver.origin,)):
-            await until(lambda: bool(receiver.calls))
-            await until(lambda: _has_no_open_job(store))
+            await until_async(lambda: bool(receiver.calls))
+            await until_async(lambda: _has_no_open_job(store))
     assert receiver.calls == [("/hook/200", {"id": "job", "status": "FAILED"})]
 
 

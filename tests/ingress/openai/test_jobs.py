@@ -18,7 +18,8 @@ from serve_app.errors import (
     ServiceUnavailable,
 )
 from serve_app.ingress.prepare import Preparer
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, events, harness, told, until
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, events, harness, told
+from tests.waiting import until_async
 
 KEY = {"Idempotency-Key": "key-1"}
 
@@ -164,7 +165,7 @@ def test_a_job_goes_on_when_its_client_leaves(app: Harness, stream: bool) -> Non
         app.jobs.num_waits = None
         fields = {"prompt": "x", "image": DATA_URL, "stream": stream}
         call = Call(app.app, fields, idempotency_key="key-1")
-        await until(lambda: len(app.jobs.specs) == 1)
+        await until_async(lambda: len(app.jobs.specs) == 1)
         call.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call.task

@@ -23,7 +23,8 @@ from serve_app.ingress.openai.parse import parse_posted
 from serve_app.ingress.openai.request import OpenAIEdit
 from serve_app.ingress.openai.stream import KEEP_ALIVE, server_sent
 from tests.fakes import TIMINGS, TOKENS
-from tests.ingress.openai_harness import DATA_URL, PNG, Call, Event, Harness, events, harness, told, until
+from tests.ingress.openai_harness import DATA_URL, PNG, Call, Event, Harness, events, harness, told
+from tests.waiting import until_async
 
 LOOK = OpenAILook(output_format="png", size="256x256", quality="auto")
 
@@ -112,7 +113,7 @@ def test_each_picture_is_told_when_it_is_done(app: Harness) -> None:
         app.editor.gate = asyncio.Semaphore(0)
         stream = await stream_of(app, n=2)
         first = asyncio.create_task(next_event(stream))
-        await until(lambda: len(app.editor.jobs) == 2)  # side by side, not one after the other
+        await until_async(lambda: len(app.editor.jobs) == 2)  # side by side, not one after the other
         assert not first.done()
         app.editor.gate.release()
         assert (await first).data["type"] == "image_edit.completed"
@@ -205,7 +206,7 @@ def test_a_cancelled_request_cancels_its_edits(app: Harness, stream: bool) -> No
     async def scenario() -> None:
         app.editor.gate = asyncio.Semaphore(0)
         call = Call(app.app, {**EDIT, "stream": stream})
-        await until(lambda: len(app.editor.jobs) == 3)
+        await until_async(lambda: len(app.editor.jobs) == 3)
         call.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call.task
@@ -223,9 +224,9 @@ def test_leaving_a_stream_cancels_what_is_not_drawn_yet(
     async def scenario() -> None:
         gate = app.editor.gate = asyncio.Semaphore(0)
         call = Call(app.app, {**EDIT, "stream": True}, spec=spec)
-        await until(lambda: len(app.editor.jobs) == 3)
+        await until_async(lambda: len(app.editor.jobs) == 3)
         gate.release()
-        await until(lambda: "image_edit.completed" in call.text)
+        await until_async(lambda: "image_edit.completed" in call.text)
         assert app.editor.num_cancelled == 0
         call.left.set()
         await asyncio.wait([call.task], timeout=5)
@@ -242,7 +243,7 @@ def test_a_closed_stream_cancels_its_edits_and_waits_for_them(app: Harness) -> N
         gate = app.editor.gate = asyncio.Semaphore(0)
         stream = await stream_of(app, n=2)
         first = asyncio.create_task(next_event(stream))
-        await until(lambda: len(app.editor.jobs) == 2)
+        await until_async(lambda: len(app.editor.jobs) == 2)
         gate.release()
         await first
         await stream.aclose()
