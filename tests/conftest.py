@@ -1,14 +1,30 @@
-"""Fixtures that many tests share: the tiny checkpoint and the settings that the shipped tiny file has."""
+"""How the tests run, and fixtures that many share: the settings that the shipped file of random weights has."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from serve_app.config import AppSettings
+from tests.units import UnitScheduling, rank
 
 ROOT = Path(__file__).parent.parent
 RANDOM_FILE = ROOT / "configs" / "random-cpu.yaml"
+
+
+def pytest_configure() -> None:
+    # For torch, before it is imported: on tensors so small, threads wait for each other ten times as long as they work.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: rank(item.nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> UnitScheduling:
+    return UnitScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

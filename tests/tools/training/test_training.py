@@ -1,7 +1,6 @@
 """Training the tiny weights: every stage learns, resumes where it stopped, and writes what the loader reads."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,15 +71,6 @@ RECIPE = Recipe(
     lightning=replace(LIGHTNING, angles=tiny(LIGHTNING.angles), base=tiny(LIGHTNING.base)),
     rewriter=RewriterRecipe(num_layers=1, fit=FIT),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other are very slow where another process takes one of two cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def training_in(folder: Path) -> Training:

@@ -1,0 +1,54 @@
+"""Which tests run on one worker, one after another, and in which order the workers begin.
+
+A unit is a test file, or the files of tests/service/ that share a service: each service starts once.
+"""
+
+from xdist.scheduler import LoadFileScheduling
+
+SERVICE_FOLDER = "tests/service/"
+SHARED = {
+    "test_device_faults.py": "on_redis",
+    "test_nothing_lost.py": "on_redis",
+    "test_meaning.py": "toy",
+    "test_openapi.py": "toy",
+    "test_overload.py": "narrow",
+    "test_privacy.py": "narrow",
+    "test_sigterm.py": "narrow",
+    # They start what they need themselves.
+    "test_kill.py": "none",
+    "test_no_gpu.py": "none",
+}
+"""The services, by the files that use them; the other files use `service`."""
+
+LONGEST = (
+    f"{SERVICE_FOLDER}service",
+    f"{SERVICE_FOLDER}narrow",
+    f"{SERVICE_FOLDER}toy",
+    f"{SERVICE_FOLDER}on_redis",
+    "tests/test_lint.py",
+    "tests/tools/demo/test_demo.py",
+    "tests/editor/loading/test_compile.py",
+    "tests/tools/training/test_training.py",
+    f"{SERVICE_FOLDER}none",
+)
+"""They begin first, so that both workers end at about the same time."""
+
+
+def unit_of(node_id: str) -> str:
+    file = node_id.partition("::")[0]
+    if not file.startswith(SERVICE_FOLDER):
+        return file
+    return SERVICE_FOLDER + SHARED.get(file.removeprefix(SERVICE_FOLDER), "service")
+
+
+def rank(node_id: str) -> int:
+    """The place of a test's unit among all, from 0 on."""
+    unit = unit_of(node_id)
+    return LONGEST.index(unit) if unit in LONGEST else len(LONGEST)
+
+
+class UnitScheduling(LoadFileScheduling):  # type: ignore[misc]
+    """Gives a worker the next unit when it has nearly finished the one before."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(nodeid)
