@@ -22,8 +22,8 @@ import requests
 from rich.console import Console
 
 from tests.pictures import alike
-from tests.processes import free_port, redis_server
-from tests.service.conftest import Service, serve_run, stop, tiny_file, wait_until_ready
+from tests.processes import redis_server
+from tests.service.conftest import Host, Service, host_in
 from tests.service.kill import kill_all, kill_replica
 from tests.service.load import EDIT, by_clients, post
 from tests.service.receiver import Receiver, receiving
@@ -40,19 +40,6 @@ class Story:
     accepted: dict[str, int] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
-class Host:
-    """The service and its process, which may be killed and started again."""
-
-    file: Path
-    service: Service
-    process: Any = None
-
-    def start(self) -> None:
-        self.process = serve_run(self.file, self.service.log_file)
-        wait_until_ready(self.service, self.process)
 
 
 def main() -> int:
@@ -72,16 +59,14 @@ def main() -> int:
             story = live(host, receiver, options.duration, options.every, options.clients)
             return judge(host.service, receiver, story)
         finally:
-            stop(host.process)
+            host.stop()
 
 
 def made(folder: Path, receiver: Receiver, redis_url: str | None) -> Host:
-    port = free_port()
     sqlite = {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}
     store = {"kind": "redis", "url": redis_url} if redis_url else sqlite
     jobs = {"store": store, "webhook_origins": [receiver.origin], "lease_s": 4, "webhook_gap_s": 1}
-    file = tiny_file(folder / "tiny.yaml", port, jobs=jobs)
-    return Host(file, Service(f"http://127.0.0.1:{port}", folder / "log"))
+    return host_in(folder, jobs=jobs)
 
 
 def live(host: Host, receiver: Receiver, duration_s: float, every_s: float, num_clients: int) -> Story:

@@ -1,4 +1,6 @@
-"""The tiny app as a user runs it: `serve run configs/random-cpu.yaml`, on a free port."""
+"""The tiny app as a user runs it, `serve run configs/random-cpu.yaml`, on a free port. The tests share four services:
+`service`, `narrow`, `on_redis` and `toy`; tests/units.py keeps the tests of each together.
+"""
 
 import os
 import re
@@ -6,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import pytest
 import requests
 import yaml
 
+from serve_app.config import TINY_FILE
 from tests.conftest import RANDOM_FILE, ROOT
-from tests.processes import free_port
+from tests.processes import RedisServer, free_port
+from tests.service.faulty import FAULT_VARIABLE
 from tests.service.receiver import Receiver, receiving
+from tests.units import unit_of
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
@@ -27,10 +32,15 @@ LOG_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Service:
-    """A running service: where it listens, and what it has logged so far."""
+    """A running service: where it listens, what it has logged so far, and the API key that clients send, if any."""
 
     url: str
     log_file: Path
+    key: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.key is None else {"authorization": f"Bearer {self.key}"}
 
     @property
     def log(self) -> str:
@@ -52,7 +62,59 @@ class Service:
         return envelope
 
     def post(self, fields: dict[str, Any]) -> requests.Response:
-        return requests.post(f"{self.url}/v2/any/runsync", json={"input": fields}, timeout=120)
+        body = {"input": fields}
+        return requests.post(f"{self.url}/v2/any/runsync", json=body, headers=self.headers, timeout=120)
+
+
+@dataclass
+class Host:
+    """A Serve file, the service that runs it, and the service's process, which may be killed and started again."""
+
+    file: Path
+    service: Service
+    program: str = "serve"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None
+        return self._process
+
+    def start(self) -> None:
+        self._process = serve_run(self.file, self.service.log_file, self.program, **self.environment)
+        wait_until_ready(self.service, self._process)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            stop(self._process)
+
+
+def host_in(
+    folder: Path,
+    port: int | None = None,
+    program: str = "serve",
+    environment: Mapping[str, str] | None = None,
+    key: str | None = None,
+    **settings: Any,
+) -> Host:
+    """The tiny app on a port, with its files in a folder; `settings` as for `tiny_file`."""
+    port = free_port() if port is None else port
+    file = tiny_file(folder / "tiny.yaml", port, **settings)
+    return Host(file, Service(f"http://127.0.0.1:{port}", folder / "serve.log", key), program, environment or {})
+
+
+@contextmanager
+def running(
+    folder: Path, port: int, jobs: dict[str, Any], environment: dict[str, str] | None = None, **settings: Any
+) -> Iterator[Service]:
+    """The tiny app on a port, until the end of the block; `settings` as for `tiny_file`."""
+    host = host_in(folder, port, environment=environment, jobs=jobs, **settings)
+    try:
+        host.start()
+        yield host.service
+    finally:
+        host.stop()
 
 
 @pytest.fixture(scope="session")
@@ -61,32 +123,118 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    with running(folder, free_port(), jobs_of(folder, receiver), fetch={"origins": [receiver.origin]}) as service:
-        yield service
-
-
 def jobs_of(folder: Path, receiver: Receiver) -> dict[str, Any]:
     """Settings of jobs for a test: a store of its own, and webhooks to the receiver without long pauses."""
     store = {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}
     return {"store": store, "webhook_origins": [receiver.origin], "webhook_gap_s": 0.2, "lease_s": 4}
 
 
-@contextmanager
-def running(
-    folder: Path, port: int, jobs: dict[str, Any], environment: dict[str, str] | None = None, **settings: Any
-) -> Iterator[Service]:
-    """The tiny app on a port, until the end of the block; `settings` as for `tiny_file`."""
-    service = Service(f"http://127.0.0.1:{port}", folder / "serve.log")
-    file = tiny_file(folder / "tiny.yaml", port, jobs=jobs, **settings)
-    process = serve_run(file, service.log_file, **(environment or {}))
+SwitchTo = Callable[[Host], Host]
+
+_started: list[Host] = []
+"""The service that tests share at the moment, if any."""
+
+
+def stop_started() -> None:
+    while _started:
+        _started.pop().stop()
+
+
+@pytest.fixture(scope="session")
+def switch_to() -> Iterator[SwitchTo]:
+    """Stops the service before and starts the next one."""
+
+    def switch(host: Host) -> Host:
+        stop_started()
+        _started.append(host)
+        host.start()
+        return host
+
+    yield switch
+    stop_started()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stops a service after its last test."""
+    if nextitem is None or unit_of(nextitem.nodeid) != unit_of(item.nodeid):
+        stop_started()
+
+
+@pytest.fixture(scope="session")
+def open_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Host:
+    folder = tmp_path_factory.mktemp("service")
+    return switch_to(host_in(folder, jobs=jobs_of(folder, receiver), fetch={"origins": [receiver.origin]}))
+
+
+@pytest.fixture(scope="session")
+def service(open_host: Host) -> Service:
+    """A service that asks for no key."""
+    return open_host.service
+
+
+KEY, KEY_IN_FILE, OPERATOR_KEY = "planted-key-of-a-customer", "the-key", "planted-key-of-the-operator"
+QUEUE = 8
+
+
+@pytest.fixture(scope="session")
+def narrow_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Host:
+    folder = tmp_path_factory.mktemp("narrow")
+    keys = folder / "keys"
+    keys.write_text(f"{KEY_IN_FILE}\n")
+    environment = {"CAMERA_EDIT_API_KEYS": KEY, "CAMERA_EDIT_OPERATOR_KEYS": OPERATOR_KEY}
+    jobs = {**jobs_of(folder, receiver), "max_active_jobs": 1, "max_queued_jobs": QUEUE}
+    settings: dict[str, Any] = {"jobs": jobs, "fetch": {"origins": [receiver.origin]}, "api_keys_file": str(keys)}
+    return switch_to(host_in(folder, None, "camera-edit", environment, KEY, **settings))
+
+
+@pytest.fixture(scope="session")
+def narrow(narrow_host: Host) -> Service:
+    """A service that asks for a key, runs one job and lets eight wait, started by `camera-edit run`."""
+    return narrow_host.service
+
+
+@dataclass(frozen=True)
+class OnRedis:
+    """A service with its jobs in a Redis of its own, on a device that fails on demand.
+
+    Attributes:
+        fault: the file that makes the device fail once.
+    """
+
+    service: Service
+    redis: RedisServer
+    fault: Path
+    process: "subprocess.Popen[bytes]"
+
+
+@pytest.fixture(scope="session")
+def on_redis(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Iterator[OnRedis]:
+    folder = tmp_path_factory.mktemp("redis")
+    fault, redis = folder / "once", RedisServer(folder)
+    jobs = {**jobs_of(folder, receiver), "store": {"kind": "redis", "url": redis.url}}
+    environment = {FAULT_VARIABLE: str(fault)}
+    redis.start()
     try:
-        wait_until_ready(service, process)
-        yield service
+        settings: dict[str, Any] = {"build": "tests.service.faulty:build", "jobs": jobs, "rewriter": None}
+        host = switch_to(host_in(folder, environment=environment, **settings))
+        yield OnRedis(host.service, redis, fault, host.process)
     finally:
-        stop(process)
+        redis.stop()
+
+
+TOY_KEY = "k-1"
+# The requests that schemathesis invents and that are good are drawn, too: small, so that the bad ones get their turn.
+TOY_LIMITS = {"max_side_px": 128, "max_inference_steps": 4, "max_edits_per_request": 8}
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Service:
+    """A service of the shipped tiny weights that asks for a key, with small limits."""
+    folder = tmp_path_factory.mktemp("toy")
+    environment = {"CAMERA_EDIT_API_KEYS": f"another, {TOY_KEY}", "CAMERA_EDIT_OPERATOR_KEYS": "operator-key"}
+    settings: dict[str, Any] = {"jobs": jobs_of(folder, receiver), "limits": TOY_LIMITS, "shipped": TINY_FILE}
+    return switch_to(host_in(folder, environment=environment, key=TOY_KEY, **settings)).service
 
 
 def on_port(file: Path, port: int, copy: Path) -> Path:
@@ -132,17 +280,20 @@ def serve_run(file: Path, log_file: Path, program: str = "serve", **environment:
 
 
 def wait_until_ready(service: Service, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(START_TIMEOUT_S):
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_ready(service):
         assert process.poll() is None, service.log
-        try:
-            response = requests.get(f"{service.url}/health", timeout=5)
-            # Before the routes are there, Serve's proxy answers 404 in plain text.
-            if response.status_code == 401 or response.json()["workers"]["ready"]:
-                return
-        except (requests.ConnectionError, requests.Timeout, KeyError, ValueError):
-            pass  # Not listening yet, or not yet ours.
-        time.sleep(1)
-    raise AssertionError(f"not ready after {START_TIMEOUT_S} s:\n{service.log}")
+        assert time.monotonic() < deadline, f"not ready after {START_TIMEOUT_S} s:\n{service.log}"
+        time.sleep(0.5)
+
+
+def is_ready(service: Service) -> bool:
+    try:
+        response = requests.get(f"{service.url}/health", headers=service.headers, timeout=5)
+        # Before the routes are there, Serve's proxy answers 404 in plain text.
+        return bool(response.json()["workers"]["ready"])
+    except (requests.ConnectionError, requests.Timeout, KeyError, ValueError):
+        return False  # Not listening yet, or not yet ours.
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.processes import free_port
-from tests.service.conftest import Service, serve_run, stop, tiny_file, wait_until_ready
+from tests.service.conftest import Service, host_in
 from tests.service.load import EDIT, by_clients, post, processes
 
 WARM_UP = 0.3
@@ -62,17 +61,14 @@ def main() -> int:
 @contextmanager
 def started(folder: Path, leak: bool) -> Iterator[tuple[Service, int]]:
     """The tiny app, its `serve run` process's id."""
-    port = free_port()
     build = "tests.service.leaky:build" if leak else "serve_app.app:build"
     jobs = {"store": {"kind": "sqlite", "path": str(folder / "jobs")}}
-    file = tiny_file(folder / "tiny.yaml", port, build, jobs=jobs)
-    service = Service(f"http://127.0.0.1:{port}", folder / "log")
-    process = serve_run(file, service.log_file)
+    host = host_in(folder, build=build, jobs=jobs)
     try:
-        wait_until_ready(service, process)
-        yield service, process.pid
+        host.start()
+        yield host.service, host.process.pid
     finally:
-        stop(process)
+        host.stop()
 
 
 def soak(

@@ -1,45 +1,31 @@
 """A device that fails under an edit: how each edit ends, and that the editor is replaced."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.processes import free_port
-from tests.service.conftest import Service, jobs_of, running
-from tests.service.faulty import FAULT_VARIABLE, LARGE_WIDTH, LOST_WIDTH
+from tests.service.conftest import OnRedis, Service
+from tests.service.faulty import LARGE_WIDTH, LOST_WIDTH
 from tests.service.load import EDIT
-from tests.service.receiver import Receiver
 from tests.service.test_jobs import ended, start
 from tests.waiting import until
 
 
-@pytest.fixture(scope="module")
-def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that makes the device fail once."""
-    return tmp_path_factory.mktemp("fault") / "once"
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, fault: Path) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("faulty")
-    environment = {FAULT_VARIABLE: str(fault)}
-    jobs = jobs_of(folder, receiver)
-    with running(folder, free_port(), jobs, environment, build="tests.service.faulty:build", rewriter=None) as service:
-        assert service.run(**EDIT)["status"] == "COMPLETED"
-        yield service
+@pytest.fixture
+def faulty(on_redis: OnRedis) -> Service:
+    assert on_redis.service.run(**EDIT)["status"] == "COMPLETED"
+    return on_redis.service
 
 
 def health(service: Service) -> int:
     return requests.get(f"{service.url}/health/ready", timeout=30).status_code
 
 
-def test_a_cuda_error_fails_the_edit_and_replaces_the_editor(faulty: Service, fault: Path) -> None:
+def test_a_cuda_error_fails_the_edit_and_replaces_the_editor(faulty: Service, on_redis: OnRedis) -> None:
     """The editor ends at its first failed health check; Serve would stop it after the third."""
-    fault.touch()
+    on_redis.fault.touch()
     envelope = ended(faulty, start(faulty, {**EDIT, "width": LOST_WIDTH}))
     began = time.monotonic()
     assert envelope["status"] == "FAILED"

@@ -1,11 +1,7 @@
 """The doors of a running service: health, headers that would steer Serve, the drain, and no start without keys."""
 
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +11,10 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.processes import free_port
-from tests.service.conftest import Service, jobs_of, serve_run, stop, tiny_file, wait_until_ready
+from tests.service.conftest import START_TIMEOUT_S, Service, jobs_of, serve_run, stop, tiny_file
 from tests.service.load import EDIT
 from tests.service.receiver import Receiver
 from tests.service.test_peer_faults import LONG, PNG, edit
-
-KEY = "the-key"
-BEARER = {"authorization": f"Bearer {KEY}"}
 
 
 def test_health(service: Service) -> None:
@@ -82,79 +75,6 @@ def test_a_client_cannot_leave_its_work_behind(service: Service) -> None:
     assert f"edit {request_id} done" not in service.log
 
 
-@pytest.fixture
-def service_to_drain(tmp_path: Path, receiver: Receiver) -> Iterator[tuple[Service, "subprocess.Popen[bytes]"]]:
-    """A service that asks for a key and runs one job at a time, and its process."""
-    port = free_port()
-    jobs = {**jobs_of(tmp_path, receiver), "max_active_jobs": 1, "max_queued_jobs": 20}
-    keys = tmp_path / "keys"
-    keys.write_text(f"{KEY}\n")
-    service = Service(f"http://127.0.0.1:{port}", tmp_path / "serve.log")
-    file = tiny_file(tmp_path / "tiny.yaml", port, jobs=jobs, api_keys_file=str(keys), rewriter=None)
-    process = serve_run(file, service.log_file, "camera-edit")
-    try:
-        wait_until_ready(service, process)
-        until_ready(service)
-        yield service, process
-    finally:
-        stop(process)
-
-
-def until_ready(service: Service) -> None:
-    deadline = time.monotonic() + 60
-    while requests.get(f"{service.url}/health/ready", timeout=30).status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
-def test_on_sigterm_one_running_and_five_queued_are_answered_and_new_ones_refused(
-    service_to_drain: tuple[Service, "subprocess.Popen[bytes]"],
-) -> None:
-    service, process = service_to_drain
-    middling = {**EDIT, "width": 512, "height": 512, "num_inference_steps": 15}
-
-    def ask(seed: int) -> requests.Response:
-        body = {"input": {**middling, "seed": seed}}
-        return requests.post(f"{service.url}/runsync?wait=120000", json=body, headers=BEARER, timeout=150)
-
-    def jobs() -> dict[str, int]:
-        told: dict[str, int] = requests.get(f"{service.url}/health", headers=BEARER, timeout=30).json()["jobs"]
-        return told
-
-    with ThreadPoolExecutor(6) as clients:
-        answers = [clients.submit(ask, seed) for seed in range(6)]
-        deadline = time.monotonic() + 30
-        while (counts := jobs()) and (counts["inProgress"], counts["inQueue"]) != (1, 5):
-            assert time.monotonic() < deadline, counts
-            time.sleep(0.05)
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        until_refusing(service)
-        assert requests.get(f"{service.url}/health/ready", timeout=30).json() == {
-            "status": "not ready",
-            "reason": "draining",
-        }
-        assert jobs()["inQueue"] > 0
-        assert process.wait(120) == 0
-    statuses = [answer.result().status_code for answer in answers]
-    print(f"six answers {statuses}; ended {time.monotonic() - began:.1f} s after SIGTERM")
-    assert statuses == [200] * 6
-    assert {answer.result().json()["status"] for answer in answers} == {"COMPLETED"}
-    assert "requests and 6 jobs" in service.log
-
-
-def until_refusing(service: Service) -> None:
-    """New work is told to come back later, in both dialects."""
-    deadline = time.monotonic() + 30
-    body = {"input": {**EDIT, "image": "no picture, which is a 400 as long as work is taken"}}
-    while (response := requests.post(f"{service.url}/run", json=body, headers=BEARER, timeout=30)).status_code == 400:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert response.status_code == 503
-    assert int(response.headers["retry-after"]) > 0
-    assert requests.post(f"{service.url}/v1/images/edits", headers=BEARER, timeout=30).status_code == 503
-
-
 def named_file(folder: Path, **settings: Any) -> Path:
     """The tiny app on a host that is not known to be this machine: names are not looked up. It is this machine."""
     file = tiny_file(folder / "named.yaml", free_port(), **settings)
@@ -168,7 +88,7 @@ def test_it_does_not_start_open_to_others_without_keys(tmp_path: Path, receiver:
     log_file = tmp_path / "serve.log"
     process = serve_run(named_file(tmp_path, jobs=jobs_of(tmp_path, receiver)), log_file)
     try:
-        exit_code = process.wait(90)
+        exit_code = process.wait(START_TIMEOUT_S)
     finally:
         stop(process)
     log = log_file.read_text()

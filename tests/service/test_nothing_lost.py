@@ -1,26 +1,14 @@
 """Processes are killed in mid-job: every accepted job ends COMPLETED, once, with the picture of an undisturbed run."""
 
 import json
-import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app.jobs.store_link import CALL_TIMEOUT_S
 from tests.pictures import alike, photograph, to_base64
-from tests.processes import RedisServer, free_port
-from tests.service.conftest import (
-    Service,
-    jobs_of,
-    serve_run,
-    stop,
-    tiny_file,
-    wait_until_ready,
-)
-from tests.service.kill import kill_all, kill_replica
+from tests.service.conftest import OnRedis, Service
+from tests.service.kill import kill_replica
 from tests.service.outage import judge, live
 from tests.service.receiver import Receiver
 from tests.service.test_jobs import ended, start, until_in_progress
@@ -64,50 +52,6 @@ def check_all(service: Service, receiver: Receiver, path: str, ids: list[str]) -
         assert envelope["output"]["final_prompts"] == undisturbed["final_prompts"]
     # Nothing is told twice.
     assert len(receiver.bodies(path, len(ids))) == len(ids)
-
-
-def test_the_whole_service_is_killed(tmp_path: Path, receiver: Receiver) -> None:
-    port = free_port()
-    file = tiny_file(tmp_path / "tiny.yaml", port, jobs=jobs_of(tmp_path, receiver), rewriter=None)
-    service = Service(f"http://127.0.0.1:{port}", tmp_path / "serve.log")
-    process = serve_run(file, service.log_file)
-    try:
-        wait_until_ready(service, process)
-        ids = submit_all(service, receiver, "/all-killed/200")
-    finally:
-        kill_all(process)
-    process = serve_run(file, service.log_file)
-    try:
-        wait_until_ready(service, process)
-        check_all(service, receiver, "/all-killed/200", ids)
-    finally:
-        stop(process)
-
-
-@dataclass
-class OnRedis:
-    """A service whose jobs lie in a Redis of its own, and both processes."""
-
-    service: Service
-    redis: RedisServer
-    process: "subprocess.Popen[bytes]"
-
-
-@pytest.fixture(scope="module")
-def on_redis(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[OnRedis]:
-    folder = tmp_path_factory.mktemp("redis")
-    redis = RedisServer(folder)
-    port = free_port()
-    jobs = {**jobs_of(folder, receiver), "store": {"kind": "redis", "url": redis.url}}
-    service = Service(f"http://127.0.0.1:{port}", folder / "serve.log")
-    redis.start()
-    process = serve_run(tiny_file(folder / "tiny.yaml", port, jobs=jobs, rewriter=None), service.log_file)
-    try:
-        wait_until_ready(service, process)
-        yield OnRedis(service, redis, process)
-    finally:
-        stop(process)
-        redis.stop()
 
 
 def test_the_jobs_replica_is_killed(on_redis: OnRedis, receiver: Receiver) -> None:

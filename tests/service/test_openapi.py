@@ -5,81 +5,64 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
 from tests.conftest import ROOT
-from tests.processes import free_port
-from tests.service.conftest import Service, jobs_of, running
-from tests.service.receiver import Receiver
+from tests.service.conftest import TOY_KEY, Service
 
 DOCUMENT = ROOT / "configs" / "openapi.json"
-KEY = "k-1"
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 NUM_CASES = 2000
-# The invented requests that are good are drawn, too: small, so that the invented ones that are bad get their turn.
-LIMITS = {"max_side_px": 128, "max_inference_steps": 4, "max_edits_per_request": 4}
-SIZES = {"output_area_px": 4096, "vae_area_px": 4096, "condition_area_px": 4096}
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
-    """A service that asks for a key, with small limits."""
-    folder = tmp_path_factory.mktemp("guarded")
-    environment = {"CAMERA_EDIT_API_KEYS": f"another, {KEY}", "CAMERA_EDIT_OPERATOR_KEYS": "operator-key"}
-    jobs = jobs_of(folder, receiver)
-    with running(folder, free_port(), jobs, environment, limits=LIMITS, sizes=SIZES, rewriter=None) as service:
-        yield service
 
 
 @pytest.mark.parametrize(
     ("header", "status"),
     [
-        (f"Bearer {KEY}", 200),
-        (KEY, 200),
+        (f"Bearer {TOY_KEY}", 200),
+        (TOY_KEY, 200),
         ("Bearer another", 200),
         (None, 401),
         ("", 401),
         ("Bearer", 401),
-        (f"Bearer {KEY}x", 401),
-        (f"Basic {KEY}", 401),
+        (f"Bearer {TOY_KEY}x", 401),
+        (f"Basic {TOY_KEY}", 401),
         ("Bearer \xfc", 401),
     ],
 )
-def test_keys_in_both_forms(guarded: Service, header: str | None, status: int) -> None:
+def test_keys_in_both_forms(toy: Service, header: str | None, status: int) -> None:
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
     for path in ("/health", "/v2/any/health", "/v1/models", "/v2/any/openai/v1/models"):
-        response = requests.get(f"{guarded.url}{path}", headers=headers, timeout=30)
+        response = requests.get(f"{toy.url}{path}", headers=headers, timeout=30)
         assert response.status_code == status, path
     if status == 401:
         message = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`."
-        assert requests.get(f"{guarded.url}/health", headers=headers, timeout=30).json() == {"error": message}
+        assert requests.get(f"{toy.url}/health", headers=headers, timeout=30).json() == {"error": message}
         assert response.json() == {
             "detail": message,
             "error": {"message": message, "type": "invalid_request_error", "param": None, "code": "unauthorized"},
         }
 
 
-def test_every_route_asks_for_the_key(guarded: Service) -> None:
+def test_every_route_asks_for_the_key(toy: Service) -> None:
     for path, operations in json.loads(DOCUMENT.read_text())["paths"].items():
         for method in operations:
-            response = requests.request(method, f"{guarded.url}{path}", timeout=30)
+            response = requests.request(method, f"{toy.url}{path}", timeout=30)
             assert response.status_code == 401, (method, path)
     for path in ("/docs", "/openapi.json", "/nope"):
-        assert requests.get(f"{guarded.url}{path}", timeout=30).status_code == 401
+        assert requests.get(f"{toy.url}{path}", timeout=30).status_code == 401
 
 
-def test_nothing_is_answered_that_the_document_does_not_say(guarded: Service, tmp_path: Path) -> None:
+def test_nothing_is_answered_that_the_document_does_not_say(toy: Service, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             Path(sys.executable).parent / "schemathesis",
             "run",
             DOCUMENT,
-            f"--url={guarded.url}",
-            f"--header=Authorization: Bearer {KEY}",
+            f"--url={toy.url}",
+            f"--header=Authorization: Bearer {TOY_KEY}",
             f"--checks={CHECKS}",
             "--phases=examples,coverage,fuzzing,stateful",
             "--max-examples=4",

@@ -6,37 +6,23 @@ import re
 import select
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import httpx2
-import pytest
 import requests
 
-from tests.processes import free_port
-from tests.service.conftest import Service, jobs_of, running
+from tests.service.conftest import QUEUE, Service
 from tests.service.load import EDIT
-from tests.service.receiver import Receiver
 from tests.waiting import until
 
 NUM_CLIENTS = 200
-QUEUE = 8
 # Surely not done while the clients come.
 LONG = {**EDIT, "width": 512, "height": 512, "num_inference_steps": 100, "views": "orbit:8"}
 
 
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
-    """A service that runs one job and lets eight wait."""
-    folder = tmp_path_factory.mktemp("narrow")
-    jobs = {**jobs_of(folder, receiver), "max_active_jobs": 1, "max_queued_jobs": QUEUE}
-    with running(folder, free_port(), jobs, rewriter=None) as service:
-        yield service
-
-
 def purge(service: Service, ids: list[str]) -> None:
     for job_id in ids:
-        requests.post(f"{service.url}/cancel/{job_id}", timeout=30)
+        requests.post(f"{service.url}/cancel/{job_id}", headers=service.headers, timeout=30)
 
 
 def test_of_200_clients_nine_are_accepted_and_the_others_refused_before_any_of_these_ends(narrow: Service) -> None:
@@ -46,12 +32,17 @@ def test_of_200_clients_nine_are_accepted_and_the_others_refused_before_any_of_t
     wave(narrow)
 
 
+def state(service: Service, job_id: str) -> str:
+    response = requests.get(f"{service.url}/status/{job_id}", headers=service.headers, timeout=30)
+    return str(response.json()["status"])
+
+
 def wave(service: Service) -> None:
     """200 clients within two seconds."""
 
     async def ask() -> list[tuple[float, httpx2.Response]]:
         limits = httpx2.Limits(max_connections=NUM_CLIENTS)
-        async with httpx2.AsyncClient(limits=limits, timeout=60, trust_env=False) as client:
+        async with httpx2.AsyncClient(limits=limits, timeout=60, trust_env=False, headers=service.headers) as client:
 
             async def one(number: int) -> tuple[float, httpx2.Response]:
                 await asyncio.sleep(number * 0.01)
@@ -64,7 +55,7 @@ def wave(service: Service) -> None:
     answers = asyncio.run(ask())
     accepted = [response.json()["id"] for _, response in answers if response.status_code == 200]
     refused = [(elapsed_s, response) for elapsed_s, response in answers if response.status_code == 429]
-    states = [requests.get(f"{service.url}/status/{each}", timeout=30).json()["status"] for each in accepted]
+    states = [state(service, each) for each in accepted]
     purge(service, accepted)
     assert sorted(states) == ["IN_PROGRESS"] + ["IN_QUEUE"] * QUEUE
     assert len(accepted) == 1 + QUEUE
@@ -87,7 +78,8 @@ def test_50_clients_who_leave_free_the_engine(narrow: Service) -> None:
             )
         time.sleep(2)  # All of them are taken up by then; one alone takes several seconds.
     left = time.monotonic()
-    response = requests.post(f"{narrow.url}/v1/images/edits", json={**body, "num_inference_steps": 1}, timeout=60)
+    short = {**body, "num_inference_steps": 1}
+    response = requests.post(f"{narrow.url}/v1/images/edits", json=short, headers=narrow.headers, timeout=60)
     print(f"the next edit was answered {time.monotonic() - left:.2f} s after 50 clients had left")
     assert response.status_code == 200
     until(lambda: len(set(re.findall(r"edit (leaver-\d+) cancelled after", narrow.log))) == 50)
@@ -104,9 +96,8 @@ def test_100_dawdling_clients_hold_nobody_up(narrow: Service) -> None:
             for connection in slow[round_number::10]:
                 connection.sendall(b" ")
             began = time.monotonic()
-            assert requests.get(f"{narrow.url}/health", timeout=30).status_code == 200
-            response = requests.post(f"{narrow.url}/runsync", json={"input": EDIT}, timeout=30)
-            assert response.json()["status"] == "COMPLETED"
+            assert requests.get(f"{narrow.url}/health", headers=narrow.headers, timeout=30).status_code == 200
+            assert narrow.run(**EDIT)["status"] == "COMPLETED"
             elapsed_s.append(time.monotonic() - began)
         answered, _, _ = select.select(slow, [], [], 0)
         assert answered == []
@@ -119,6 +110,13 @@ def connected(
     """A connection that has sent a request, or its beginning."""
     host, port = service.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), 30)
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
-    connection.sendall(f"{head}Content-Length: {announced or len(body)}\r\n\r\n".encode() + body)
+    headers = {
+        "Host": host,
+        "Content-Type": "application/json",
+        "Content-Length": announced or len(body),
+        "X-Request-Id": request_id,
+        **service.headers,
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
     return connection

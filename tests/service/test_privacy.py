@@ -4,7 +4,6 @@ below that begins with `planted` is looked for in all of them."""
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,10 @@ import pytest
 import requests
 
 from tests.pictures import photograph, to_base64, to_png
-from tests.processes import free_port
-from tests.service.conftest import Service, jobs_of, running
+from tests.service.conftest import KEY, OPERATOR_KEY, Service
 from tests.service.ray_session import exported, session_folder
 from tests.service.receiver import Receiver
 
-KEY = "planted-key-of-a-customer"
-OPERATOR_KEY = "planted-key-of-the-operator"
 PICTURE = to_base64(photograph("astronaut", 96, 64))
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 1}
 GOOD = {
@@ -31,19 +27,15 @@ GOOD = {
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
-    """A service with a key that was asked for much, well and badly."""
-    folder = tmp_path_factory.mktemp("guarded")
-    environment = {"CAMERA_EDIT_API_KEYS": KEY, "CAMERA_EDIT_OPERATOR_KEYS": OPERATOR_KEY}
-    fetch = {"origins": [receiver.origin]}
-    with running(folder, free_port(), jobs_of(folder, receiver), environment, fetch=fetch) as service:
-        good_jobs(service, receiver)
-        refused_jobs(service, receiver)
-        failing_jobs(service, receiver)
-        openai_edits(service, receiver)
-        odd_requests(service)
-        time.sleep(5)  # Ray copies the workers' lines to the console with a delay.
-        yield service
+def guarded(narrow: Service, receiver: Receiver) -> Service:
+    """The service after it was asked for much, well and badly."""
+    good_jobs(narrow, receiver)
+    refused_jobs(narrow, receiver)
+    failing_jobs(narrow, receiver)
+    openai_edits(narrow, receiver)
+    odd_requests(narrow)
+    time.sleep(5)  # Ray copies the workers' lines to the console with a delay.
+    return narrow
 
 
 def ask(service: Service, method: str, path: str, expected: int, /, headers: Any = None, **more: Any) -> Any:
