@@ -187,3 +187,7 @@ class JobsPort(Protocol):
 
     async def fault(self) -> str | None:
         """Why no job would be accepted now, in one word ("store"), or None."""
+
+
+JOBS_METHODS = frozenset(name for name in vars(JobsPort) if not name.startswith("_"))
+"""The names of the port's methods: between `jobs_port` and the Jobs deployment, all take the same way."""

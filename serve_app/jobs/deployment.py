@@ -1,13 +1,13 @@
 """Jobs as a Serve deployment: one replica, input and output only."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import JobSettings
-from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec, RepeatKey
+from serve_app.edits.job import JOBS_METHODS, Job, JobSpec, JobsPort
 from serve_app.edits.request import Pictures
 from serve_app.edits.service import EditService
 from serve_app.jobs.metrics import JobMetrics
@@ -36,43 +36,27 @@ class Jobs:
         # Serve makes replicas on their event loop.
         self._start = asyncio.ensure_future(self._jobs.start())
 
-    async def _ready(self) -> JobService:
+    async def submit(self, spec: JobSpec, *pictures: Pictures) -> str:
+        """JobsPort.submit: Ray passes pictures by reference only as arguments of their own."""
+        return await (await self._started()).submit(spec, pictures)
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """Every other method of JobsPort."""
+        if name not in JOBS_METHODS:
+            raise AttributeError(name)
+
+        async def call(*args: Any) -> Any:
+            return await getattr(await self._started(), name)(*args)
+
+        return call
+
+    async def _started(self) -> JobsPort:
         # A caller that is cancelled must not cancel the start.
         await asyncio.shield(self._start)
         return self._jobs
 
-    async def room(self) -> int:
-        return await (await self._ready()).room()
-
-    async def submit(self, spec: JobSpec, *pictures: Pictures) -> str:
-        return await (await self._ready()).submit(spec, pictures)
-
-    async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
-        return await (await self._ready()).find(repeat_key)
-
-    async def wait(self, job_id: str, wait_s: float) -> Job:
-        return await (await self._ready()).wait(job_id, wait_s)
-
-    async def news(self, job_id: str, wait_s: float) -> JobNews:
-        return await (await self._ready()).news(job_id, wait_s)
-
-    async def cancel(self, job_id: str) -> Job:
-        return await (await self._ready()).cancel(job_id)
-
-    async def retry(self, job_id: str, call: str) -> Job:
-        return await (await self._ready()).retry(job_id, call)
-
-    async def purge(self) -> int:
-        return await (await self._ready()).purge()
-
-    async def counts(self) -> JobCounts:
-        return await (await self._ready()).counts()
-
-    async def fault(self) -> str | None:
-        return await (await self._ready()).fault()
-
     async def check_health(self) -> None:
-        await asyncio.shield(self._start)
+        await self._started()
         self._metrics.update(await self._jobs.counts(), self._jobs.ends, self._jobs.webhook_ends)
 
     async def __del__(self) -> None:

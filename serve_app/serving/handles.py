@@ -1,8 +1,9 @@
 """Deployment handles as the ports that EditService knows."""
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.schema import ServeStatus
 
-from serve_app.edits.job import Job, JobCounts, JobNews, JobSpec, RepeatKey
+from serve_app.edits.job import JOBS_METHODS, JobSpec, JobsPort
 from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, RewriteJob, SharedPictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
@@ -146,63 +147,40 @@ class RewriterHandle:
         return rewrite
 
 
-class JobsHandle:
-    """The Jobs deployment as a JobsPort. Where its one replica dies, the call is made to the next one. Methods are
+def jobs_port(handle: "DeploymentHandle[Any]") -> JobsPort:
+    """The Jobs deployment as a JobsPort.
+
+    A call that waits longer than its own `wait_s` and `_SUCCESSOR_S` for a replica raises ServiceUnavailable.
+    """
+    return cast(JobsPort, _JobsHandle(handle))
+
+
+class _JobsHandle:
+    """Makes each call to the one replica of Jobs, and to its successor where it dies. The port's methods are
     idempotent: a job has its id before it is stored, and a retry has a name."""
 
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
 
-    async def room(self) -> int:
-        num_places: int = await self._ask("room")
-        return num_places
-
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
-        shared = [share(each) for each in pictures]
-        job_id: str = await self._ask("submit", spec, *shared)
+        # Ray resolves a reference only where it is an argument of its own.
+        job_id: str = await self._call("submit", 0.0, spec, *(share(each) for each in pictures))
         return job_id
 
-    async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
-        spec: JobSpec | None = await self._ask("find", repeat_key)
-        return spec
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """Every other method of JobsPort."""
+        if name not in JOBS_METHODS:
+            raise AttributeError(name)
+        signature = inspect.signature(getattr(JobsPort, name))
 
-    async def wait(self, job_id: str, wait_s: float) -> Job:
-        job: Job = await self._ask("wait", job_id, wait_s, takes_s=wait_s)
-        return job
+        def call(*args: Any, **options: Any) -> Awaitable[Any]:
+            bound = signature.bind(self, *args, **options)
+            return self._call(name, bound.arguments.get("wait_s", 0.0), *bound.args[1:])
 
-    async def news(self, job_id: str, wait_s: float) -> JobNews:
-        news: JobNews = await self._ask("news", job_id, wait_s, takes_s=wait_s)
-        return news
+        return call
 
-    async def cancel(self, job_id: str) -> Job:
-        job: Job = await self._ask("cancel", job_id)
-        return job
-
-    async def retry(self, job_id: str, call: str) -> Job:
-        job: Job = await self._ask("retry", job_id, call)
-        return job
-
-    async def purge(self) -> int:
-        num_removed: int = await self._ask("purge")
-        return num_removed
-
-    async def counts(self) -> JobCounts:
-        counts: JobCounts = await self._ask("counts")
-        return counts
-
-    async def fault(self) -> str | None:
-        reason: str | None = await self._ask("fault")
-        return reason
-
-    async def _ask(self, method: str, *args: Any, takes_s: float = 0.0) -> Any:
-        """
-        Args:
-            takes_s: how long the method may wait by itself.
-
-        Raises:
-            ServiceUnavailable: no replica answered within that and `_SUCCESSOR_S`.
-        """
-        limit = asyncio.timeout(takes_s + _SUCCESSOR_S)
+    async def _call(self, method: str, wait_s: float, *args: Any) -> Any:
+        limit = asyncio.timeout(wait_s + _SUCCESSOR_S)
         try:
             async with limit:
                 while True:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -19,14 +20,17 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.app import build
 from serve_app.config import AppSettings
+from serve_app.edits.job import JOBS_METHODS
 from serve_app.edits.request import EditRequest, EditResult, Rewrite, RewriteJob, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.ingress.deployment import _rewriter_port
 from serve_app.jobs.deployment import Jobs
-from serve_app.serving.handles import EditorHandle, RewriterHandle
+from serve_app.serving import handles
+from serve_app.serving.handles import EditorHandle, RewriterHandle, jobs_port
 from tests import fakes
+from tests.jobs.replicas import spec
 
 JOB = RewriteJob("id", "a wish", 0)
 PICTURES = SharedPictures(None)
@@ -302,3 +306,82 @@ def test_both_callers_wait_longer_than_the_rewriter_itself(tiny_settings: AppSet
 
 def test_without_a_rewriter_there_is_no_port_to_one(tiny_settings: AppSettings) -> None:
     assert _rewriter_port(tiny_settings.model_copy(update={"rewriter": None}), None) is None
+
+
+@dataclass
+class FakeJobs:
+    """The handle of Jobs. Its replica dies in each of the first `num_deaths` calls; later ones return their method."""
+
+    num_deaths: float = 0
+    calls: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        async def answer(*args: object) -> str:
+            self.calls.append((name, args))
+            if len(self.calls) <= self.num_deaths:
+                raise RayActorError()
+            return name
+
+        return SimpleNamespace(remote=answer)
+
+    @property
+    def as_handle(self) -> DeploymentHandle[Any]:
+        return cast("DeploymentHandle[Any]", self)
+
+
+JOBS_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "room": (),
+    "find": ("key",),
+    "wait": ("job", 7.0),
+    "news": ("job", 7.0),
+    "cancel": ("job",),
+    "retry": ("job", "call"),
+    "purge": (),
+    "counts": (),
+    "fault": (),
+}
+
+
+@pytest.mark.parametrize("method", sorted(JOBS_METHODS - {"submit"}))
+def test_a_method_of_the_jobs_port_is_called_on_the_deployment(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts_s: list[float] = []
+    timeout = asyncio.timeout
+
+    def recorded(delay: float) -> asyncio.Timeout:
+        timeouts_s.append(delay)
+        return timeout(delay)
+
+    monkeypatch.setattr(asyncio, "timeout", recorded)
+    jobs, arguments = FakeJobs(), JOBS_ARGUMENTS[method]
+    assert asyncio.run(getattr(jobs_port(jobs.as_handle), method)(*arguments)) == method
+    assert jobs.calls == [(method, arguments)]
+    # A method that waits by itself has as much longer.
+    assert timeouts_s == [handles._SUCCESSOR_S + (7.0 if method in ("wait", "news") else 0.0)]
+
+
+def test_an_argument_of_the_jobs_port_may_be_named() -> None:
+    jobs = FakeJobs()
+    asyncio.run(jobs_port(jobs.as_handle).wait(wait_s=7.0, job_id="job"))
+    assert jobs.calls == [("wait", ("job", 7.0))]
+
+
+def test_a_job_is_sent_to_the_successor_with_the_same_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handles, "_SUCCESSOR_POLL_S", 0.0)
+    monkeypatch.setattr(handles, "share", lambda pictures: ("shared", pictures))
+    jobs, job, sets = FakeJobs(num_deaths=1), spec("job"), [(fakes.picture(),), (fakes.picture(), fakes.picture())]
+    assert asyncio.run(jobs_port(jobs.as_handle).submit(job, sets)) == "submit"
+    assert jobs.calls == [("submit", (job, *(("shared", each) for each in sets)))] * 2
+
+
+def test_jobs_that_do_not_come_back_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handles, "_SUCCESSOR_POLL_S", 0.0)
+    monkeypatch.setattr(handles, "_SUCCESSOR_S", 0.05)
+    jobs = FakeJobs(num_deaths=math.inf)
+    with pytest.raises(ServiceUnavailable, match="The jobs are not available right now"):
+        asyncio.run(jobs_port(jobs.as_handle).counts())
+    assert len(jobs.calls) > 1
+
+
+def test_the_jobs_port_has_no_other_methods() -> None:
+    with pytest.raises(AttributeError):
+        _ = jobs_port(FakeJobs().as_handle).drop  # type: ignore[attr-defined]
