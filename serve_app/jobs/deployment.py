@@ -12,7 +12,7 @@ from serve_app.edits.request import Pictures
 from serve_app.edits.service import EditService
 from serve_app.jobs.metrics import JobMetrics
 from serve_app.jobs.service import JobService
-from serve_app.jobs.stores.open import open_store
+from serve_app.jobs.store_link import open_store
 from serve_app.serving.handles import EditorHandle, RewriterHandle, share
 from serve_app.serving.replica import join_serve_logs
 

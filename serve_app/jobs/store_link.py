@@ -2,21 +2,24 @@
 
 import asyncio
 import logging
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from redis.exceptions import RedisError, ResponseError
-
+from serve_app.config import RedisStoreSettings, SqliteStoreSettings
 from serve_app.errors import JobUnreadable, ServiceUnavailable
+from serve_app.jobs.stores.redis_store import RedisStore
+from serve_app.jobs.stores.sqlite_store import SqliteStore
 from serve_app.jobs.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STORE_PROBLEMS = (RedisError, sqlite3.Error, OSError)
+STORES: Mapping[type, type[Store]] = {SqliteStoreSettings: SqliteStore, RedisStoreSettings: RedisStore}
+"""The stores by their settings."""
+
+STORE_ERRORS: tuple[type[Exception], ...] = (OSError, *(error for store in STORES.values() for error in store.errors))
 """What a store raises while it cannot be reached or is full. TimeoutError is an OSError."""
 
 CALL_TIMEOUT_S = 6.0
@@ -29,6 +32,11 @@ ADD_TIMEOUT_S = 60.0
 
 RETRY_S = 0.5
 """Between two attempts of a call that must succeed; as long, a failed call counts as an outage."""
+
+
+def open_store(settings: SqliteStoreSettings | RedisStoreSettings) -> Store:
+    """The store that the settings name. It opens its file or connection at its first use."""
+    return STORES[type(settings)](settings)
 
 
 class StoreLink:
@@ -109,8 +117,8 @@ class StoreLink:
     ) -> T:
         try:
             result = await _apart(operation(self._store), timeout_s, given_up)
-        except STORE_PROBLEMS as problem:
-            if is_of_one_job and _is_lasting(problem):
+        except STORE_ERRORS as problem:
+            if is_of_one_job and _is_damage(problem):
                 raise JobUnreadable(UNREADABLE) from problem
             if marks_away:
                 self._note_failure(problem)
@@ -127,7 +135,7 @@ class StoreLink:
                     hangs.set_result(None)
         if self._away_since is None:
             self._away_since = now
-            hint = "; its file is damaged: stop the service and move the file away" if _is_lasting(problem) else ""
+            hint = "; its file is damaged: stop the service and move the file away" if _is_damage(problem) else ""
             logger.error("the job store cannot be reached%s", hint, exc_info=problem)
 
     def _note_success(self) -> None:
@@ -156,13 +164,8 @@ async def _apart(work: Awaitable[T], timeout_s: float, given_up: "asyncio.Future
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
-def _is_lasting(problem: Exception) -> bool:
-    """Whether a part of the store is damaged, so that no later attempt succeeds. Redis answers other errors than
-    WRONGTYPE, too, while it is full, loading or a replica."""
-    if isinstance(problem, sqlite3.Error):
-        # The primary code is the lowest byte.
-        return getattr(problem, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
-    return isinstance(problem, ResponseError) and str(problem).startswith("WRONGTYPE")
+def _is_damage(problem: Exception) -> bool:
+    return any(store.is_damage(problem) for store in STORES.values())
 
 
 def _unavailable() -> ServiceUnavailable:

@@ -14,6 +14,7 @@ from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import Stores, story
 from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state
+from tests.jobs.samples import record
 from tests.service.receiver import Receiver, receiving
 from tests.waiting import until_async
 
@@ -216,6 +217,30 @@ async def test_a_replica_starts_without_its_store_and_takes_over_when_that_is_ba
         store.away = False
         await until_async(lambda: len(editor.jobs) == 1)
         assert await state(service, "left behind") is JobState.COMPLETED
+
+
+@story
+async def test_jobs_whose_adoption_was_not_answered_are_taken_over_by_the_next_heartbeat(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), FakeEditor()
+    adopt = store.as_store.adopt
+    num_lost = 0
+
+    async def adopt_without_answer(owner: str) -> object:
+        nonlocal num_lost
+        adopted = await adopt(owner)
+        if adopted and not num_lost:
+            num_lost += 1
+            raise store.problem
+        return adopted
+
+    vars(store)["adopt"] = adopt_without_answer
+    for name in ("first", "second"):
+        await store.as_store.add(spec(name), [(picture(),)], record(), "dead")
+    async with replica_on(store.as_store, editor, clock=lambda: stores.now) as service:
+        for name in ("first", "second"):
+            assert await state(service, name) is JobState.COMPLETED
+        assert num_lost == 1
+        assert sorted(each.prompt for each in editor.jobs) == ["first", "second"]
 
 
 @story

@@ -1,14 +1,21 @@
 """Jobs in Redis: they survive the loss of a node, as far as Redis itself does (appendonly, and no eviction)."""
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import RedisError, ResponseError
+
 from serve_app.config import RedisStoreSettings
 from serve_app.edits.job import JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
+from serve_app.errors import ConfigError
 from serve_app.jobs.stores import redis_scripts
 from serve_app.jobs.stores.codec import (
     dump_outcome,
@@ -21,10 +28,18 @@ from serve_app.jobs.stores.codec import (
     load_spec,
     load_state,
 )
-from serve_app.jobs.stores.redis_client import open_redis
-from serve_app.jobs.stores.repeats import fingerprint_of, require_same
-from serve_app.jobs.stores.standing import StoredState
-from serve_app.jobs.stores.store import Store
+from serve_app.jobs.stores.store import Store, StoredState, fingerprint_of, require_same
+
+PASSWORD_VARIABLE = "CAMERA_EDIT_REDIS_PASSWORD"
+
+MAX_CONNECTIONS = 32
+"""Commands that are on their way at once; others wait for their turn."""
+
+SOCKET_TIMEOUT_S = 5.0
+"""For one command or answer, the pictures of a large job included."""
+
+NUM_RETRIES = 8
+MAX_RETRY_PAUSE_S = 0.5
 
 STAGING_MS = 60_000
 """Pictures whose job does not follow are forgotten so soon."""
@@ -41,26 +56,27 @@ class RedisStore(Store):
         clock: seconds since the epoch, as the records have them. Leases and expiry run on Redis' own clock.
     """
 
+    errors = (RedisError,)
+
     def __init__(self, settings: RedisStoreSettings, clock: Callable[[], float] = time.time) -> None:
         self._prefix = settings.prefix
         self._clock = clock
-        self._redis = open_redis(settings.url)
+        self._redis = _open(settings.url)
         # redis-py's own methods are typed as if an answer could be text.
         self._ask: Callable[..., Awaitable[Any]] = self._redis.execute_command
         self._add = self._redis.register_script(redis_scripts.ADD)
         self._add_outcome = self._redis.register_script(redis_scripts.ADD_OUTCOME)
         self._change = self._redis.register_script(redis_scripts.CHANGE)
         self._adopt = self._redis.register_script(redis_scripts.ADOPT)
-        self._unanswered: dict[str, str] = {}
 
     async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
-        standing = StoredState(record, owner, spec.retention_s)
+        stored = StoredState(record, owner, spec.retention_s)
         staged = self._key("staged", _call())
         data = await asyncio.to_thread(dump_pictures, pictures)
         await self._redis.set(staged, data, px=STAGING_MS)
         repeat = self._key("repeat", spec.repeat_key.key) if spec.repeat_key is not None else ""
-        places = [staged, spec.id, repeat, *self._settled(standing)]
-        job_id, fingerprint = await self._add(args=[self._prefix, *places, *_fields(spec, standing)])
+        places = [staged, spec.id, repeat, *self._settled(stored)]
+        job_id, fingerprint = await self._add(args=[self._prefix, *places, *_fields(spec, stored)])
         require_same(fingerprint.decode(), fingerprint_of(spec.repeat_key))
         return str(job_id.decode())
 
@@ -101,13 +117,13 @@ class RedisStore(Store):
         return bool(await self._add_outcome(args=[self._prefix, job_id, *allowed, index, *dump_outcome(outcome)]))
 
     async def update(self, job_id: str, owner: str, record: JobRecord) -> bool:
-        return await self._rewrite(job_id, lambda standing: standing.updated(owner, record))
+        return await self._rewrite(job_id, lambda stored: stored.updated(owner, record))
 
     async def cancel(self, job_id: str, ended_at: float) -> bool:
-        return await self._rewrite(job_id, lambda standing: standing.cancelled(ended_at))
+        return await self._rewrite(job_id, lambda stored: stored.cancelled(ended_at))
 
     async def reopen(self, job_id: str, owner: str, record: JobRecord) -> bool:
-        return await self._rewrite(job_id, lambda standing: standing.reopened(owner, record), afresh=True)
+        return await self._rewrite(job_id, lambda stored: stored.reopened(owner, record), afresh=True)
 
     async def condemn(self, job_id: str, owner: str, record: JobRecord) -> bool:
         held = await self._ask("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
@@ -116,8 +132,8 @@ class RedisStore(Store):
             return False
         if held[1] != owner.encode() or not await self._ask("HEXISTS", self._prefix + "open", job_id):
             return False
-        standing = StoredState(record, owner, _seconds(held[2]))
-        args = [held[0] or b"", owner, dump_record(record), owner, *self._settled(standing), 0]
+        stored = StoredState(record, owner, _seconds(held[2]))
+        args = [held[0] or b"", owner, dump_record(record), owner, *self._settled(stored), 0]
         return bool(await self._change(args=[self._prefix, job_id, _call(), *args]))
 
     async def beat(self, owner: str, lease_s: float) -> Mapping[str, JobState]:
@@ -129,13 +145,8 @@ class RedisStore(Store):
         return {job_id: state for job_id, (state, holder) in _read_entries(entries).items() if holder == owner}
 
     async def adopt(self, owner: str) -> Sequence[str]:
-        # Where an answer was lost, the jobs are this owner's already and would else be told to nobody.
-        call = self._unanswered.pop(owner, None) or _call()
-        try:
-            adopted = await self._adopt(args=[self._prefix, owner, call])
-        except BaseException:
-            self._unanswered[owner] = call
-            raise
+        # Where the answer is lost, the next heartbeat finds the jobs among this owner's.
+        adopted = await self._adopt(args=[self._prefix, owner, _call()])
         return [job_id.decode() for job_id in adopted]
 
     async def open_jobs(self) -> Mapping[str, JobState]:
@@ -147,6 +158,11 @@ class RedisStore(Store):
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+    @staticmethod
+    def is_damage(problem: Exception) -> bool:
+        # Other errors come and go: Redis answers so while it is full, loading or a replica.
+        return isinstance(problem, ResponseError) and str(problem).startswith("WRONGTYPE")
 
     async def _rewrite(
         self, job_id: str, rule: Callable[[StoredState], StoredState | None], *, afresh: bool = False
@@ -167,21 +183,21 @@ class RedisStore(Store):
     def _key(self, kind: str, name: str) -> str:
         return f"{self._prefix}{kind}:{name}"
 
-    def _settled(self, standing: StoredState) -> tuple[str, str]:
+    def _settled(self, stored: StoredState) -> tuple[str, str]:
         """How an open job is listed; how many milliseconds any other has left."""
-        entry = _entry(standing.record.state, standing.owner)
-        if standing.expires_at is None:
+        entry = _entry(stored.record.state, stored.owner)
+        if stored.expires_at is None:
             return entry, ""
-        return entry, str(round((standing.expires_at - self._clock()) * 1000))
+        return entry, str(round((stored.expires_at - self._clock()) * 1000))
 
 
 def _call() -> str:
     return uuid.uuid4().hex
 
 
-def _fields(spec: JobSpec, standing: StoredState) -> list[str | bytes]:
+def _fields(spec: JobSpec, stored: StoredState) -> list[str | bytes]:
     return [
-        *("spec", dump_spec(spec), "record", dump_record(standing.record), "owner", standing.owner),
+        *("spec", dump_spec(spec), "record", dump_record(stored.record), "owner", stored.owner),
         *("retention_s", repr(spec.retention_s), "fingerprint", fingerprint_of(spec.repeat_key)),
     ]
 
@@ -201,3 +217,21 @@ def _seconds(stored: bytes | None) -> float:
         return float(stored or b"0")
     except ValueError:
         return 0.0
+
+
+def _open(url: str) -> Redis:
+    """A client that connects at its first use, and again for some 3 seconds where the connection breaks. The pauses are
+    short, so that it finds soon that Redis is back."""
+    retry = Retry(ExponentialWithJitterBackoff(base=0.1, cap=MAX_RETRY_PAUSE_S), NUM_RETRIES)
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=None,
+            password=os.environ.get(PASSWORD_VARIABLE),
+            socket_timeout=SOCKET_TIMEOUT_S,
+            retry=retry,
+        )
+    except ValueError as problem:
+        raise ConfigError(f"jobs.store.url: {problem}") from problem
+    return Redis.from_pool(pool)

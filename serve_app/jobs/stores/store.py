@@ -1,11 +1,12 @@
 """Where jobs are kept, so that none is lost: one interface, two backends."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 from serve_app.edits.job import Job, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
-from serve_app.errors import JobNotFound
+from serve_app.errors import JobNotFound, RepeatKeyConflict
 
 
 class Store(Protocol):
@@ -15,7 +16,14 @@ class Store(Protocol):
     Each open job (see `JobRecord.open`) has an owner, a Jobs replica that proves by `beat` that it lives. A replica
     whose lease has run out loses its jobs to the next one that calls `adopt`; what it may write afterwards is refused,
     so that a job ends once.
+
+    Attributes:
+        errors: what its methods raise, apart from OSError, while it cannot be reached or is full.
     """
+
+    errors: ClassVar[tuple[type[Exception], ...]]
+
+    def __init__(self, settings: Any) -> None: ...
 
     async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
         """Store a new job, all of it or nothing. Returns its id; that of the stored job where the id is known already,
@@ -78,6 +86,72 @@ class Store(Protocol):
         """Forget what need not be kept any longer."""
 
     async def close(self) -> None: ...
+
+    @staticmethod
+    def is_damage(problem: Exception) -> bool:
+        """Whether an error says that a part of a store is damaged, so that no later attempt succeeds. The error may be
+        of another kind of store."""
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """What changes of a stored job. The methods that return a new state return None where the change is refused.
+
+    Attributes:
+        retention_s: of the job's spec, which never changes.
+    """
+
+    record: JobRecord
+    owner: str
+    retention_s: float
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the job may be forgotten, in seconds since the epoch; None as long as it is open."""
+        if self.record.open:
+            return None
+        if self.record.ended_at is None:
+            raise ValueError(f"a job that is {self.record.state} has an end, but its ended_at is None")
+        return self.record.ended_at + self.retention_s
+
+    def takes_outcomes(self, owner: str) -> bool:
+        return owner == self.owner and not self.record.state.final
+
+    def updated(self, owner: str, record: JobRecord) -> "StoredState | None":
+        if owner != self.owner or not self.record.open:
+            return None
+        # A job ends once, also one that is open still because its webhook has to be told.
+        if self.record.state.final and record.state is not self.record.state:
+            return None
+        return replace(self, record=record)
+
+    def cancelled(self, ended_at: float) -> "StoredState | None":
+        if self.record.state.final:
+            return None
+        return replace(self, record=replace(self.record, state=JobState.CANCELLED, ended_at=ended_at))
+
+    def reopened(self, owner: str, record: JobRecord) -> "StoredState | None":
+        if not self.record.state.retryable:
+            return None
+        return replace(self, record=record, owner=owner)
+
+
+def fingerprint_of(repeat_key: RepeatKey | None) -> str:
+    """Empty where the job has no repeat key."""
+    return repeat_key.fingerprint if repeat_key is not None else ""
+
+
+def require_same(stored: str, given: str) -> None:
+    """Compare the fingerprints of a stored job and of one that may be the same.
+
+    Raises:
+        RepeatKeyConflict: they differ.
+    """
+    if stored != given:
+        raise RepeatKeyConflict(
+            "This Idempotency-Key came with another request before; send a new one with a new request.",
+            "Idempotency-Key",
+        )
 
 
 async def read_job(store: Store, job_id: str, record: JobRecord) -> Job:

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from serve_app.config import RedisStoreSettings, SqliteStoreSettings
-from serve_app.jobs.stores.open import open_store
+from serve_app.jobs.store_link import open_store
 from serve_app.jobs.stores.redis_store import RedisStore
 from serve_app.jobs.stores.sqlite_store import SqliteStore
 
