@@ -11,8 +11,7 @@ from serve_app.ingress.deployment import Ingress
 from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.deployment import Jobs
 from serve_app.rewriter.deployment import Rewriter
-from serve_app.serving.gpus import require_gpus
-from serve_app.serving.serve_run import end_serve_run
+from serve_app.serving.gpus import end_serve_run, require_gpus
 
 # Defaults for a Serve file that says nothing; each shipped file under `deployments:` says its own.
 # An edit may take minutes: a replica is given that long to finish before it is killed, and requests that wait for the

@@ -16,8 +16,7 @@ from serve_app.editor.metrics import EngineMetrics
 from serve_app.edits.provenance import Provenance
 from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress
 from serve_app.errors import ServiceError, ServiceUnavailable
-from serve_app.serving.imports import without_collection
-from serve_app.serving.replica import join_serve_logs
+from serve_app.serving.replica import join_serve_logs, without_collection
 
 logger = logging.getLogger(__name__)
 

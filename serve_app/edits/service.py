@@ -1,9 +1,10 @@
 """The steps of one edit: rewrite the prompt if requested, put the camera tokens in front, draw, collect. No Ray."""
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from serve_app.edits.camera import camera_prompt
 from serve_app.edits.deadline import Deadline
@@ -19,6 +20,8 @@ from serve_app.edits.request import (
 from serve_app.errors import ServiceError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OnProgress = Callable[[Progress], None]
 """Takes the steps of an edit as they are done; it must not block."""
@@ -102,3 +105,22 @@ class EditService:
         final = replace(request, prompt=final_prompt)
         result = await self._editor.edit(final, pictures, on_progress, timeout_s)
         return EditOutcome(result, request.prompt, final_prompt, request.sampling.seed, rewrite)
+
+
+async def all_or_none(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all coroutines, in order. A request has one end: where a part fails, the others are cancelled.
+
+    Raises:
+        ServiceError: of the first part that failed.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+    except* ServiceError as problems:
+        raise _first(problems) from None
+    return [task.result() for task in tasks]
+
+
+def _first(problems: BaseExceptionGroup[ServiceError]) -> ServiceError:
+    problem = problems.exceptions[0]
+    return problem if isinstance(problem, ServiceError) else _first(problem)

@@ -11,8 +11,7 @@ from typing import Any
 from serve_app.edits.deadline import too_late
 from serve_app.edits.job import EXECUTION_TIMEOUT, JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress, SharedPictures
-from serve_app.edits.service import EditService, OnProgress
-from serve_app.edits.together import all_or_none
+from serve_app.edits.service import EditService, OnProgress, all_or_none
 from serve_app.errors import DeadlineExceeded, JobUnreadable, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.jobs.live import LiveJob
 from serve_app.jobs.store_link import StoreLink

@@ -10,8 +10,7 @@ import ray
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
 from serve_app.rewriter.metrics import RewriteMetrics
-from serve_app.serving.imports import without_collection
-from serve_app.serving.replica import join_serve_logs
+from serve_app.serving.replica import join_serve_logs, without_collection
 
 logger = logging.getLogger(__name__)
 

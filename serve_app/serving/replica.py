@@ -1,10 +1,18 @@
-"""Our log lines in Serve's log files, in the format that the Serve file's `logging_config` asks for, and nothing in
-them that a caller wrote: no prompts, pictures, keys or URLs."""
+"""What every replica does at its start and with its logs.
 
+Our log lines go to Serve's log files, in the format of the Serve file's `logging_config`. They hold nothing that a
+caller wrote: no prompts, pictures, keys or URLs.
+"""
+
+import gc
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from serve_app.errors import ServiceError
-from serve_app.serving.request_id import is_sane
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def join_serve_logs() -> None:
@@ -18,8 +26,8 @@ def join_serve_logs() -> None:
 
 
 def discreet(record: logging.LogRecord) -> bool:
-    """Take out of a log line what may be the caller's: the message of one of our errors, which Serve logs with its
-    traceback, quotes it; and a request id may be any text."""
+    """A log filter that removes what a caller may have written: the message of a ServiceError, which Serve logs with
+    its traceback, quotes the request, and a request id may be any text."""
     problem = record.exc_info[1] if record.exc_info else None
     if isinstance(problem, ServiceError):
         record.msg, record.args = f"{record.getMessage()} ({problem.code})", None
@@ -27,3 +35,19 @@ def discreet(record: logging.LogRecord) -> bool:
     if not is_sane(getattr(record, "request_id", "-")):
         record.request_id = "-"
     return True
+
+
+def is_sane(request_id: str) -> bool:
+    """Whether a caller's request id is kept and logged: up to 128 letters, digits, dots, hyphens and underscores."""
+    return _REQUEST_ID.fullmatch(request_id) is not None
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Imports large libraries sooner: Python's garbage collector frees nothing of what imports make, but scans all of
+    it again and again. Of seven seconds for torch, diffusers and transformers it took one."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
