@@ -65,7 +65,7 @@ class JobSpec:
         pictures_of: for each edit, the index of its set of pictures. Views of one upload share a set.
         retention_s: how long the job is kept after its end.
         webhook: the URL that is notified of the end.
-        asked: the request's `input` without pictures, which the webhook receives.
+        input_without_pictures: the request's `input`, which the webhook receives.
     """
 
     id: str
@@ -75,7 +75,7 @@ class JobSpec:
     policy: Policy
     retention_s: float
     webhook: str | None = None
-    asked: Mapping[str, Any] | None = None
+    input_without_pictures: Mapping[str, Any] | None = None
     repeat_key: RepeatKey | None = None
 
 

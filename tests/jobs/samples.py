@@ -78,7 +78,7 @@ def spec(
         policy=Policy(execution_timeout_s=12.5, ttl_s=0.1 + 0.2),
         retention_s=retention_s,
         webhook=webhook,
-        asked={"prompt": "make it snow", "seed": 7, "nested": {"list": [1, 2.5, None, True]}},
+        input_without_pictures={"prompt": "make it snow", "seed": 7, "nested": {"list": [1, 2.5, None, True]}},
         repeat_key=key,
     )
 

@@ -24,14 +24,21 @@ _SPECS = TypeAdapter(JobSpec)
 _RECORDS = TypeAdapter(JobRecord)
 _OUTCOMES = TypeAdapter(EditOutcome)
 
+_INPUT_KEY = "asked"
+"""The key of `JobSpec.input_without_pictures` in stored jobs, the same in all versions."""
+
 
 def dump_spec(spec: JobSpec) -> bytes:
-    return _dump(spec)
+    fields = dict(vars(spec))
+    fields[_INPUT_KEY] = fields.pop("input_without_pictures")
+    return _dump(fields)
 
 
 def load_spec(data: bytes) -> JobSpec:
     with _reading("specification"):
-        return _SPECS.validate_python(json.loads(data))
+        fields = {**json.loads(data)}
+        fields["input_without_pictures"] = fields.pop(_INPUT_KEY, None)
+        return _SPECS.validate_python(fields)
 
 
 def dump_record(record: JobRecord) -> bytes:

@@ -1,5 +1,6 @@
 """What is read back is what was written, bit by bit."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -26,7 +27,7 @@ from tests.jobs.samples import SETS, noise, outcome, same_pictures, spec
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "client_input",
     [
         None,
         {},
@@ -36,21 +37,29 @@ from tests.jobs.samples import SETS, noise, outcome, same_pictures, spec
         MappingProxyType({"read": "only"}),
     ],
 )
-def test_specs_come_back_as_they_were(asked: Any) -> None:
-    written = replace(spec(key=RepeatKey("key", "fingerprint"), webhook="https://example.org/told"), asked=asked)
+def test_specs_come_back_as_they_were(client_input: Any) -> None:
+    full = spec(key=RepeatKey("key", "fingerprint"), webhook="https://example.org/hook")
+    written = replace(full, input_without_pictures=client_input)
     assert load_spec(dump_spec(written)) == written
 
 
 def test_a_spec_without_what_is_optional_comes_back_as_it_was() -> None:
     full = spec()
-    written = replace(full, asked=None, edits=(replace(full.edits[0], camera=None),))
+    written = replace(full, input_without_pictures=None, edits=(replace(full.edits[0], camera=None),))
     assert load_spec(dump_spec(written)) == written
 
 
 def test_not_a_number_is_kept() -> None:
-    asked = load_spec(dump_spec(replace(spec(), asked={"nan": math.nan}))).asked
-    assert asked is not None
-    assert math.isnan(asked["nan"])
+    written = replace(spec(), input_without_pictures={"nan": math.nan})
+    read = load_spec(dump_spec(written)).input_without_pictures
+    assert read is not None
+    assert math.isnan(read["nan"])
+
+
+def test_the_keys_of_a_stored_spec_stay_the_same() -> None:
+    """Other versions read and write them, too."""
+    fields = "id edits pictures_of seed policy retention_s webhook asked repeat_key"
+    assert set(json.loads(dump_spec(spec()))) == set(fields.split())
 
 
 @pytest.mark.parametrize("state", JobState)
