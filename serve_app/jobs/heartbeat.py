@@ -1,4 +1,4 @@
-"""The heartbeat of a Jobs replica: proves that it lives, and takes over the jobs of replicas that do not."""
+"""The heartbeat of a Jobs replica: renews its lease and takes over jobs whose owner's lease has expired."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 START_S = 5.0
-"""For the first heartbeat, before the replica starts without its store."""
+"""How long a replica waits for its first heartbeat before it starts without its store."""
 
 
 class Heartbeat:
@@ -24,10 +24,9 @@ class Heartbeat:
 
     Args:
         owner: this replica's name in the store.
-        is_in_hand: whether this replica works on a job already.
-        take_up: goes on with a job of this replica's that nobody works on: it was adopted, or its storing was
-            interrupted.
-        sweep: forgets what need not be kept any longer.
+        works_on: whether this replica works on a job already.
+        take_up: runs a job that this replica owns and does not work on: it was adopted, or storing it was interrupted.
+        sweep: removes expired jobs.
         clock: seconds since the epoch.
     """
 
@@ -37,7 +36,7 @@ class Heartbeat:
         lease_s: float,
         store: StoreLink,
         runner: Runner,
-        is_in_hand: Callable[[str], bool],
+        works_on: Callable[[str], bool],
         take_up: Callable[[JobSpec, JobRecord], None],
         sweep: Callable[[], Awaitable[None]],
         clock: Callable[[], float],
@@ -46,7 +45,7 @@ class Heartbeat:
         self._lease_s = lease_s
         self._store = store
         self._runner = runner
-        self._is_in_hand = is_in_hand
+        self._works_on = works_on
         self._take_up = take_up
         self._sweep = sweep
         self._clock = clock
@@ -77,14 +76,14 @@ class Heartbeat:
                 logger.exception("the heartbeat failed")
             if not first.done():
                 first.set_result(None)
-            # While the store is away, the heartbeat is what notices its return.
+            # While the store is away, the heartbeat notices its return.
             await asyncio.sleep(RETRY_S if self._store.is_away else self._lease_s / 4)
 
     async def beat(self) -> None:
-        """Prove that this replica lives, notice what others did to its jobs, take over those of dead replicas.
+        """Renew the lease, notice what other replicas did to this one's jobs, take over jobs of dead replicas.
 
         Raises:
-            ServiceUnavailable: the store went away in the middle.
+            ServiceUnavailable: the store went away meanwhile.
         """
         known = self._runner.jobs
         states = await self._store.call_until_done(
@@ -92,17 +91,17 @@ class Heartbeat:
         )
         for job in known:
             if states.get(job.id, JobState.CANCELLED).final:
-                await self._each(job.id, self._look_again(job))
+                await self._isolated(job.id, self._reread(job))
         for job_id in states:
-            if not self._is_in_hand(job_id):
-                await self._each(job_id, self._read_and_take_up(job_id))
+            if not self._works_on(job_id):
+                await self._isolated(job_id, self._read_and_take_up(job_id))
         for job_id in await self._store.call(lambda store: store.adopt(self._owner)):
             logger.info("took over job %s", job_id)
-            await self._each(job_id, self._read_and_take_up(job_id))
+            await self._isolated(job_id, self._read_and_take_up(job_id))
         await self._sweep()
 
-    async def _each(self, job_id: str, work: Coroutine[Any, Any, None]) -> None:
-        """One job's part: what is wrong with it concerns no other job."""
+    async def _isolated(self, job_id: str, work: Coroutine[Any, Any, None]) -> None:
+        """Handle one job; its errors affect no other job."""
         try:
             await work
         except JobUnreadable as problem:
@@ -112,9 +111,9 @@ class Heartbeat:
         except Exception:
             logger.exception("the heartbeat failed for job %s", job_id)
 
-    async def _look_again(self, job: LiveJob) -> None:
+    async def _reread(self, job: LiveJob) -> None:
         if job.writing.locked():
-            return  # Its own end may be on its way into the store; the next heartbeat looks again.
+            return  # Its end may be being written; the next heartbeat reads it again.
         async with job.writing:
             record = await self._store.call(lambda store: store.record(job.id))
         self._runner.stop(job, record)
@@ -124,11 +123,11 @@ class Heartbeat:
         record = await self._store.call(lambda store: store.record(job_id))
         if spec is None or record is None:
             raise JobUnreadable("A part of the stored job is missing.")
-        if not self._is_in_hand(job_id):
+        if not self._works_on(job_id):
             self._take_up(spec, record)
 
     async def _condemn(self, job_id: str, problem: JobUnreadable) -> None:
-        """End a job that cannot be read; all others go on. Its webhook is notified if that can be read."""
+        """Fail a job that cannot be read. Its webhook is notified if the webhook can be read."""
         spec: JobSpec | None = None
         with suppress(JobUnreadable):
             spec = await self._store.call(lambda store: store.spec(job_id))

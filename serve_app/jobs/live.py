@@ -1,27 +1,30 @@
-"""A job that this replica runs."""
+"""A job that this replica runs, and the state of its event streams."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serve_app.edits.job import JobRecord, JobSpec, JobState
+from serve_app.edits.deadline import too_late
+from serve_app.edits.job import EXECUTION_TIMEOUT, JobNews, JobRecord, JobSpec, JobState
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditOutcome, Progress
+from serve_app.errors import DeadlineExceeded
 
 
 @dataclass(eq=False)
 class LiveJob:
-    """What is known of a job beside the store. Times are seconds on the event loop's clock.
+    """What this replica knows of a job beside the store. Times are seconds on the event loop's clock.
 
     Attributes:
-        record: as stored, but that IN_PROGRESS is known here first.
+        record: as stored, except that IN_PROGRESS is known here first.
         was_picked_up: by an earlier owner, which died.
-        deadline: when it must have ended (`Policy.timeout_s`); None: no such limit.
-        run_until: when its execution must have ended, from its pick-up on.
-        outcomes: finished edits by index, as long as the job runs; afterwards the store has them.
-        progress: the steps of the others.
-        task: what runs it, once it has its turn.
+        deadline: when it must have ended (`Policy.timeout_s`); None: no limit.
+        run_until: when its execution must have ended; set at its pick-up.
+        outcomes: finished edits by index while the job runs; afterwards only the store has them.
+        progress: the last steps of the other edits.
+        task: runs the job, once it is its turn.
         limits: the timeouts of the edits that are being drawn.
-        expiry: ends it when it was not picked up in time.
-        writing: held while its record is written, so that the last change is the last one written.
+        expiry: ends the job if it is not picked up in time.
+        writing: held while its record is written, so that changes are stored in their order.
     """
 
     spec: JobSpec
@@ -43,7 +46,7 @@ class LiveJob:
 
     @property
     def rank(self) -> float:
-        """Its place in the queue: the smallest is next."""
+        """Place in the queue: the job with the smallest rank is next."""
         return self.record.created_at + (LOW_PRIORITY_DELAY_S if self.spec.edits[0].low_priority else 0.0)
 
     @property
@@ -52,12 +55,23 @@ class LiveJob:
 
     @property
     def draw_until(self) -> float | None:
-        """When its edits must be drawn, as far as that is known now."""
+        """When its edits must be drawn, as far as is known now."""
         ends = [end for end in (self.deadline, self.run_until) if end is not None]
         return min(ends, default=None)
 
+    def deadline_error(self) -> DeadlineExceeded:
+        """The error of the limit that `draw_until` is due to."""
+        timeout_s = self.spec.policy.timeout_s
+        if timeout_s is not None and self.deadline == self.draw_until:
+            return DeadlineExceeded(too_late(timeout_s))
+        return DeadlineExceeded(EXECUTION_TIMEOUT)
+
+    def cancel_expiry(self) -> None:
+        if self.expiry is not None:
+            self.expiry.cancel()
+
     def changed(self) -> asyncio.Event:
-        """Set at the next change. Taken before one looks, no change is missed."""
+        """Set at the next change. Get it before reading the job, so that no change is missed."""
         return self._changed
 
     def notify(self) -> None:
@@ -72,3 +86,15 @@ class StreamCursor:
 
     pictures: set[int] = field(default_factory=set)
     progress: dict[int, Progress] = field(default_factory=dict)
+
+    def unsent(self, state: JobState, outcomes: Mapping[int, EditOutcome], progress: Mapping[int, Progress]) -> JobNews:
+        return JobNews(
+            state,
+            {index: outcome for index, outcome in outcomes.items() if index not in self.pictures},
+            {index: step for index, step in progress.items() if self.progress.get(index) != step},
+        )
+
+    def advance(self, news: JobNews) -> None:
+        """Mark as received."""
+        self.pictures.update(news.outcomes)
+        self.progress.update(news.progress)

@@ -9,13 +9,13 @@ from serve_app.serving.metrics import Totals
 
 
 class JobMetrics:
-    """Mirrors this replica's counts at each health check."""
+    """Copies this replica's counts at each health check."""
 
     def __init__(self) -> None:
         self._jobs = Gauge("camera_edit_jobs", "Jobs that wait or run now, by state.", ("state",))
         self._ends = Totals("camera_edit_jobs_ended", "Jobs by the state in which they ended.", ("state",))
         self._retried = Totals("camera_edit_jobs_retried", "Jobs that were queued again after an end.")
-        self._webhooks = Totals("camera_edit_webhooks", "Ends told to webhooks: taken or refused.", ("outcome",))
+        self._webhooks = Totals("camera_edit_webhooks", "Webhook notifications: taken or refused.", ("outcome",))
 
     def update(self, counts: JobCounts, ends: Mapping[JobState, int], webhooks: Mapping[str, int]) -> None:
         """Both mappings count since the replica's start."""

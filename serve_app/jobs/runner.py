@@ -1,4 +1,4 @@
-"""Runs jobs: each in its turn, its edits side by side, every step of its life stored before it is reported."""
+"""Runs jobs in the order of the queue, the edits of each concurrently. Every change is stored before it is reported."""
 
 import asyncio
 import logging
@@ -8,8 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from serve_app.edits.deadline import too_late
-from serve_app.edits.job import EXECUTION_TIMEOUT, JobRecord, JobSpec, JobState
+from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress, SharedPictures
 from serve_app.edits.service import EditService, OnProgress, all_or_none
 from serve_app.errors import DeadlineExceeded, JobUnreadable, Overloaded, ServiceError, ServiceUnavailable
@@ -21,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 ROOM_POLL_S = 0.5
-"""Between two attempts to hand an edit to editors that had no room; after the first one that died under it, too."""
+"""Between two attempts at an edit while the editors are full, and after the first editor that died during it."""
 
 MAX_LOSSES = 7
-"""Attempts at an edit whose editors keep dying under it. The pauses between them double, half a minute in all: for so
-long a sick replica may refuse before Serve has replaced it."""
+"""Attempts at an edit whose editors keep dying. The pauses between them double, half a minute in all: so long may Serve
+take to replace a failing replica."""
 
 
 class Runner:
@@ -35,7 +34,7 @@ class Runner:
         owner: this replica's name in the store.
         share: makes prepared pictures travel by reference.
         max_active: jobs that are with the editors at once; the others wait here.
-        ended: called with each job after its end is stored.
+        on_end: called with each job after its end is stored.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Runner:
         share: Callable[[Pictures], SharedPictures],
         max_active: int,
         clock: Callable[[], float],
-        ended: Callable[[LiveJob], None],
+        on_end: Callable[[LiveJob], None],
     ) -> None:
         self._owner = owner
         self._service = service
@@ -54,7 +53,7 @@ class Runner:
         self._share = share
         self._max_active = max_active
         self._clock = clock
-        self._ended = ended
+        self._on_end = on_end
         self._queue: list[LiveJob] = []
         self._active: set[LiveJob] = set()
         self._ending: set[LiveJob] = set()
@@ -67,50 +66,50 @@ class Runner:
 
     @property
     def jobs(self) -> list[LiveJob]:
-        """All jobs that wait or run, or whose end is not stored yet."""
+        """All jobs that wait, run, or have an end that is not stored yet."""
         return [*self._queue, *self._active, *self._ending]
 
     def enlist(self, spec: JobSpec, record: JobRecord, *, was_picked_up: bool = False) -> LiveJob:
-        """Queue a stored job that this replica owns. One that another replica picked up has met its ttl."""
+        """Queue a stored job that this replica owns. Its ttl does not apply if another replica picked it up."""
         job = LiveJob(spec, record, was_picked_up)
         self._queue.append(job)
         self._queue.sort(key=lambda waiting: waiting.rank)
         loop = asyncio.get_running_loop()
-        limits = [] if was_picked_up else [loop.time() + self._left_s(record, spec.policy.ttl_s)]
+        limits = [] if was_picked_up else [loop.time() + self._remaining_s(record, spec.policy.ttl_s)]
         if spec.policy.timeout_s is not None:
-            job.deadline = loop.time() + self._left_s(record, spec.policy.timeout_s - spec.policy.spent_s)
+            job.deadline = loop.time() + self._remaining_s(record, spec.policy.timeout_s - spec.policy.spent_s)
             limits.append(job.deadline)
         if limits:
-            # Not by the clock at that moment: a timer may fire a little early.
+            # Decided now, not when the timer fires, which may be a little early.
             by_deadline = job.deadline == min(limits)
             job.expiry = loop.call_at(min(limits), lambda: self.spawn(self._expire(job, by_deadline)))
         self._start_next()
         return job
 
-    def _left_s(self, record: JobRecord, limit_s: float) -> float:
-        """What is left of a limit that counts from the job's arrival. A clock that was set back adds nothing to it."""
+    def _remaining_s(self, record: JobRecord, limit_s: float) -> float:
+        """Seconds left of a limit that starts at the job's arrival. A clock that was set back does not extend it."""
         return max(0.0, min(limit_s, record.created_at + limit_s - self._clock()))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something beside the jobs; what it raises is logged."""
+        """Run a coroutine in the background; errors are logged."""
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         task.add_done_callback(_log_failure)
 
     def stop(self, job: LiveJob, record: JobRecord | None) -> None:
-        """Let go of a job that somebody else has ended or taken over; `record` is what the store has of it."""
-        self._let_go(job)
+        """Drop a job that another replica has ended or taken over. `record`: the stored one, if there is one."""
+        self._release(job)
         if job.task is not None:
             job.task.cancel()
-        self._conclude(job, cancelled(record))
+        self._conclude(job, _cancelled(record))
 
     async def close(self) -> None:
-        """Let go of everything; the store keeps it for a successor."""
+        """Stop all work; the store keeps the jobs for a successor."""
         tasks = [*self._background, *(job.task for job in self.jobs if job.task is not None)]
         self._max_active = 0  # nothing starts any more
         for job in self.jobs:
-            self._let_go(job)
+            self._release(job)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -134,7 +133,7 @@ class Runner:
             await self._end(job, JobState.COMPLETED, None)
 
     async def _draw(self, job: LiveJob) -> None:
-        """All edits that are not finished yet: some may be, if an earlier owner died."""
+        """Draw all edits that are not finished yet; some are, if an earlier owner died."""
         job.outcomes.update(await self._store.call_until_done(lambda store: store.outcomes(job.id), is_write=False))
         stored = await self._store.call_until_done(lambda store: store.pictures(job.id), is_write=False)
         if not stored:
@@ -148,7 +147,7 @@ class Runner:
 
     async def _edit(self, job: LiveJob, index: int, request: EditRequest, pictures: SharedPictures) -> None:
         outcome = await self._drawn_in_time(job, index, request, pictures)
-        # No limit applies to storing: a picture that is drawn is kept, however long the store is away.
+        # No limit applies to storing: a finished picture is kept, however long the store is away.
         if await self._store.call_until_done(lambda store: store.add_outcome(job.id, self._owner, index, outcome)):
             job.outcomes[index] = outcome
             job.progress.pop(index, None)
@@ -166,19 +165,18 @@ class Runner:
                     job.limits.discard(limit)
         except (TimeoutError, DeadlineExceeded) as problem:
             if isinstance(problem, DeadlineExceeded) or limit.expired():
-                raise _too_late(job) from problem
+                raise job.deadline_error() from problem
             raise
 
     async def _run_with_retries(
         self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, limit: asyncio.Timeout
     ) -> EditOutcome:
-        """An accepted job waits for room as long as its policy lets it, and outlives the editors that die. It is
-        rewritten once, however often it is drawn."""
+        """Retry while the editors are full, and up to `MAX_LOSSES` times if they die. The prompt is rewritten once."""
         rewrite = await self._service.rewrite(request, pictures, on_progress)
         num_losses = 0
         while True:
             try:
-                return await self._service.draw(request, rewrite, pictures, on_progress, left_s(limit))
+                return await self._service.draw(request, rewrite, pictures, on_progress, _left_s(limit))
             except Overloaded:
                 pause_s = ROOM_POLL_S
             except ServiceUnavailable:
@@ -200,7 +198,7 @@ class Runner:
         for limit in job.limits:
             if not limit.expired():
                 limit.reschedule(job.draw_until)
-        self._forget_expiry(job)
+        job.cancel_expiry()
         self.spawn(self._write_pick_up(job))
 
     async def _write_pick_up(self, job: LiveJob) -> None:
@@ -211,13 +209,13 @@ class Runner:
 
     async def _expire(self, job: LiveJob, by_deadline: bool) -> None:
         if job.was_picked_up and await self._is_drawn(job):
-            return  # An earlier owner died after the last picture: nothing is left but its end.
+            return  # An earlier owner died after the last picture: only the end is missing.
         if not job.waits or job in self._ending:
             return
         if job.task is not None:
             job.task.cancel()
         if by_deadline:
-            problem = _too_late(job)
+            problem = job.deadline_error()
             await self._end(job, JobState.FAILED, str(problem), problem.code)
         else:
             await self._end(job, JobState.TIMED_OUT, "The job was not picked up within its ttl.")
@@ -227,19 +225,19 @@ class Runner:
         return len(stored) == len(job.spec.edits)
 
     async def _end(self, job: LiveJob, state: JobState, error: str | None, error_code: str | None = None) -> None:
-        """Store the end, and only then report it. Where the job was ended or taken over by another, that holds.
+        """Store the end, then report it. If another replica ended the job or took it over, that stands.
 
-        While the store is away, the job is neither running nor forgotten: it ends when the store is back.
+        While the store is away, the job keeps its place; it ends when the store is back.
         """
         self._ending.add(job)
         try:
-            self._let_go(job)
+            self._release(job)
             ended_at = self._clock()
             async with job.writing:
                 record = replace(job.record, state=state, error=error, error_code=error_code, ended_at=ended_at)
                 known = await self._store.call_until_done(partial(self._store_end, job, record))
         except Exception:
-            # Its record is damaged, for one. Let go of it here: the next heartbeat takes it up, or ends it.
+            # For example, its record is damaged. The next heartbeat takes the job up again or ends it.
             logger.exception("the end of job %s could not be stored", job.id)
             known = None
         finally:
@@ -249,12 +247,12 @@ class Runner:
     async def _store_end(self, job: LiveJob, record: JobRecord, store: Store) -> JobRecord | None:
         if await store.update(job.id, self._owner, record):
             return record
-        # Where the answer to an earlier attempt was lost, the store has this very end.
+        # If the answer to an earlier attempt was lost, the store has this same record.
         stored = await store.record(job.id)
-        return stored if stored == record else cancelled(stored)
+        return stored if stored == record else _cancelled(stored)
 
     def _conclude(self, job: LiveJob, record: JobRecord | None) -> None:
-        """Report the end once, whoever saw it first. A job that was taken over has its end elsewhere, not here."""
+        """Report the end once. `record` is None for a job that ends at another replica."""
         if job.record.state.final:
             return
         if record is not None:
@@ -263,34 +261,24 @@ class Runner:
         job.outcomes.clear()
         job.progress.clear()
         job.notify()
-        self._ended(job)
+        self._on_end(job)
 
-    def _let_go(self, job: LiveJob) -> None:
-        self._forget_expiry(job)
+    def _release(self, job: LiveJob) -> None:
+        job.cancel_expiry()
         self._active.discard(job)
         if job in self._queue:
             self._queue.remove(job)
         self._start_next()
 
-    def _forget_expiry(self, job: LiveJob) -> None:
-        if job.expiry is not None:
-            job.expiry.cancel()
 
-
-def left_s(limit: asyncio.Timeout) -> float | None:
+def _left_s(limit: asyncio.Timeout) -> float | None:
     """Seconds until a timeout, or None where it has none."""
     when = limit.when()
     return None if when is None else max(0.0, when - asyncio.get_running_loop().time())
 
 
-def _too_late(job: LiveJob) -> DeadlineExceeded:
-    if job.spec.policy.timeout_s is not None and job.deadline == job.draw_until:
-        return DeadlineExceeded(too_late(job.spec.policy.timeout_s))
-    return DeadlineExceeded(EXECUTION_TIMEOUT)
-
-
-def cancelled(record: JobRecord | None) -> JobRecord | None:
-    """The record, if the job was cancelled: the one end that comes from others while the job is still its owner's."""
+def _cancelled(record: JobRecord | None) -> JobRecord | None:
+    """The record of a cancelled job, else None: only a cancellation can end a job that still belongs to its owner."""
     return record if record is not None and record.state is JobState.CANCELLED else None
 
 

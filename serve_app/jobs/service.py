@@ -1,4 +1,4 @@
-"""Jobs as the ingress knows them: submit, wait, listen, cancel, retry, purge. Takes over the jobs of dead replicas."""
+"""The JobsPort over a store: queues, runs, streams and cancels jobs, and takes over those of dead replicas."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
-from serve_app.edits.request import EditOutcome, Pictures, SharedPictures
+from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.errors import InvalidInput, JobUnreadable, Overloaded, ServiceUnavailable
 from serve_app.jobs.heartbeat import Heartbeat
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 NUM_REFUSED = 10_000
-"""Refused jobs that may still turn up in the store: those of one outage."""
+"""How many refused jobs are remembered, which may be in the store all the same: those of one outage."""
 
 STORE_POLL_S = 0.5
-"""How soon changes of a job that another replica runs are noticed."""
+"""Between two reads of a job that another replica runs."""
 
 PROGRESS_INTERVAL_S = 1.0
-"""A listener who waits for pictures is not woken for single steps more often than that."""
+"""A stream that waits for pictures reports steps at most this often."""
 
 
 class JobService:
@@ -56,27 +56,27 @@ class JobService:
         self._store = StoreLink(store)
         self._clock = clock
         self._owner = str(uuid.uuid4())
-        self._runner = Runner(self._owner, service, self._store, share, settings.max_active_jobs, clock, self._ended)
+        self._runner = Runner(self._owner, service, self._store, share, settings.max_active_jobs, clock, self._on_end)
         self._webhooks = WebhookNotifier(self._owner, self._store, settings, webhook_body, self._runner.spawn)
         self._heartbeat = Heartbeat(
             self._owner,
             settings.lease_s,
             self._store,
             self._runner,
-            self._is_in_hand,
+            self._works_on,
             self._take_up,
             self._sweep,
             clock,
         )
         self._live: dict[str, LiveJob] = {}
-        self._feeds: dict[str, StreamCursor] = {}
-        self._most = settings.max_active_jobs + settings.max_queued_jobs
+        self._cursors: dict[str, StreamCursor] = {}
+        self._max_jobs = settings.max_active_jobs + settings.max_queued_jobs
         self._adding: Counter[str] = Counter()
         self._refused: deque[str] = deque(maxlen=NUM_REFUSED)
         self._num_retried = 0
 
     async def start(self) -> None:
-        """Take over what was left behind, and start the heartbeat. Returns after a while where the store is away.
+        """Take over the jobs of dead replicas and start the heartbeat. Returns after `START_S` if the store is away.
 
         Raises:
             ConfigError: the store cannot be used as configured.
@@ -88,12 +88,12 @@ class JobService:
         await self._store.close()
 
     async def room(self) -> int:
-        self._store.require()  # before a request is prepared that could not be stored
+        self._store.require()  # so that no request is prepared that could not be stored
         return self._num_places
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         if self._num_places == 0:
-            # A job that was accepted before is there however full the queue is.
+            # A job that was accepted before is returned even if the queue is full.
             known = await self._store.call(lambda store: store.find(spec.id, spec.repeat_key))
             if known is not None:
                 return known
@@ -104,7 +104,7 @@ class JobService:
                 job_id = await self._store.call(
                     lambda store: store.add(spec, pictures, record, self._owner), timeout_s=ADD_TIMEOUT_S
                 )
-                # An ingress that heard no answer sends a job again, maybe to a successor: it runs where it was stored.
+                # An ingress that got no answer sends a job again, maybe to a successor: it runs where it was stored.
                 is_new = job_id == spec.id and await self._stored_record(job_id) == record
             except ServiceUnavailable:
                 if spec.repeat_key is None:
@@ -130,21 +130,20 @@ class JobService:
             except ServiceUnavailable:
                 if _now() >= deadline:
                     raise
-                changed = None  # the store may be back before the job changes
+                changed = None  # The store may be back before the job changes.
             await _pause(changed, deadline)
 
     async def news(self, job_id: str, wait_s: float) -> JobNews:
         began = _now()
-        feed = self._feeds.setdefault(job_id, StreamCursor())
+        cursor = self._cursors.setdefault(job_id, StreamCursor())
         while True:
             live = self._live.get(job_id)
             changed = live.changed() if live is not None else None
             record = await self._record(job_id)
-            news = await self._news(job_id, feed, record.state)
+            news = await self._news(job_id, cursor, record.state)
             steps_are_due = news.progress and _now() >= began + PROGRESS_INTERVAL_S
             if news.outcomes or record.state.final or steps_are_due or _now() >= began + wait_s:
-                feed.pictures.update(news.outcomes)
-                feed.progress.update(news.progress)
+                cursor.advance(news)
                 return news
             until = began + (min(wait_s, PROGRESS_INTERVAL_S) if news.progress else wait_s)
             await _pause(changed, until)
@@ -171,14 +170,14 @@ class JobService:
                 state = (await self._record(job_id)).state
                 raise InvalidInput(f"Only a FAILED or TIMED_OUT job can be retried; this one is {state}.", "job_id")
             self._num_retried += 1
-            self._feeds.pop(job_id, None)
+            self._cursors.pop(job_id, None)
             if job_id not in self._live:
                 self._enlist(spec, again)
         return Job(job_id, again, spec.seed)
 
     async def purge(self) -> int:
         stored = await self._store.call(lambda store: store.open_jobs())
-        # Of its own jobs this replica knows first which ones were picked up.
+        # This replica knows of the pick-up of its own jobs before the store does.
         own = {job.id: job.record.state for job in self._runner.jobs}
         waiting = [job_id for job_id, state in {**stored, **own}.items() if state is JobState.IN_QUEUE]
         return sum([await self._cancel(job_id) for job_id in waiting])
@@ -199,33 +198,33 @@ class JobService:
 
     @property
     def webhook_ends(self) -> Mapping[str, int]:
-        """Webhooks that were notified here since the start, by their answer."""
+        """Webhooks that this replica has notified since its start: taken or refused."""
         return self._webhooks.ends
 
     @property
     def ends(self) -> Mapping[JobState, int]:
-        """Jobs that ended here since the start, by their last state."""
+        """Jobs that have ended in this replica since its start, by final state."""
         return self._runner.ends
 
     @property
     def _num_places(self) -> int:
-        return max(0, self._most - self._runner.num_open - self._adding.total())
+        return max(0, self._max_jobs - self._runner.num_open - self._adding.total())
 
     @contextmanager
     def _place(self, job_id: str) -> Iterator[None]:
-        """Holds a place in the queue from before a job is stored until it is enlisted.
+        """Reserve a place in the queue while a job is stored and enlisted.
 
         Raises:
             Overloaded: there is none.
         """
         if self._num_places == 0:
-            raise Overloaded(f"{self._most} jobs are waiting or running already; try again later.")
+            raise Overloaded(f"{self._max_jobs} jobs are waiting or running already; try again later.")
         self._adding[job_id] += 1
         try:
             yield
         finally:
             self._adding[job_id] -= 1
-            self._adding += Counter()  # drops what is zero
+            self._adding += Counter()  # removes zero counts
 
     def _enlist(self, spec: JobSpec, record: JobRecord) -> None:
         self._live[spec.id] = self._runner.enlist(spec, record)
@@ -237,14 +236,14 @@ class JobService:
         live = self._live.get(job_id)
         record = live.record if live is not None else await self._stored_record(job_id)
         if record is None:
-            self._feeds.pop(job_id, None)
+            self._cursors.pop(job_id, None)
             raise not_found(job_id)
         return record
 
     async def _job(self, job_id: str, record: JobRecord) -> Job:
         live = self._live.get(job_id)
         if live is not None and not record.state.final:
-            return Job(job_id, record, live.spec.seed)  # known here, also while the store is away
+            return Job(job_id, record, live.spec.seed)  # needs no store, which may be away
         return await self._store.call(lambda store: read_job(store, job_id, record))
 
     async def _spec(self, job_id: str) -> JobSpec:
@@ -253,18 +252,11 @@ class JobService:
             raise not_found(job_id)
         return spec
 
-    async def _news(self, job_id: str, feed: StreamCursor, state: JobState) -> JobNews:
+    async def _news(self, job_id: str, cursor: StreamCursor, state: JobState) -> JobNews:
         live = self._live.get(job_id)
         if live is not None:
-            outcomes: Mapping[int, EditOutcome] = live.outcomes
-        else:
-            outcomes = await self._store.call(lambda store: store.outcomes(job_id))
-        progress = {} if live is None else live.progress
-        return JobNews(
-            state,
-            {index: outcome for index, outcome in outcomes.items() if index not in feed.pictures},
-            {index: step for index, step in progress.items() if feed.progress.get(index) != step},
-        )
+            return cursor.unsent(state, live.outcomes, live.progress)
+        return cursor.unsent(state, await self._store.call(lambda store: store.outcomes(job_id)), {})
 
     async def _cancel(self, job_id: str) -> bool:
         ended_at = self._clock()
@@ -274,29 +266,29 @@ class JobService:
             self._runner.stop(live, await self._stored_record(job_id))
         return cancelled
 
-    def _ended(self, job: LiveJob) -> None:
+    def _on_end(self, job: LiveJob) -> None:
         self._live.pop(job.id, None)
         if job.record.webhook_pending and job.record.state.final:
             self._webhooks.notify(job.spec, job.record)
 
-    def _is_in_hand(self, job_id: str) -> bool:
+    def _works_on(self, job_id: str) -> bool:
         return job_id in self._live or job_id in self._adding or self._webhooks.is_notifying(job_id)
 
     def _take_up(self, spec: JobSpec, record: JobRecord) -> None:
-        """Go on with a job of this replica's that nobody works on. One that has ended waits for its webhook alone."""
+        """Run a job that this replica owns and does not work on, or notify its webhook if it has ended."""
         if spec.id in self._refused:
             self._runner.spawn(self._withdraw(spec.id, record))
         elif record.state.final:
             if record.webhook_pending:
                 self._webhooks.notify(spec, record)
         elif spec.id not in self._live:
-            self._feeds.pop(spec.id, None)
+            self._cursors.pop(spec.id, None)
             waiting = replace(record, state=JobState.IN_QUEUE, started_at=None)
             self._live[spec.id] = self._runner.enlist(spec, waiting, was_picked_up=record.started_at is not None)
 
     async def _withdraw(self, job_id: str, record: JobRecord) -> None:
-        """Cancel a job that was stored although its client was refused. That client cannot know its id, and sends it
-        again; by a repeat key it would find this one, which therefore runs."""
+        """Cancel a job that was stored although its client was refused. The client does not know its id and sends the
+        request again as a new job. With a repeat key it would find this one, so such a job runs."""
         end = replace(record, state=JobState.CANCELLED, ended_at=self._clock(), webhook_pending=False)
         await self._store.call_until_done(lambda store: store.update(job_id, self._owner, end))
         logger.warning("job %s was stored although its client was refused; it is cancelled", job_id)
@@ -304,13 +296,13 @@ class JobService:
     async def _sweep(self) -> None:
         """Forget what need not be kept any longer."""
         await self._store.call(lambda store: store.sweep())
-        for job_id in [job_id for job_id in self._feeds if job_id not in self._live]:
+        for job_id in [job_id for job_id in self._cursors if job_id not in self._live]:
             try:
                 is_kept = await self._stored_record(job_id) is not None
             except JobUnreadable:
                 is_kept = False
             if not is_kept:
-                self._feeds.pop(job_id, None)
+                self._cursors.pop(job_id, None)
 
 
 def _now() -> float:
@@ -318,7 +310,7 @@ def _now() -> float:
 
 
 async def _pause(changed: asyncio.Event | None, until: float) -> None:
-    """Until a change, or the moment on the loop's clock; where another replica makes the changes, a short while."""
+    """Wait for a change, at most until a moment on the loop's clock; without an event, for `STORE_POLL_S`."""
     try:
         async with asyncio.timeout_at(until):
             if changed is not None:

@@ -1,4 +1,4 @@
-"""The connection between one Jobs replica and its store: bounded calls, retries, and whether the store answers."""
+"""The connection between a Jobs replica and its store: which store, bounded calls, retries, and outages."""
 
 import asyncio
 import logging
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STORES: Mapping[type, type[Store]] = {SqliteStoreSettings: SqliteStore, RedisStoreSettings: RedisStore}
-"""The stores by their settings."""
+"""The store classes by the class of their settings."""
 
 STORE_ERRORS: tuple[type[Exception], ...] = (OSError, *(error for store in STORES.values() for error in store.errors))
-"""What a store raises while it cannot be reached or is full. TimeoutError is an OSError."""
+"""Raised by a store while it cannot be reached or is full. TimeoutError is an OSError."""
 
 CALL_TIMEOUT_S = 6.0
-"""For one call. Longer than SQLite waits for another process's transaction."""
+"""For one call; longer than SQLite waits for another process's transaction."""
 
 UNREADABLE = "The stored job cannot be read; send it again, with a new Idempotency-Key if it had one."
 
@@ -31,20 +31,20 @@ ADD_TIMEOUT_S = 60.0
 """For storing a new job, whose pictures may be 100 MB."""
 
 RETRY_S = 0.5
-"""Between two attempts of a call that must succeed; as long, a failed call counts as an outage."""
+"""Between two attempts of a call that must succeed, and how long a failed call counts as an outage."""
 
 
 def open_store(settings: SqliteStoreSettings | RedisStoreSettings) -> Store:
-    """The store that the settings name. It opens its file or connection at its first use."""
+    """The configured store. It opens its file or connection at its first use."""
     return STORES[type(settings)](settings)
 
 
 class StoreLink:
     """Calls a store. Lives on one event loop.
 
-    The store counts as away from a failed call until `RETRY_S` later, and as long as a write of `call_until_done` keeps
-    failing. Meanwhile `call` fails at once. A read that keeps failing concerns one job alone; so does an error that no
-    later attempt can mend.
+    The store counts as away for `RETRY_S` after a failed call, and while a write of `call_until_done` keeps failing.
+    Meanwhile `call` fails at once. A read of `call_until_done` that keeps failing affects its job only, and so does
+    damage of one job.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,10 +68,10 @@ class StoreLink:
             raise _unavailable()
 
     async def call(self, operation: Callable[[Store], Awaitable[T]], timeout_s: float = CALL_TIMEOUT_S) -> T:
-        """One attempt, for a request that waits for it. Ends when any other call finds that the store hangs.
+        """One attempt, for a request that waits for the result. Fails as soon as another call has timed out.
 
         Raises:
-            ServiceUnavailable: the store does not answer, or did not a moment ago.
+            ServiceUnavailable: the store does not answer, or counts as away.
         """
         self.require()
         hangs = asyncio.get_running_loop().create_future()
@@ -84,10 +84,10 @@ class StoreLink:
     async def call_until_done(
         self, operation: Callable[[Store], Awaitable[T]], *, is_write: bool = True, is_of_one_job: bool = True
     ) -> T:
-        """Attempts until the store answers, for what must not get lost. Ends with the task that runs it.
+        """Repeat a call that must not get lost until the store answers or the task is cancelled.
 
         Raises:
-            JobUnreadable: what the store holds of this job is damaged.
+            JobUnreadable: the stored job is damaged. Not for calls that concern more than one job.
         """
         attempt = object()
         try:
@@ -145,11 +145,11 @@ class StoreLink:
 
 
 async def _apart(work: Awaitable[T], timeout_s: float, given_up: "asyncio.Future[None] | None") -> T:
-    """The result of `work` in a task of its own: redis-py 8.1 may swallow a cancellation and go on, and neither the
-    caller's own cancellation nor the timeout may depend on it.
+    """The result of `work`, which runs in a task of its own: redis-py 8.1 may ignore a cancellation, which must delay
+    neither the caller's cancellation nor the timeout.
 
     Raises:
-        TimeoutError: there is none after `timeout_s`, or when `given_up` ends.
+        TimeoutError: there is no result after `timeout_s`, or when `given_up` is done.
     """
     task = asyncio.ensure_future(work)
     either: set[asyncio.Future[Any]] = {task} if given_up is None else {task, given_up}

@@ -1,4 +1,4 @@
-"""Notifying webhooks of the ends of their jobs."""
+"""Notifies webhooks of the ends of their jobs."""
 
 import asyncio
 import logging
@@ -23,8 +23,8 @@ _HEADERS = {"content-type": "application/json", "user-agent": "qwen-camera-edit"
 
 
 class WebhookNotifier:
-    """Notifies in the background, each job's webhook once at a time, and stores that it was done. Where this replica
-    dies in between, its successor notifies again. Lives on one event loop.
+    """Notifies in the background, one notification per job at a time, and stores that it was done. If this replica
+    dies before that, its successor notifies again. Lives on one event loop.
 
     Args:
         owner: this replica's name in the store.
@@ -32,7 +32,7 @@ class WebhookNotifier:
         spawn: runs something in the background.
 
     Attributes:
-        ends: how often webhooks took or refused a notification.
+        ends: how often webhooks took or refused a notification ("taken", "refused").
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class WebhookNotifier:
         self.ends["taken" if taken else "refused"] += 1
 
     async def _settle(self, job_id: str, record: JobRecord, store: Store) -> None:
-        if await store.record(job_id) == record:  # else it was retried meanwhile
+        if await store.record(job_id) == record:  # not where it was retried meanwhile
             await store.update(job_id, self._owner, replace(record, webhook_pending=False))
 
 
 async def notify_webhook(job_id: str, url: str, body: bytes, settings: JobSettings) -> bool:
-    """POST a JSON body; anything but 200 is tried again, three times in all. Whether it was taken.
+    """POST a JSON body, at most `NUM_ATTEMPTS` times until the answer is 200. Returns whether it was.
 
-    The URL is held against the settings once more: they may be others than when the job was accepted.
+    The URL is checked against the settings again: they may have changed since the job was accepted.
     """
     outbound = Outbound(settings.webhook_origins, settings.webhook_private_networks, settings.webhook_timeout_s)
     for attempt in range(NUM_ATTEMPTS):

@@ -138,11 +138,11 @@ async def test_a_listener_that_finds_its_job_gone_does_not_break_the_heartbeat(
     async with replica_on(store.as_store, FakeEditor(), lease_s=60.0) as service:
         with pytest.raises(JobNotFound):
             await service.news("gone", 0)
-        service._feeds.update(dict.fromkeys(["gone", "gone too"], None))  # type: ignore[arg-type]
+        service._cursors.update(dict.fromkeys(["gone", "gone too"], None))  # type: ignore[arg-type]
         read = store.as_store.record
 
         async def and_listener(job_id: str) -> object:
-            service._feeds.clear()
+            service._cursors.clear()
             return await read(job_id)
 
         vars(store)["record"] = and_listener

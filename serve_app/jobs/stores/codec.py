@@ -1,7 +1,7 @@
-"""Jobs as bytes, for a store: records as JSON, pictures as safetensors. Reading them back cannot run code.
+"""Jobs as bytes, for the stores: records as JSON, pictures as safetensors. Decoding them cannot run code.
 
-All functions that load raise JobUnreadable where the bytes do not decode: a store holds what earlier or later versions
-wrote, and disks fail.
+All load functions raise JobUnreadable where the bytes do not decode: other versions may have written them, and disks
+fail.
 """
 
 import json
@@ -51,7 +51,7 @@ def load_record(data: bytes) -> JobRecord:
 
 
 def dump_outcome(outcome: EditOutcome) -> tuple[bytes, bytes]:
-    """The outcome without its picture, and the picture."""
+    """The outcome without its picture as JSON, and the picture's file."""
     rest = {**vars(outcome), "result": {**vars(outcome.result), "data": ""}}
     return _dump(rest), outcome.result.data
 
@@ -64,7 +64,7 @@ def load_outcome(rest: bytes, picture: bytes) -> EditOutcome:
 
 def dump_pictures(sets: Sequence[Pictures]) -> bytes:
     """Sets of at least one picture each."""
-    # safetensors takes an array's memory as it lies, whatever its strides.
+    # safetensors writes an array's memory and ignores its strides.
     return safetensors.numpy.save(
         {
             name: np.ascontiguousarray(pixels)
@@ -84,8 +84,8 @@ def load_pictures(data: bytes) -> tuple[Pictures, ...]:
 
 
 def load_state(text: str) -> JobState:
-    """The state in a store's index of jobs. One that this version does not know reads as IN_QUEUE: whoever takes the
-    job up finds that its record is unreadable."""
+    """The state in a store's index of jobs. An unknown one reads as IN_QUEUE: the replica that takes the job up then
+    finds that its record is unreadable."""
     try:
         return JobState(text)
     except ValueError:
@@ -114,10 +114,10 @@ def _parts(picture: PreparedPicture) -> tuple[Pixels, Pixels]:
 
 
 def _dump(record: object) -> bytes:
-    # Not by pydantic: of what a client's JSON may hold, it loses NaN and refuses lone surrogates.
+    # Not by pydantic, which loses NaN and refuses lone surrogates, both possible in a client's JSON.
     return json.dumps(record, default=_plain).encode()
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """Of what JSON does not know, records hold dataclasses and mappings."""
+    """Converts what records hold beside JSON's own types: dataclasses and mappings."""
     return dict(value) if isinstance(value, Mapping) else vars(value)

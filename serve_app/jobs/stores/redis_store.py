@@ -1,4 +1,4 @@
-"""Jobs in Redis: they survive the loss of a node, as far as Redis itself does (appendonly, and no eviction)."""
+"""Jobs in Redis: they survive the loss of a node if Redis does (appendonly, no eviction)."""
 
 import asyncio
 import os
@@ -33,27 +33,27 @@ from serve_app.jobs.stores.store import Store, StoredState, fingerprint_of, requ
 PASSWORD_VARIABLE = "CAMERA_EDIT_REDIS_PASSWORD"
 
 MAX_CONNECTIONS = 32
-"""Commands that are on their way at once; others wait for their turn."""
+"""Commands that run at once; others wait."""
 
 SOCKET_TIMEOUT_S = 5.0
-"""For one command or answer, the pictures of a large job included."""
+"""For one command or its answer, including the pictures of a large job."""
 
 NUM_RETRIES = 8
 MAX_RETRY_PAUSE_S = 0.5
 
 STAGING_MS = 60_000
-"""Pictures whose job does not follow are forgotten so soon."""
+"""How long pictures are kept whose job is not stored."""
 
 PICTURE = b":picture"
 
 
 class RedisStore(Store):
-    """Redis 6 or newer, and not Redis Cluster: what changes at once lies under several keys. Lives on one event loop.
+    """Needs Redis 6 or newer, and not Redis Cluster: a script changes several keys. Lives on one event loop.
 
-    The first use connects. What redis-py raises where Redis is away for longer than some seconds comes through.
+    The first use connects. redis-py's errors pass through if Redis is away for longer than some seconds.
 
     Args:
-        clock: seconds since the epoch, as the records have them. Leases and expiry run on Redis' own clock.
+        clock: seconds since the epoch, for the time that an ended job has left. Leases and expiry use Redis' clock.
     """
 
     errors = (RedisError,)
@@ -63,7 +63,7 @@ class RedisStore(Store):
         self._clock = clock
         self._redis = _open(settings.url)
         # redis-py's own methods are typed as if an answer could be text.
-        self._ask: Callable[..., Awaitable[Any]] = self._redis.execute_command
+        self._execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
         self._add = self._redis.register_script(redis_scripts.ADD)
         self._add_outcome = self._redis.register_script(redis_scripts.ADD_OUTCOME)
         self._change = self._redis.register_script(redis_scripts.CHANGE)
@@ -75,7 +75,7 @@ class RedisStore(Store):
         data = await asyncio.to_thread(dump_pictures, pictures)
         await self._redis.set(staged, data, px=STAGING_MS)
         repeat = self._key("repeat", spec.repeat_key.key) if spec.repeat_key is not None else ""
-        places = [staged, spec.id, repeat, *self._settled(stored)]
+        places = [staged, spec.id, repeat, *self._listing(stored)]
         job_id, fingerprint = await self._add(args=[self._prefix, *places, *_fields(spec, stored)])
         require_same(fingerprint.decode(), fingerprint_of(spec.repeat_key))
         return str(job_id.decode())
@@ -83,7 +83,7 @@ class RedisStore(Store):
     async def find(self, job_id: str | None, repeat_key: RepeatKey | None) -> str | None:
         stored = await self._fingerprint(job_id)
         if stored is None and repeat_key is not None:
-            found = await self._ask("GET", self._key("repeat", repeat_key.key))
+            found = await self._execute("GET", self._key("repeat", repeat_key.key))
             job_id = None if found is None else found.decode()
             stored = await self._fingerprint(job_id)
         if stored is None:
@@ -92,23 +92,23 @@ class RedisStore(Store):
         return job_id
 
     async def _fingerprint(self, job_id: str | None) -> str | None:
-        stored = None if job_id is None else await self._ask("HGET", self._key("job", job_id), "fingerprint")
+        stored = None if job_id is None else await self._execute("HGET", self._key("job", job_id), "fingerprint")
         return None if stored is None else str(stored.decode())
 
     async def spec(self, job_id: str) -> JobSpec | None:
-        data = await self._ask("HGET", self._key("job", job_id), "spec")
+        data = await self._execute("HGET", self._key("job", job_id), "spec")
         return None if data is None else load_spec(data)
 
     async def record(self, job_id: str) -> JobRecord | None:
-        data = await self._ask("HGET", self._key("job", job_id), "record")
+        data = await self._execute("HGET", self._key("job", job_id), "record")
         return None if data is None else load_record(data)
 
     async def pictures(self, job_id: str) -> tuple[Pictures, ...]:
-        data = await self._ask("GET", self._key("pictures", job_id))
+        data = await self._execute("GET", self._key("pictures", job_id))
         return () if data is None else await asyncio.to_thread(load_pictures, data)
 
     async def outcomes(self, job_id: str) -> Mapping[int, EditOutcome]:
-        fields = await self._ask("HGETALL", self._key("outcomes", job_id))
+        fields = await self._execute("HGETALL", self._key("outcomes", job_id))
         indices = [index for index in fields if not index.endswith(PICTURE)]
         return {int(index): load_outcome(fields[index], fields[index + PICTURE]) for index in indices}
 
@@ -126,14 +126,14 @@ class RedisStore(Store):
         return await self._rewrite(job_id, lambda stored: stored.reopened(owner, record), afresh=True)
 
     async def condemn(self, job_id: str, owner: str, record: JobRecord) -> bool:
-        held = await self._ask("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
-        if held[1] is None:
-            await self._ask("HDEL", self._prefix + "open", job_id)  # only its entry in the list is left
+        fields = await self._execute("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
+        if fields[1] is None:
+            await self._execute("HDEL", self._prefix + "open", job_id)  # only its entry is left
             return False
-        if held[1] != owner.encode() or not await self._ask("HEXISTS", self._prefix + "open", job_id):
+        if fields[1] != owner.encode() or not await self._execute("HEXISTS", self._prefix + "open", job_id):
             return False
-        stored = StoredState(record, owner, _seconds(held[2]))
-        args = [held[0] or b"", owner, dump_record(record), owner, *self._settled(stored), 0]
+        stored = StoredState(record, owner, _seconds(fields[2]))
+        args = [fields[0] or b"", owner, dump_record(record), owner, *self._listing(stored), 0]
         return bool(await self._change(args=[self._prefix, job_id, _call(), *args]))
 
     async def beat(self, owner: str, lease_s: float) -> Mapping[str, JobState]:
@@ -145,46 +145,46 @@ class RedisStore(Store):
         return {job_id: state for job_id, (state, holder) in _read_entries(entries).items() if holder == owner}
 
     async def adopt(self, owner: str) -> Sequence[str]:
-        # Where the answer is lost, the next heartbeat finds the jobs among this owner's.
+        # If the answer is lost, the next `beat` returns these jobs as this owner's.
         adopted = await self._adopt(args=[self._prefix, owner, _call()])
         return [job_id.decode() for job_id in adopted]
 
     async def open_jobs(self) -> Mapping[str, JobState]:
-        entries = await self._ask("HGETALL", self._prefix + "open")
+        entries = await self._execute("HGETALL", self._prefix + "open")
         return {job_id: state for job_id, (state, _) in _read_entries(entries).items()}
 
     async def sweep(self) -> None:
-        """Redis forgets by itself."""
+        """Redis deletes expired keys by itself."""
 
     async def close(self) -> None:
         await self._redis.aclose()
 
     @staticmethod
     def is_damage(problem: Exception) -> bool:
-        # Other errors come and go: Redis answers so while it is full, loading or a replica.
+        # Other errors pass: Redis returns them while it is full, loading or a read-only replica.
         return isinstance(problem, ResponseError) and str(problem).startswith("WRONGTYPE")
 
     async def _rewrite(
         self, job_id: str, rule: Callable[[StoredState], StoredState | None], *, afresh: bool = False
     ) -> bool:
-        """Change a job as `rule` says, None being a refusal; again where somebody else was quicker."""
+        """Change a job by `rule`, which returns None to refuse; again where another change came in between."""
         while True:
-            held = await self._ask("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
-            if None in held:
+            fields = await self._execute("HMGET", self._key("job", job_id), "record", "owner", "retention_s")
+            if None in fields:
                 return False
-            record, owner, retention_s = held
+            record, owner, retention_s = fields
             new = rule(StoredState(load_record(record), owner.decode(), float(retention_s)))
             if new is None:
                 return False
-            args = [record, owner, dump_record(new.record), new.owner, *self._settled(new), int(afresh)]
+            args = [record, owner, dump_record(new.record), new.owner, *self._listing(new), int(afresh)]
             if await self._change(args=[self._prefix, job_id, _call(), *args]):
                 return True
 
     def _key(self, kind: str, name: str) -> str:
         return f"{self._prefix}{kind}:{name}"
 
-    def _settled(self, stored: StoredState) -> tuple[str, str]:
-        """How an open job is listed; how many milliseconds any other has left."""
+    def _listing(self, stored: StoredState) -> tuple[str, str]:
+        """The job's entry in the hash of open jobs, and the milliseconds that it has left if it is not open."""
         entry = _entry(stored.record.state, stored.owner)
         if stored.expires_at is None:
             return entry, ""
@@ -212,7 +212,7 @@ def _read_entries(entries: Mapping[bytes, bytes]) -> dict[str, tuple[JobState, s
 
 
 def _seconds(stored: bytes | None) -> float:
-    """The retention of a job whose fields may be damaged."""
+    """The retention of a job whose fields may be damaged, in seconds."""
     try:
         return float(stored or b"0")
     except ValueError:
@@ -220,8 +220,8 @@ def _seconds(stored: bytes | None) -> float:
 
 
 def _open(url: str) -> Redis:
-    """A client that connects at its first use, and again for some 3 seconds where the connection breaks. The pauses are
-    short, so that it finds soon that Redis is back."""
+    """A client that connects at its first use, and reconnects for some 3 seconds if the connection breaks. The pauses
+    are short, so that it notices soon that Redis is back."""
     retry = Retry(ExponentialWithJitterBackoff(base=0.1, cap=MAX_RETRY_PAUSE_S), NUM_RETRIES)
     try:
         pool = BlockingConnectionPool.from_url(

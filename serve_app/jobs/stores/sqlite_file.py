@@ -1,4 +1,4 @@
-"""The file of a SqliteStore: private, safe against power loss, and used by one thread."""
+"""The file of a SqliteStore: readable by its owner only, safe against power loss, and used by one thread."""
 
 import asyncio
 import fcntl
@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 VERSION = 1
-"""Of the schema, as the file's user_version tells it."""
+"""Of the schema; stored as the file's user_version."""
 
 BUSY_TIMEOUT_S = 5.0
-"""How long another process may keep the file to itself, as it does for each of its transactions."""
+"""How long to wait for another process's transaction."""
 
 MAX_FREED_PAGES = 2048
-"""Given back to the file system at once, of 4 KiB each."""
+"""Returned to the file system in one call, of 4 KiB each."""
 
-# Only a job that is no longer open has an `expires_at`. Pictures lie apart so that no other query reads them.
+# `expires_at` is NULL while a job is open. Pictures have a table of their own so that no other query reads them.
 SCHEMA = (
     """CREATE TABLE jobs (
         id TEXT PRIMARY KEY, state TEXT NOT NULL, owner TEXT NOT NULL, expires_at REAL, retention_s REAL NOT NULL,
@@ -45,7 +45,7 @@ SCHEMA = (
     "CREATE INDEX ended_jobs ON jobs (expires_at) WHERE expires_at IS NOT NULL",
 )
 TABLES = {"jobs", "pictures", "outcomes", "leases"}
-# auto_vacuum first: it can be chosen only as long as the file is empty.
+# auto_vacuum comes first: it can be set only while the file is empty.
 PRAGMAS = (
     "auto_vacuum = INCREMENTAL",
     "journal_mode = WAL",
@@ -70,15 +70,15 @@ class SqliteFile:
         return await self._run(lambda: self._opened().execute(query, values).fetchall())
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do all of `work` or, where it raises, nothing."""
+        """Run `work` in a transaction, which is rolled back if it raises."""
         return await self._run(lambda: _transact(self._opened(), work))
 
     async def shrink(self) -> None:
-        """Give a part of what is free in the file back to the file system."""
+        """Return up to `MAX_FREED_PAGES` free pages to the file system."""
         await self._run(lambda: _shrink(self._opened()))
 
     async def close(self) -> None:
-        """Close for good; more than once is fine."""
+        """Close for good; a second call does nothing."""
         if not self._closed:
             self._closed = True
             await self._run(self._close)
@@ -97,11 +97,11 @@ class SqliteFile:
         return self._db
 
     def _recovered(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        """The file was deleted or replaced while it was open. What is written through the open connection would be lost
-        with it; what was written so far can still be read there, and is added to the file that lies there now.
+        """A connection to the file that is at the path now, after it was deleted or replaced while open. The old
+        connection can still read the old file's jobs; they are added to the new file.
 
         Raises:
-            sqlite3.OperationalError: that cannot be used. Only the first use of a file is a matter of configuration.
+            sqlite3.OperationalError: the new file cannot be used. Only at the first use is that a ConfigError.
         """
         if not self._is_recovering:
             self._is_recovering = True
@@ -109,7 +109,7 @@ class SqliteFile:
         try:
             with _locked(self._path.parent):
                 if _identity(self._path) is None:
-                    # A log that the deleted file has left behind would be read into its successor.
+                    # SQLite would read the deleted file's log into the new one.
                     for ending in ("-wal", "-shm"):
                         self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
                 new = _open(self._path)
@@ -147,7 +147,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file lies at the path: device and inode; None where there is none."""
+    """Device and inode of the file at the path; None where there is none."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder, which is made where it is missing, against other processes of ours."""
+    """Locks the folder, which is created if it is missing, against other processes of this service."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
     try:
@@ -168,7 +168,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _add_all(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
-    """Add all jobs of one database that another one lacks. A job that both have is newer in the latter."""
+    """Add all jobs of `old` that `new` lacks. A job that both have is newer in `new`."""
     for row in old.execute("SELECT * FROM jobs"):
         new.execute(f"INSERT OR IGNORE INTO jobs VALUES ({', '.join('?' * len(row))})", row)
     kept = {job_id for (job_id,) in new.execute("SELECT id FROM jobs")}
@@ -179,12 +179,12 @@ def _add_all(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
 
 
 def _make_private(path: Path) -> None:
-    """SQLite gives the files that it puts beside this one the same mode."""
+    """Create the file with mode 0600, or set that. SQLite creates the files beside it with the same mode."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
-        # By its name: to open and close a file that this process has open would drop SQLite's locks.
+        # By name: closing a second descriptor of a file that this process has open would drop SQLite's locks.
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
 
@@ -232,7 +232,7 @@ def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -
 
 def _shrink(db: sqlite3.Connection) -> None:
     if db.execute("PRAGMA freelist_count").fetchone()[0]:
-        # One step of this statement frees one page, and `execute` would take one step only.
+        # Each step of this statement frees one page, and `execute` takes one step only.
         db.executescript(f"PRAGMA incremental_vacuum({MAX_FREED_PAGES})")
-        # The file itself becomes smaller when the log is brought over.
+        # The file itself shrinks when the log is written to it.
         db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

@@ -1,4 +1,4 @@
-"""Jobs in one SQLite file: they survive the death of the process and of the machine, not the loss of the disk."""
+"""Jobs in one SQLite file: they survive a crash of the process and of the machine, but not the loss of the disk."""
 
 import asyncio
 import sqlite3
@@ -26,26 +26,26 @@ from serve_app.jobs.stores.sqlite_file import SqliteFile
 from serve_app.jobs.stores.store import Store, StoredState, fingerprint_of, require_same
 
 KEPT = "jobs.id = :id AND (expires_at IS NULL OR expires_at > :now)"
-"""Picks a job that is not to be forgotten yet, though it may lie there until the next sweep."""
+"""Selects a job that has not expired: expired ones stay in the file until the next sweep."""
 
-OVER = f"""expires_at <= :now OR expires_at > :now + {MAX_LEASE_S} OR substr(owner, 1, length(:boot)) != :boot"""
-"""Picks leases that have run out, by the clock of this boot. Those of another boot or machine are over. Where boots
-have no id, so are those that have more time left than any lease is given."""
+EXPIRED = f"""expires_at <= :now OR expires_at > :now + {MAX_LEASE_S} OR substr(owner, 1, length(:boot)) != :boot"""
+"""Selects expired leases, by the clock of this boot. Leases of another boot or machine have expired. If boots have no
+id, so have leases with more time left than the longest lease."""
 
-SAME = """SELECT id, fingerprint FROM jobs
+SAME_JOB = """SELECT id, fingerprint FROM jobs
     WHERE (id = :id OR repeat_key = :repeat_key) AND (expires_at IS NULL OR expires_at > :now)
     ORDER BY id = :id DESC"""
-"""Picks the kept job of an id, or else of a repeat key."""
+"""Selects the kept job with an id, or else with a repeat key."""
 
 
 def boot_time() -> float:
-    """Seconds since this machine's boot; on Linux, sleep included."""
+    """Seconds since this machine's boot; on Linux including suspend."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @cache
 def boot_id() -> str:
-    """This boot of this machine, as Linux names it; empty where it has no name."""
+    """Linux's id of this boot of this machine; empty on other systems."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -57,11 +57,11 @@ class SqliteStore(Store):
 
     The first use opens the file and raises a ConfigError where that fails.
 
-    Leases run on the clock of the machine's boot, which nobody sets back; an owner's name in the file begins with the
-    boot's id, since that clock means nothing after another boot.
+    Leases use the time since the machine's boot, which nobody can set. That clock restarts at each boot, so an owner's
+    name in the file begins with the boot's id.
 
     Args:
-        clock: seconds since the epoch, as the records have them; expiry runs on it.
+        clock: seconds since the epoch, for the expiry of jobs.
         lease_clock: seconds, the same in all processes of this machine.
     """
 
@@ -86,7 +86,7 @@ class SqliteStore(Store):
 
     async def find(self, job_id: str | None, repeat_key: RepeatKey | None) -> str | None:
         key = None if repeat_key is None else repeat_key.key
-        rows = await self._file.read(SAME, id=job_id, repeat_key=key, now=self._clock())
+        rows = await self._file.read(SAME_JOB, id=job_id, repeat_key=key, now=self._clock())
         if not rows:
             return None
         require_same(rows[0][1], fingerprint_of(repeat_key))
@@ -140,12 +140,12 @@ class SqliteStore(Store):
 
     async def sweep(self) -> None:
         now = self._clock()
-        # Most of the time there is nothing to do, and a look costs less than a transaction.
+        # Mostly there is nothing to delete, and a read costs less than a transaction.
         if await self._file.read("SELECT 1 FROM jobs WHERE expires_at <= :now LIMIT 1", now=now):
-            await self._file.write(lambda db: _forget_jobs(db, now))
+            await self._file.write(lambda db: _delete_expired_jobs(db, now))
         boot, leases_now = self._boot, self._lease_clock()
-        if await self._file.read(f"SELECT 1 FROM leases WHERE {OVER} LIMIT 1", boot=boot, now=leases_now):
-            await self._file.write(lambda db: _forget_leases(db, boot, leases_now))
+        if await self._file.read(f"SELECT 1 FROM leases WHERE {EXPIRED} LIMIT 1", boot=boot, now=leases_now):
+            await self._file.write(lambda db: _delete_expired_leases(db, boot, leases_now))
         await self._file.shrink()
 
     async def close(self) -> None:
@@ -167,7 +167,7 @@ class SqliteStore(Store):
 
 
 def _add(db: sqlite3.Connection, spec: JobSpec, pictures: bytes, stored: StoredState, now: float) -> str:
-    _forget_jobs(db, now)
+    _delete_expired_jobs(db, now)
     values: dict[str, Any] = {
         "id": spec.id,
         "state": stored.record.state,
@@ -179,7 +179,7 @@ def _add(db: sqlite3.Connection, spec: JobSpec, pictures: bytes, stored: StoredS
         "record": dump_record(stored.record),
         "spec": dump_spec(spec),
     }
-    if (same := db.execute(SAME, {**values, "now": now}).fetchone()) is not None:
+    if (same := db.execute(SAME_JOB, {**values, "now": now}).fetchone()) is not None:
         require_same(same[1], values["fingerprint"])
         return str(same[0])
     columns = ", ".join(values), ", ".join(f":{name}" for name in values)
@@ -237,7 +237,7 @@ def _beat(db: sqlite3.Connection, owner: str, expires_at: float) -> dict[str, Jo
 
 
 def _adopt(db: sqlite3.Connection, owner: str, boot: str, now: float) -> list[str]:
-    _forget_leases(db, boot, now)
+    _delete_expired_leases(db, boot, now)
     rows = db.execute(
         """UPDATE jobs SET owner = :owner
         WHERE expires_at IS NULL AND owner != :owner AND owner NOT IN (SELECT owner FROM leases) RETURNING id""",
@@ -246,9 +246,9 @@ def _adopt(db: sqlite3.Connection, owner: str, boot: str, now: float) -> list[st
     return [row[0] for row in rows]
 
 
-def _forget_jobs(db: sqlite3.Connection, now: float) -> None:
+def _delete_expired_jobs(db: sqlite3.Connection, now: float) -> None:
     db.execute("DELETE FROM jobs WHERE expires_at <= ?", (now,))
 
 
-def _forget_leases(db: sqlite3.Connection, boot: str, now: float) -> None:
-    db.execute(f"DELETE FROM leases WHERE {OVER}", {"boot": boot, "now": now})
+def _delete_expired_leases(db: sqlite3.Connection, boot: str, now: float) -> None:
+    db.execute(f"DELETE FROM leases WHERE {EXPIRED}", {"boot": boot, "now": now})

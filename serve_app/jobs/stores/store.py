@@ -1,4 +1,4 @@
-"""Where jobs are kept, so that none is lost: one interface, two backends."""
+"""The interface of the stores of jobs, and the rules that all stores share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +10,15 @@ from serve_app.errors import JobNotFound, RepeatKeyConflict
 
 
 class Store(Protocol):
-    """Jobs, durably: what a method has done when it returns survives the death of the process. Methods that read a job
-    raise JobUnreadable where its bytes do not decode.
+    """Stores jobs durably: what a method has written when it returns survives the death of the process. Methods that
+    read a job raise JobUnreadable where its bytes do not decode.
 
-    Each open job (see `JobRecord.open`) has an owner, a Jobs replica that proves by `beat` that it lives. A replica
-    whose lease has run out loses its jobs to the next one that calls `adopt`; what it may write afterwards is refused,
-    so that a job ends once.
+    Each open job (see `JobRecord.open`) has an owner, a Jobs replica that renews its lease with `beat`. A replica whose
+    lease has expired loses its jobs to the next one that calls `adopt`. Its later writes are refused, so that a job
+    ends once.
 
     Attributes:
-        errors: what its methods raise, apart from OSError, while it cannot be reached or is full.
+        errors: raised by the methods, beside OSError, while the store cannot be reached or is full.
     """
 
     errors: ClassVar[tuple[type[Exception], ...]]
@@ -26,28 +26,28 @@ class Store(Protocol):
     def __init__(self, settings: Any) -> None: ...
 
     async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
-        """Store a new job, all of it or nothing. Returns its id; that of the stored job where the id is known already,
-        or where its repeat key belongs to another job that is still kept.
+        """Store a new job, completely or not at all. Returns its id. A job that is already kept under the id, or else
+        under the repeat key, stays as it is, and its id is returned.
 
         Raises:
-            RepeatKeyConflict: that job's fingerprint is another one.
+            RepeatKeyConflict: that job has another fingerprint.
         """
 
     async def find(self, job_id: str | None, repeat_key: RepeatKey | None) -> str | None:
         """The id of the kept job that `add` would return for this id and repeat key; None where it would store one.
 
         Raises:
-            RepeatKeyConflict: that job's fingerprint is another one.
+            RepeatKeyConflict: that job has another fingerprint.
         """
 
     async def spec(self, job_id: str) -> JobSpec | None:
-        """The job's specification; None where the job is not or no longer kept."""
+        """The job's specification; None if the job is not kept."""
 
     async def record(self, job_id: str) -> JobRecord | None:
-        """How the job stands; None where it is not or no longer kept."""
+        """The job's current record; None if the job is not kept."""
 
     async def pictures(self, job_id: str) -> tuple[Pictures, ...]:
-        """The sets of prepared pictures, bit by bit as they were added. Empty where the job is not kept."""
+        """The sets of prepared pictures, exactly as they were added. Empty if the job is not kept."""
 
     async def outcomes(self, job_id: str) -> Mapping[int, EditOutcome]:
         """The finished edits by their index."""
@@ -56,34 +56,34 @@ class Store(Protocol):
         """Store a finished edit; False, and nothing stored, unless the job is `owner`'s and its state is not final."""
 
     async def update(self, job_id: str, owner: str, record: JobRecord) -> bool:
-        """Replace the record; False, and nothing stored, unless the job is `owner`'s and open. A state that is final
-        stays: nothing but `webhook_pending` changes any more.
+        """Replace the record; False, and nothing stored, unless the job is `owner`'s and open. A final state stays:
+        afterwards only `webhook_pending` changes.
 
-        Where the new record is no longer open, the job has its last owner and is kept for `spec.retention_s` more
-        seconds after `ended_at`, its repeat key as long.
+        A job whose new record is not open is kept until `spec.retention_s` seconds after `ended_at`, and so is its
+        repeat key.
         """
 
     async def cancel(self, job_id: str, ended_at: float) -> bool:
         """Make the job CANCELLED, whoever owns it; False unless its state was not final."""
 
     async def reopen(self, job_id: str, owner: str, record: JobRecord) -> bool:
-        """Give a job of a retryable state, its outcomes dropped, a new record and owner; False in any other state."""
+        """Replace record and owner of a job in a retryable state, and delete its outcomes; False in any other state."""
 
     async def condemn(self, job_id: str, owner: str, record: JobRecord) -> bool:
-        """End a job of `owner` that cannot be read: replace its record without decoding the old one. False, and nothing
-        stored, unless the job is `owner`'s and listed as open."""
+        """End a job that cannot be read: replace its record without decoding the old one. False, and nothing stored,
+        unless the job is `owner`'s and listed as open."""
 
     async def beat(self, owner: str, lease_s: float) -> Mapping[str, JobState]:
-        """Prove that `owner` lives for `lease_s` more seconds; its open jobs and their states."""
+        """Renew the lease of `owner` for `lease_s` seconds; returns its open jobs with their states."""
 
     async def adopt(self, owner: str) -> Sequence[str]:
-        """Make `owner` the owner of all open jobs whose owner's lease has run out; which those were."""
+        """Make `owner` the owner of all open jobs whose owner's lease has expired; returns their ids."""
 
     async def open_jobs(self) -> Mapping[str, JobState]:
-        """All open jobs, whoever owns them."""
+        """All open jobs with their states, whoever owns them."""
 
     async def sweep(self) -> None:
-        """Forget what need not be kept any longer."""
+        """Delete expired jobs and leases."""
 
     async def close(self) -> None: ...
 
@@ -95,7 +95,8 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class StoredState:
-    """What changes of a stored job. The methods that return a new state return None where the change is refused.
+    """The part of a stored job that changes, and who may change it. Methods that return a new state return None where
+    the change is refused.
 
     Attributes:
         retention_s: of the job's spec, which never changes.
@@ -107,7 +108,7 @@ class StoredState:
 
     @property
     def expires_at(self) -> float | None:
-        """When the job may be forgotten, in seconds since the epoch; None as long as it is open."""
+        """When the job may be deleted, in seconds since the epoch; None while it is open."""
         if self.record.open:
             return None
         if self.record.ended_at is None:
@@ -120,7 +121,7 @@ class StoredState:
     def updated(self, owner: str, record: JobRecord) -> "StoredState | None":
         if owner != self.owner or not self.record.open:
             return None
-        # A job ends once, also one that is open still because its webhook has to be told.
+        # A job ends once, even if it is still open because its webhook is pending.
         if self.record.state.final and record.state is not self.record.state:
             return None
         return replace(self, record=record)
@@ -141,13 +142,13 @@ def fingerprint_of(repeat_key: RepeatKey | None) -> str:
     return repeat_key.fingerprint if repeat_key is not None else ""
 
 
-def require_same(stored: str, given: str) -> None:
-    """Compare the fingerprints of a stored job and of one that may be the same.
+def require_same(stored: str, fingerprint: str) -> None:
+    """Compare the fingerprints of a stored job and of a request with the same id or repeat key.
 
     Raises:
         RepeatKeyConflict: they differ.
     """
-    if stored != given:
+    if stored != fingerprint:
         raise RepeatKeyConflict(
             "This Idempotency-Key came with another request before; send a new one with a new request.",
             "Idempotency-Key",
