@@ -1,4 +1,4 @@
-"""Results of expensive calls, kept for a moment."""
+"""A cache for the result of an expensive call."""
 
 import asyncio
 import time
@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 class CachedCall(Generic[T]):
-    """An async function without arguments whose result, or error, is kept for a time. Concurrent callers share one
-    call, which goes on when one of them is cancelled.
+    """An async function without arguments whose result or error is cached for some time. Concurrent callers share one
+    call, which continues when one of them is cancelled.
 
     Args:
         keep_s: seconds from the end of a call during which its result is returned.

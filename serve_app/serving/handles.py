@@ -1,4 +1,4 @@
-"""Deployment handles as the ports that EditService knows."""
+"""Deployment handles as ports, with Ray's errors translated to ServiceErrors, and the state of deployments."""
 
 import asyncio
 import inspect
@@ -40,14 +40,14 @@ from serve_app.serving.cached_call import CachedCall
 
 logger = logging.getLogger(__name__)
 
-# A new Jobs replica stands after some seconds, once Serve has noticed that the old one is dead.
+# A new Jobs replica runs some seconds after Serve has noticed that the old one is dead.
 _SUCCESSOR_S = 60.0
 _SUCCESSOR_POLL_S = 0.5
 _HEALTH_S = 2.0
 _STATUS_S = 1.0
 _ALL_S = 10.0
 
-# Errors after which a later attempt may succeed, in the order in which they are looked up.
+# Errors after which a later attempt may succeed; the first class that matches gives the message.
 _UNAVAILABLE: dict[type[Exception], str] = {
     RayActorError: "The replica that worked on this died; try again.",
     DeploymentUnavailableError: "A part of the service did not start; try again later.",
@@ -55,7 +55,7 @@ _UNAVAILABLE: dict[type[Exception], str] = {
     RayError: "The service could not finish this; try again.",
     RayServeException: "The service could not finish this; try again.",
 }
-# Errors in code or configuration: a later attempt fails, too.
+# Errors in code or configuration: a later attempt fails as well.
 _LASTING = (
     ActorAlreadyExistsError,
     AuthenticationError,
@@ -70,7 +70,7 @@ _LASTING = (
 
 
 def share(pictures: Pictures) -> SharedPictures:
-    """Put pictures into Ray's object store, so that each deployment reads them there."""
+    """Put pictures into Ray's object store, where each deployment reads them."""
     return SharedPictures(ray.put(pictures))
 
 
@@ -83,12 +83,12 @@ class EditorHandle:
     async def edit(
         self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
     ) -> EditResult:
-        """The same seed draws the same picture: an edit whose replica died is run once more."""
+        """Run an edit, and once more if its replica dies: the same seed draws the same picture."""
         try:
             return await self._edit(request, pictures, on_progress, timeout_s)
         except RayActorError:
             logger.warning("the replica that ran edit %s died; running it once more", request.request_id)
-        with _our_errors():
+        with _translated_errors():
             return await self._edit(request, pictures, on_progress, timeout_s)
 
     async def _edit(
@@ -96,13 +96,13 @@ class EditorHandle:
     ) -> EditResult:
         events = cast("DeploymentResponseGenerator[Any]", self._handle.edit.remote(request, pictures, timeout_s))
         try:
-            with _our_errors(but=RayActorError):
+            with _translated_errors(but=RayActorError):
                 async for event in events:
                     if isinstance(event, EditResult):
                         return event
                     on_progress(event)
         finally:
-            events.cancel()  # Where this task was cancelled, the edit goes, too.
+            events.cancel()  # If this task is cancelled, the edit is cancelled as well.
         raise ServiceUnavailable("The editor stopped before this edit was done; try again.")
 
 
@@ -110,7 +110,7 @@ class RewriterHandle:
     """The Rewriter deployment as a RewriterPort.
 
     Args:
-        timeout_s: how long to wait for an answer, which is longer than the rewriter's own timeout.
+        timeout_s: for an answer; longer than the rewriter's own timeout.
     """
 
     def __init__(self, handle: "DeploymentHandle[Any]", timeout_s: float) -> None:
@@ -124,7 +124,7 @@ class RewriterHandle:
             ServiceUnavailable: there was no answer within the timeout, or the rewriter failed.
         """
         try:
-            with _our_errors():
+            with _translated_errors():
                 return await self._rewrite(job, pictures)
         except ServiceError:
             raise
@@ -143,7 +143,7 @@ class RewriterHandle:
                 raise
             raise ServiceUnavailable(f"The rewriter did not answer within {self._timeout_s:g} s.") from problem
         finally:
-            response.cancel()  # of no effect after its end
+            response.cancel()  # no effect after its end
         return rewrite
 
 
@@ -184,7 +184,7 @@ class _JobsHandle:
         try:
             async with limit:
                 while True:
-                    with suppress(RayActorError), _our_errors(but=RayActorError):
+                    with suppress(RayActorError), _translated_errors(but=RayActorError):
                         return await getattr(self._handle, method).remote(*args)
                     await asyncio.sleep(_SUCCESSOR_POLL_S)
         except TimeoutError as problem:
@@ -209,8 +209,8 @@ async def worker_counts(application: str, deployment: str, busy: int) -> dict[st
 
 
 async def _replicas(application: str, deployment: str) -> Mapping[Any, int]:
-    """Replicas by the names of Serve's states, though Ray's annotation says ReplicaState. While Serve rolls out an
-    application, its status lacks it or its deployments for a moment: then there are none."""
+    """Number of replicas by the name of Serve's state (Ray's annotation says ReplicaState). While Serve deploys an
+    application, its status may lack the application or the deployment: then there are none."""
     status = await _serve_status()
     app = status.applications.get(application)
     found = None if app is None else app.deployments.get(deployment)
@@ -236,57 +236,58 @@ async def fault(application: str, deployment: str, handle: "DeploymentHandle[Any
     try:
         answers = await handle.broadcast("check_health").results_async(timeout_s=_HEALTH_S, return_exceptions=True)
     except TimeoutError:
-        return None  # One of them is slow to answer; whether it is dead is Serve's own health checks' to find.
+        return None  # One replica is slow to answer. If it is dead, Serve's own health checks find out.
     except (DeploymentUnavailableError, RayActorError):
         answers = []
-    is_well = any(not isinstance(answer, BaseException) for answer in answers)
-    return None if is_well else f"no {deployment} is healthy"
+    is_healthy = any(not isinstance(answer, BaseException) for answer in answers)
+    return None if is_healthy else f"no {deployment} is healthy"
 
 
-async def ask_all(application: str, deployment: str, method: str) -> list[Any]:
-    """What the running replicas of a deployment return from a method.
+async def call_all(application: str, deployment: str, method: str) -> list[Any]:
+    """Call a method on all running replicas of a deployment; returns their results.
 
     Raises:
         ServiceUnavailable: one of them did not answer.
     """
     handle = await asyncio.to_thread(serve.get_deployment_handle, deployment, application)
     try:
-        with _our_errors():
+        with _translated_errors():
             return await handle.broadcast(method).results_async(timeout_s=_ALL_S)
     except (TimeoutError, DeploymentUnavailableError) as problem:
         raise ServiceUnavailable(f"Not every {deployment} answers right now; try again.") from problem
 
 
 @contextmanager
-def _our_errors(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Translate Ray's errors to ours, all but `but`. An unexpected exception of a replica stays a RayTaskError."""
+def _translated_errors(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Translate Ray's errors, except `but`, to ServiceErrors. An unexpected exception of a replica stays a
+    RayTaskError."""
     try:
         yield
     except but:
         raise
     except asyncio.CancelledError:
-        # A DeploymentResponse raises this, too, where the replica's task was cancelled and not the caller's.
+        # A DeploymentResponse raises this also if the replica's task was cancelled and not the caller's.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
         raise ServiceUnavailable(_UNAVAILABLE[RayError]) from None
     except (RayError, RayServeException) as problem:
-        ours = _translated(_cause(problem))
-        if ours is None:
+        translated = _translated(_cause(problem))
+        if translated is None:
             raise
-        # A RayTaskError's own text carries a traceback; its cause is the clean error that was raised.
-        raise ours from (None if isinstance(problem, RayTaskError) else problem)
+        # A RayTaskError's text has a traceback; its cause is the error that was raised.
+        raise translated from (None if isinstance(problem, RayTaskError) else problem)
 
 
 def _cause(problem: BaseException) -> BaseException:
-    """What a replica raised, or raised behind it; else the error itself."""
+    """What a replica raised, or a replica that it called; else the error itself."""
     while isinstance(problem, RayTaskError):
         problem = problem.cause
     return problem
 
 
 def _translated(problem: BaseException) -> ServiceError | None:
-    """The error for the caller, or None for one that is unexpected."""
+    """The error for the caller, or None for an unexpected one."""
     if isinstance(problem, ServiceError):
         return problem
     if isinstance(problem, BackPressureError):

@@ -1,7 +1,7 @@
-"""What every replica does at its start and with its logs.
+"""For every replica: its logs, request ids, and faster imports.
 
-Our log lines go to Serve's log files, in the format of the Serve file's `logging_config`. They hold nothing that a
-caller wrote: no prompts, pictures, keys or URLs.
+Log lines go to Serve's log files, in the format of the Serve file's `logging_config`. They hold nothing that a caller
+wrote: no prompts, pictures, keys or URLs.
 """
 
 import gc
@@ -16,13 +16,13 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def join_serve_logs() -> None:
-    """Give this package's loggers the handlers and level of Serve's own; called once in each replica."""
-    serve_logger, ours = logging.getLogger("ray.serve"), logging.getLogger("serve_app")
+    """Give this package's loggers the handlers and the level of Serve's logger. Called once in each replica."""
+    serve_logger, package_logger = logging.getLogger("ray.serve"), logging.getLogger("serve_app")
     for handler in serve_logger.handlers:
         handler.addFilter(discreet)
-    ours.handlers = list(serve_logger.handlers)
-    ours.setLevel(serve_logger.level)
-    ours.propagate = False
+    package_logger.handlers = list(serve_logger.handlers)
+    package_logger.setLevel(serve_logger.level)
+    package_logger.propagate = False
 
 
 def discreet(record: logging.LogRecord) -> bool:
