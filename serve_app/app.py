@@ -1,4 +1,4 @@
-"""The Serve application: every deployment option's default and every `.bind()`."""
+"""The Serve application: the default options of all deployments and every `.bind()`."""
 
 from typing import Any
 
@@ -13,9 +13,8 @@ from serve_app.jobs.deployment import Jobs
 from serve_app.rewriter.deployment import Rewriter
 from serve_app.serving.gpus import end_serve_run, require_gpus
 
-# Defaults for a Serve file that says nothing; each shipped file under `deployments:` says its own.
-# An edit may take minutes: a replica is given that long to finish before it is killed, and requests that wait for the
-# engine count as ongoing.
+# Defaults; the shipped Serve files set their own under `deployments:`. An edit may take minutes, so replicas get that
+# long to finish before they are killed. Requests that wait for the engine count as ongoing.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "Ingress": {"max_ongoing_requests": 256},
     "Jobs": {"max_ongoing_requests": 1024, "graceful_shutdown_timeout_s": 30},

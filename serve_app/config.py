@@ -1,4 +1,4 @@
-"""The application's settings: the `args` of a Serve config file. Unknown keys are refused."""
+"""The application's settings: the `args` of a Serve config file. Unknown keys are errors."""
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TINY_FILE, RANDOM_FILE = _CONFIGS / "tiny-cpu.yaml", _CONFIGS / "random-cpu.yaml"
-"""The shipped Serve file for a machine without a GPU; it is there in a clone, not in an installed package."""
+"""The shipped Serve files for a machine without a GPU. They are in a clone, not in an installed package."""
 
 MAX_LEASE_S = 600
 """Longest lease of a Jobs replica."""
@@ -22,11 +22,11 @@ ProvenanceKind = Literal["none", "mark", "full"]
 def _origin(text: str) -> str:
     from serve_app.net.origins import origin_of  # Needs an HTTP client, which the engine alone does without.
 
-    read = origin_of(text)
-    if read is None:
+    origin = origin_of(text)
+    if origin is None:
         raise ValueError(f"{text!r} is no origin; write https://HOST or https://HOST:PORT")
-    if read != text:
-        raise ValueError(f"{text!r} is more than an origin, or spelt otherwise than it is compared; write {read}")
+    if origin != text:
+        raise ValueError(f"{text!r} is not a canonical origin; write {origin}")
     return text
 
 
@@ -38,7 +38,7 @@ class Settings(BaseModel):
 
 
 class WeightsSource(Settings):
-    """Where weights lie. `path`: a folder, a Hugging Face repository id, `toy:NAME` for the embedded tiny weights, or
+    """Where weights are. `path`: a folder, a Hugging Face repository id, `toy:NAME` for the embedded tiny weights, or
     `tiny:NAME` for random ones."""
 
     path: str
@@ -51,13 +51,13 @@ class LoraSettings(Settings):
     file: str = Field(description="The safetensors file inside `source`.")
     weight: float = Field(default=1.0, description="Strength with which the adapter is fused.")
     expected_modules: int | None = Field(
-        default=None, ge=1, description="Refuse the file unless it adapts exactly so many modules."
+        default=None, ge=1, description="The file must adapt exactly this number of modules."
     )
 
 
 class SchedulerSettings(Settings):
-    """FlowMatchEulerDiscreteScheduler's settings. The defaults are those that the Lightning adapter was distilled with:
-    a fixed shift of 3 (base_shift = max_shift = ln 3) and no terminal shift."""
+    """FlowMatchEulerDiscreteScheduler's settings. The defaults are those of the Lightning adapter's training: a fixed
+    shift of 3 (base_shift = max_shift = ln 3) and no terminal shift."""
 
     base_image_seq_len: int = 256
     max_image_seq_len: int = 8192
@@ -92,7 +92,7 @@ class EditorSettings(Settings):
     max_pack_tokens: int = Field(
         default=9216,
         ge=1,
-        description="Token budget of one packed step; an edit above it runs alone.",
+        description="Token budget of one packed step; a larger edit runs alone.",
     )
     vae: VaeKind = Field(
         default="still", description="still: 2-D convolutions, the same pictures faster; stock: diffusers' video VAE."
@@ -103,7 +103,7 @@ class EditorSettings(Settings):
     compile: bool = Field(default=False, description="Compile the transformer's blocks, once for all packs.")
     adaln_tables: bool = Field(
         default=False,
-        description="Look modulation up in tables and keep its weights on the CPU: a third less memory on the device.",
+        description="Precompute modulation and keep its weights on the CPU: a third less memory on the device.",
     )
     quantization: Quantization = Field(
         default="none",
@@ -111,25 +111,25 @@ class EditorSettings(Settings):
         "fp8 needs CUDA of compute capability 8.9, int4 needs CUDA.",
     )
     text_encoder_device: Literal["same", "cpu"] = Field(
-        default="same", description="cpu: keep the text encoder off the GPU and run it there, slower."
+        default="same", description="cpu: keep the text encoder in main memory and run it on the CPU, which is slower."
     )
     vae_tiling: bool = Field(
         default=False, description="Encode and decode in tiles, for small cards; needs vae: stock."
     )
-    latents_cache_bytes: int = Field(default=64 * 2**20, ge=0, description="For encoded input pictures; 0: none.")
-    prompts_cache_bytes: int = Field(default=256 * 2**20, ge=0, description="For encoded prompts; 0: none.")
+    latents_cache_bytes: int = Field(default=64 * 2**20, ge=0, description="For encoded input pictures; 0: no cache.")
+    prompts_cache_bytes: int = Field(default=256 * 2**20, ge=0, description="For encoded prompts; 0: no cache.")
     provenance: ProvenanceKind = Field(
         default="mark",
         description="XMP in each output picture. none: nothing; mark: IPTC's term for edited with generative AI; "
         "full: also seed, steps, true_cfg_scale, camera pose and weights, never a prompt.",
     )
-    max_waiting_edits: int = Field(default=256, ge=1, description="Edits that may wait for the engine before 429.")
+    max_waiting_edits: int = Field(default=256, ge=1, description="Edits that may wait for the engine; more get a 429.")
     wedged_after_s: float = Field(
         default=300.0,
         gt=0,
-        description="One call of the model may take so long: encoding, a step, decoding. Then the replica is replaced.",
+        description="Longest time of one call of the model (encoding, a step, decoding); then the replica is replaced.",
     )
-    max_batch_size: int = Field(default=16, ge=1, description="Edits that @serve.batch hands over at once.")
+    max_batch_size: int = Field(default=16, ge=1, description="Edits in one batch of @serve.batch.")
     batch_wait_timeout_s: float = Field(default=0.005, ge=0)
 
     @model_validator(mode="after")
@@ -150,13 +150,13 @@ class RewriterSettings(Settings):
 
     @property
     def wait_s(self) -> float:
-        """How long a caller waits for an answer: the rewriter's own timeout, and 10 s for the way there and back."""
+        """How long a caller waits for an answer: the rewriter's own timeout and 10 s for the calls themselves."""
         return self.timeout_s + 10
 
 
 class LimitSettings(Settings):
-    """What a request may ask for. Beyond a limit the answer is a 400 that names the field and the limit, or, for the
-    whole body, a 413."""
+    """Limits of a request. Above one the answer is a 400 that names the field and the limit, or, for the whole body, a
+    413."""
 
     max_body_bytes: int = Field(default=20 * 2**20, ge=1, description="Of a request's body; default 20 MiB.")
     max_picture_bytes: int = Field(default=20 * 2**20, ge=1, description="Of one picture's file; default 20 MiB.")
@@ -166,7 +166,7 @@ class LimitSettings(Settings):
     max_aspect_ratio: float = Field(
         default=10.0, ge=1, description="Longer side of a picture over the shorter one; default 10."
     )
-    max_pictures_per_edit: int = Field(default=4, ge=1, le=4, description="References of one edit; default 4.")
+    max_pictures_per_edit: int = Field(default=4, ge=1, le=4, description="Input pictures of one edit; default 4.")
     max_edits_per_request: int = Field(
         default=16, ge=1, description="Prompts, views or variants of one request; default 16."
     )
@@ -180,10 +180,10 @@ class LimitSettings(Settings):
         description="Of a request without a policy, from its arrival to its pictures (RunPod's jobs: from their "
         "pick-up); then 504. The largest timeout_s that a request may name; default 600.",
     )
-    min_side_px: int = Field(default=64, ge=16, description="Least width and height to ask for; default 64.")
-    max_side_px: int = Field(default=2048, ge=64, description="Largest width and height to ask for; default 2048.")
+    min_side_px: int = Field(default=64, ge=16, description="Smallest width and height of an output; default 64.")
+    max_side_px: int = Field(default=2048, ge=64, description="Largest width and height of an output; default 2048.")
     num_decode_threads: int = Field(
-        default=2, ge=1, description="Pictures that one ingress decodes at once; others wait; default 2."
+        default=2, ge=1, description="Pictures that one ingress replica decodes at once; default 2."
     )
 
 
@@ -201,31 +201,31 @@ class RedisStoreSettings(Settings):
 
     kind: Literal["redis"]
     url: str = Field(description="redis://HOST:PORT/DB, or rediss:// for TLS.")
-    prefix: str = Field(default="camera-edit:", description="Of every key, so that services can share a Redis.")
+    prefix: str = Field(
+        default="camera-edit:", description="Of every key; each service that shares a Redis has its own."
+    )
 
 
 class JobSettings(Settings):
     store: SqliteStoreSettings | RedisStoreSettings = Field(default=SqliteStoreSettings(), discriminator="kind")
     max_active_jobs: int = Field(default=64, ge=1, description="Jobs that are with the editors at once.")
-    max_queued_jobs: int = Field(
-        default=256, ge=0, description="Jobs that may wait for one of those places before 429."
-    )
-    sync_retention_s: float = Field(default=60.0, ge=1, description="A /runsync job is kept so long after its end.")
-    async_retention_s: float = Field(default=1800.0, ge=1, description="A /run job; any with an Idempotency-Key, too.")
+    max_queued_jobs: int = Field(default=256, ge=0, description="Jobs that may wait for the editors; more get a 429.")
+    sync_retention_s: float = Field(default=60.0, ge=1, description="How long a /runsync job is kept after its end.")
+    async_retention_s: float = Field(default=1800.0, ge=1, description="The same for /run and Idempotency-Key.")
     lease_s: float = Field(
         default=10.0,
         ge=1,
         le=MAX_LEASE_S,
-        description="A Jobs replica that is not heard of for so long has its work taken over.",
+        description="How long after its last heartbeat a Jobs replica counts as dead and its jobs are taken over.",
     )
     webhook_origins: tuple[Origin, ...] = Field(
-        default=(), description="Where webhooks may go: https://HOST[:PORT], http:// for hosts of yours. None: nowhere."
+        default=(), description="Allowed origins of webhooks: https://HOST[:PORT], or http://. None: no webhooks."
     )
     webhook_private_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
-        default=(), description="Networks of yours where these hosts may lie, as 10.0.0.0/8. None: public ones only."
+        default=(), description="Private networks where these hosts may be, as 10.0.0.0/8. None: public hosts only."
     )
     webhook_timeout_s: float = Field(default=10.0, gt=0)
-    webhook_gap_s: float = Field(default=10.0, ge=0, description="Between the three attempts at a webhook.")
+    webhook_gap_s: float = Field(default=10.0, ge=0, description="Between the attempts at a webhook.")
 
 
 class FetchSettings(Settings):
@@ -233,12 +233,12 @@ class FetchSettings(Settings):
 
     origins: tuple[Origin, ...] = Field(
         default=(),
-        description="Where pictures may be fetched: https://HOST[:PORT], http:// for hosts of yours. None: nowhere.",
+        description="Origins that pictures may be fetched from: https://HOST[:PORT], or http://. None: no fetching.",
     )
     private_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
-        default=(), description="Networks of yours where these hosts may lie, as 10.0.0.0/8. None: public ones only."
+        default=(), description="Private networks where these hosts may be, as 10.0.0.0/8. None: public hosts only."
     )
-    timeout_s: float = Field(default=10.0, gt=0, description="For the whole of one picture.")
+    timeout_s: float = Field(default=10.0, gt=0, description="For fetching one picture.")
 
 
 class CardSettings(Settings):
@@ -260,12 +260,12 @@ class AppSettings(Settings):
     served_model_names: tuple[str, ...] = Field(
         default=("Qwen/Qwen-Image-Edit-2511", "Qwen-Image-Edit-2511"),
         min_length=1,
-        description="What OpenAI clients may name as `model`; the first one is told as the service's own.",
+        description="Values that OpenAI clients may send as `model`; /v1/models lists the first one.",
     )
     api_keys_file: str | None = Field(
         default=None,
         description="A file with an API key per line, on each node that runs an Ingress; read again when it changes. "
-        "CAMERA_EDIT_API_KEYS_FILE goes before it; keys in CAMERA_EDIT_API_KEYS are taken as well.",
+        "CAMERA_EDIT_API_KEYS_FILE overrides it; keys in CAMERA_EDIT_API_KEYS are valid as well.",
     )
     operator_keys_file: str | None = Field(
         default=None,
@@ -273,10 +273,10 @@ class AppSettings(Settings):
         "changes. CAMERA_EDIT_OPERATOR_KEYS_FILE overrides it; keys in CAMERA_EDIT_OPERATOR_KEYS are valid as well.",
     )
     allow_anonymous: bool = Field(
-        default=False, description="Without any key, serve more than this machine: whoever reaches the port may edit."
+        default=False, description="Serve other machines without any key: whoever reaches the port may edit."
     )
     card: CardSettings | None = Field(
-        default=None, description="With it, a file whose models do not fit is refused; null: the plan has no limit."
+        default=None, description="`camera-edit check` fails if the models do not fit on this card; null: no limit."
     )
     wait_for_gpu: bool | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""The error tree. What may reach a client is a ServiceError; what stops a start is a StartupError.
+"""The error tree. A ServiceError may reach a client; a StartupError stops the start.
 
     ServiceError                500 internal_error
     ├── InvalidInput            400 invalid_value
@@ -31,11 +31,11 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """An error whose message a client may read. It names the field, what was wrong with it, and the fix.
+    """An error whose message is for the client. It names the field, what was wrong, and the fix.
 
     Args:
         message: one sentence or two, without a traceback.
-        field: the request's field at fault in the client's own spelling, or None.
+        field: the request's field at fault as the client spells it, or None.
     """
 
     status: ClassVar[int] = 500
@@ -124,7 +124,7 @@ class DeadlineExceeded(ServiceError):
 
 
 def error_class(code: str | None) -> type[ServiceError] | None:
-    """The class of a code that was stored or sent; None for a code that is none."""
+    """The class with an error code; None for an unknown code."""
     return _CLASSES.get(code or "")
 
 
@@ -142,15 +142,15 @@ class StartupError(Exception):
 
 
 class ConfigError(StartupError):
-    """A configuration file holds something that this version does not know or cannot use."""
+    """A setting is unknown to this version or cannot be used."""
 
 
 class CheckpointError(StartupError):
-    """Model weights could not be found or are not what the configuration says."""
+    """Model weights are missing or not what the configuration says."""
 
 
 class LoraAuditError(StartupError):
-    """A tensor of a LoRA file found no home in the model, or a part of an adapter is missing."""
+    """A tensor of a LoRA file matches no module of the model, or a part of an adapter is missing."""
 
 
 class NoGpuError(StartupError):

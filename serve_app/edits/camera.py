@@ -1,7 +1,7 @@
-"""Camera poses: the 96 that the angles adapter was trained on, and the words that it knows them by.
+"""Camera poses: the 96 that the angles adapter was trained on, and their words in the prompt.
 
-The words are those of the model card of `fal/Qwen-Image-Edit-2511-Multiple-Angles-LoRA`. Near-synonyms turn the
-subject instead of the camera, so they are a table and nothing may rephrase them.
+The words are from the model card of `fal/Qwen-Image-Edit-2511-Multiple-Angles-LoRA`. Synonyms turn the subject instead
+of the camera, so nothing may rephrase them.
 """
 
 import re
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 TRIGGER = "<sks>"
 
-# The trigger as a person reads it: in any case, with white space or invisible characters inside, in full width, with a
-# Cyrillic dze or ka, a Greek kappa, or other angle brackets.
+# What looks like the trigger: any case, white space or invisible characters inside, full width, Cyrillic dze or ka,
+# Greek kappa, other angle brackets.
 _BLANK = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*"
 _LOOKS_LIKE = {
     "<": r"[<\uff1c\ufe64\u2039\u3008\u27e8]",
@@ -39,7 +39,7 @@ ELEVATION_WORDS = {
 DISTANCE_WORDS = {
     0.6: "close-up",
     1.0: "medium shot",
-    # The adapter knows three distances; 1.4 is accepted and spoken as the nearest weaker one.
+    # The adapter knows three distances; 1.4 is accepted and gets the words of 1.0.
     1.4: "medium shot",
     1.8: "wide shot",
 }
@@ -61,10 +61,10 @@ class CameraPose:
 
 
 def snap(azimuth: float | None, elevation: float | None, distance: float | None) -> CameraPose | None:
-    """The nearest trained pose, or None when no camera field is given.
+    """The nearest trained pose, or None if all arguments are None.
 
-    Azimuth is snapped on the circle; ties go to the smaller listed value. Where one field is given, the others
-    become 0, 0 and 1.0.
+    Azimuth is snapped on the circle; ties go to the smaller listed value. If one argument is set, the others default to
+    0, 0 and 1.0.
     """
     if azimuth is None and elevation is None and distance is None:
         return None
@@ -83,16 +83,17 @@ def _nearest_on_circle(azimuth: float) -> int:
     return min(AZIMUTH_WORDS, key=lambda listed: (gap(listed), listed))
 
 
-def _gap(listed: float, given: float) -> float:
-    # Distances are decimal fractions: 1.2 is a tie between 1.0 and 1.4 only after rounding off the binary dust.
-    return round(abs(listed - given), 9)
+def _gap(listed: float, distance: float) -> float:
+    # In binary, 1.2 is a tie between 1.0 and 1.4 only after rounding.
+    return round(abs(listed - distance), 9)
 
 
 def camera_prompt(pose: CameraPose | None, prompt: str) -> str:
-    """Camera tokens, one space, the prompt. A trigger word in the user's own text cannot fake a pose beside `pose`."""
+    """Camera tokens, one space, the prompt. Trigger words in the client's prompt are removed, so that it cannot add
+    another pose."""
     if pose is None:
         return prompt
     words = prompt.strip()
-    while _TRIGGER_LIKE.search(words):  # what is left of one may close around another
+    while _TRIGGER_LIKE.search(words):  # removing one may form another
         words = " ".join(filter(None, map(str.strip, _TRIGGER_LIKE.split(words))))
     return f"{pose.tokens} {words}".rstrip()

@@ -15,8 +15,8 @@ class Deadline:
     """When a request must be done.
 
     Attributes:
-        timeout_s: the time that it has in all; None: no limit.
-        until: its end on the event loop's clock; None: no limit.
+        timeout_s: seconds from its arrival; None: no limit.
+        until: the deadline on the event loop's clock; None: no limit.
     """
 
     timeout_s: float | None = None
@@ -38,14 +38,14 @@ class Deadline:
         return 0.0 if self.timeout_s is None or self.left_s is None else self.timeout_s - self.left_s
 
     def later(self, margin_s: float) -> "Deadline":
-        """The same for those who wait for what must meet this one."""
+        """The same deadline with a margin, for callers that wait for work with this one."""
         return self if self.until is None else replace(self, until=self.until + margin_s)
 
     async def bound(self, work: Awaitable[T]) -> T:
         """The result of `work`, which is cancelled at the deadline.
 
         Raises:
-            DeadlineExceeded: it was not done in time.
+            DeadlineExceeded: it was not finished in time.
         """
         try:
             async with asyncio.timeout_at(self.until) as limit:

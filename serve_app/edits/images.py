@@ -1,4 +1,4 @@
-"""Pictures in and out: base64 and files to upright 8-bit sRGB without metadata, arrays to files."""
+"""Decoding pictures (base64 and files to upright 8-bit sRGB without metadata) and encoding them."""
 
 import base64
 import binascii
@@ -24,9 +24,9 @@ NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
 WHITE_SPACE = b" \t\r\n\v\f"
 
 WANTED = "Send a PNG, JPEG or WebP file"
-# Pillow's readers are called by name and not through `Image.open`: its check of the size hangs on a process-wide
-# variable that any library may unset, warns instead of refusing, and does not tell width and height. Besides, the
-# JPEG reader alone takes an MPO file for the JPEG that it begins with.
+# Pillow's readers are called directly and not through `Image.open`, whose size check depends on a process-wide variable
+# that any library may unset, warns instead of raising, and does not report width and height. Besides, the JPEG reader
+# reads an MPO file as the JPEG that it begins with.
 READERS: dict[re.Pattern[bytes], type[ImageFile.ImageFile]] = {
     re.compile(rb"\x89PNG\r\n\x1a\n"): PngImageFile,
     re.compile(rb"\xff\xd8\xff"): JpegImageFile,
@@ -42,10 +42,10 @@ REFUSED_KINDS = {
     "SVG": re.compile(rb"\s*<(?:\?xml|svg)"),
 }
 
-# What Pillow raises on damaged files; its warnings too, where a process turns warnings into errors.
+# Raised by Pillow on damaged files; includes its warnings for processes that turn warnings into errors.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Warning)
 
-# EXIF orientation to what turns the stored picture upright; 1 is upright already.
+# EXIF orientation to the transposition that makes the picture upright; 1 needs none.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,23 +56,23 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Modes whose colours an ICC profile describes as they are; any other mode becomes RGB first.
+# Modes whose colours an ICC profile describes directly; other modes are converted to RGB first.
 COLOUR_MODES = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
 
-# Pillow 13 widens or narrows these PNG samples to 8 bits, but leaves the transparent colour as the file has it.
+# Pillow 13 converts these PNG samples to 8 bits, but not the transparent colour.
 TRANSPARENT_SCALES: dict[object, float] = {"L;2": 255 / 3, "L;4": 255 / 15, "RGB;16B": 1 / 256}
 
 ENCODER_OPTIONS: dict[PictureFormat, Callable[[int], dict[str, int]]] = {
     # Level 6, Pillow's default, takes four times as long as level 1 and saves a ninth of the bytes.
     "png": lambda _: {"compress_level": 1},
-    # 0 keeps full colour resolution (4:4:4), -1 is the encoder's own choice (4:2:0).
+    # 0 keeps full colour resolution (4:4:4), -1 is the encoder's default (4:2:0).
     "jpeg": lambda quality: {"quality": quality, "subsampling": 0 if quality >= 95 else -1},
     "webp": lambda quality: {"quality": quality, "method": 0},
 }
 
 
 def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
-    """The bytes behind base64, with or without a data-URL prefix; white space is ignored.
+    """Decode base64, with or without a data-URL prefix; white space is ignored.
 
     Raises:
         InvalidInput: empty, over `max_bytes` (checked before decoding), or not strictly base64.
@@ -91,7 +91,7 @@ def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
         data = base64.b64decode(body, validate=True)
     except binascii.Error as error:
         raise InvalidInput(_base64_fault(body, field), field) from error
-    # Even strict decoding overlooks padding behind a whole group, as in "AAAA=".
+    # Strict decoding accepts padding after a complete group, as in "AAAA=".
     if len(data) != size:
         raise InvalidInput(_base64_fault(body, field), field)
     return data
@@ -105,9 +105,9 @@ def _base64_fault(body: bytes, field: str) -> str:
 
 
 def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
-    """A PNG, JPEG or WebP file as an upright sRGB picture: mode RGB, 8 bits, no metadata, alpha laid over white.
+    """Decode a PNG, JPEG or WebP file to an upright sRGB picture: mode RGB, 8 bits, no metadata, alpha over white.
 
-    Of an animation or a multi-picture file the first frame. The size is checked before any pixel is decoded.
+    Of an animation or a multi-picture file, the first frame. The size is checked before any pixel is decoded.
 
     Raises:
         InvalidInput: another kind of file, damaged, truncated, or over `limits.max_picture_px`.
@@ -141,7 +141,7 @@ def _check_size(picture: Image.Image, field: str, limits: LimitSettings) -> None
         size = f"{picture.width}x{picture.height}"
         raise InvalidInput(f"{field} is {size} pixels. {_smaller(limits)}", field)
     if max(picture.size) > limits.max_aspect_ratio * min(picture.size):
-        # A sliver of any length would be scaled up to the model's area, 32 pixels at least on its short side.
+        # A very narrow picture would be scaled to at least 32 pixels on its short side, and so to a huge area.
         raise InvalidInput(
             f"{field} is {picture.width}x{picture.height} pixels, too long and narrow to be drawn. Crop it until the "
             f"longer side is at most {limits.max_aspect_ratio:g} times the shorter one.",
@@ -151,7 +151,7 @@ def _check_size(picture: Image.Image, field: str, limits: LimitSettings) -> None
 
 def _check_palette(stored: Image.Image) -> None:
     if stored.mode == "P" and stored.palette is None:
-        # Pillow opens and loads a palette PNG without a PLTE chunk, and fails an assertion at its first use.
+        # Pillow loads a palette PNG without a PLTE chunk, and fails an assertion at its first use.
         raise SyntaxError("no palette")
 
 
@@ -170,11 +170,11 @@ def _scale_transparent_colour(stored: ImageFile.ImageFile) -> None:
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey scaled to L, or LA if it has a transparent level; any other picture as it is."""
+    """16-bit grey scaled to L, or LA if it has a transparent level; other pictures unchanged."""
     if not picture.mode.startswith("I"):
         return picture
     levels = np.asarray(picture).clip(0, 65535).astype(np.uint16)
-    # To the nearest of 256 levels, which are 257 apart: Pillow's own conversion clips at 255.
+    # To the nearest of 256 levels, which are 257 apart. Pillow's conversion clips at 255.
     level, rest = np.divmod(levels, np.uint16(257))
     grey = Image.fromarray((level + (rest > 128)).astype(np.uint8))
     if "transparency" in picture.info:
@@ -185,7 +185,7 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def _over_white(picture: Image.Image) -> Image.Image:
-    """Any 8-bit mode as sRGB. Colours go through the profile before the white comes in, which is sRGB already."""
+    """Any 8-bit mode as sRGB. The profile applies to the colours only: the white is sRGB already."""
     mode = COLOUR_MODES.get(picture.mode, "RGB")
     profile = picture.info.get("icc_profile")
     if not picture.has_transparency_data:
@@ -201,7 +201,7 @@ def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
             to_srgb = ImageCms.buildTransform(BytesIO(profile), ImageCms.createProfile("sRGB"), colours.mode, "RGB")
             return to_srgb.apply(colours)
         except (ImageCms.PyCMSError, *DAMAGE):
-            # Broken, or made for another kind of picture: every viewer then shows the colours as sRGB.
+            # Damaged, or for another colour mode: viewers then show the colours as sRGB.
             pass
     return colours if colours.mode == "RGB" else colours.convert("RGB")
 
@@ -210,13 +210,13 @@ def _upright(picture: Image.Image, stored: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(stored.getexif().get(ExifTags.Base.Orientation, 1))
     except DAMAGE:
-        # Editors that mangle EXIF are common, and the picture beside it is whole.
+        # Many programs write damaged EXIF beside an intact picture.
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
 
 def prepare(picture: Image.Image, sizes: SizeSettings) -> PreparedPicture:
-    """An RGB picture at the model's two sizes, each resized from the original as diffusers' VaeImageProcessor does."""
+    """Resize an RGB picture to the model's two sizes, each from the original as diffusers' VaeImageProcessor does."""
     aspect = picture.width / picture.height
     return PreparedPicture(
         vae_pixels=_resized(picture, fit_area(sizes.vae_area_px, aspect)),
@@ -225,19 +225,19 @@ def prepare(picture: Image.Image, sizes: SizeSettings) -> PreparedPicture:
 
 
 def resample(pixels: Pixels, size: Size) -> Pixels:
-    """`pixels` (uint8, H x W x 3) at another size by Lanczos; the same array when it has that size."""
+    """`pixels` (uint8, H x W x 3) resized by Lanczos; the same array if it has that size."""
     if pixels.shape[:2] == (size.height, size.width):
         return pixels
     return _resized(Image.fromarray(pixels), size)
 
 
 def _resized(picture: Image.Image, size: Size) -> Pixels:
-    # A copy, for a view of Pillow's bytes is read-only and torch warns of such arrays.
+    # A copy: a view of Pillow's bytes is read-only, and torch warns about such arrays.
     return np.array(picture.resize((size.width, size.height), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
 def encode_picture(pixels: Pixels, output: OutputFormat, xmp: bytes = b"") -> bytes:
-    """`pixels` (uint8, H x W x 3, sRGB) as a file of the format asked for, its only metadata the packet `xmp`."""
+    """Encode `pixels` (uint8, H x W x 3, sRGB) as `output` says, with the packet `xmp` as the only metadata."""
     options = ENCODER_OPTIONS[output.format](output.quality) | save_options(output.format, xmp)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, output.format, **options)

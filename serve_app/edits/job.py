@@ -1,4 +1,4 @@
-"""Jobs: what outlives the connection that asked for it. The vocabulary between ingress, Jobs and store."""
+"""Jobs: edits that outlive their connection. Records and port between the ingress, Jobs and the store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class Policy:
-    """How long a job may run and wait, in seconds. Priority is a matter of its edits.
+    """How long a job may run and wait, in seconds.
 
     Attributes:
-        execution_timeout_s: from its pick-up on; after it the job is FAILED.
-        ttl_s: from its arrival to its pick-up; after it the job is TIMED_OUT.
-        timeout_s: from its request's arrival to its end; after it the job is FAILED. None: no such limit.
-        spent_s: what the ingress used of that before the job was stored.
+        execution_timeout_s: from the pick-up to the end; then the job is FAILED.
+        ttl_s: from the arrival to the pick-up; then the job is TIMED_OUT.
+        timeout_s: from the request's arrival to the end; then the job is FAILED. None: no limit.
+        spent_s: the part of `timeout_s` that had passed when the ingress submitted the job.
     """
 
     execution_timeout_s: float = 600.0
@@ -45,12 +45,12 @@ class Policy:
 
 
 EXECUTION_TIMEOUT = "executionTimeout exceeded"
-"""The error of a job that ran for longer than its `Policy.execution_timeout_s`: RunPod's own text."""
+"""The error of a job that ran longer than `Policy.execution_timeout_s`: RunPod's text."""
 
 
 @dataclass(frozen=True)
 class RepeatKey:
-    """An Idempotency-Key and the fingerprint of the request that came with it."""
+    """An Idempotency-Key and the fingerprint of the request that it was sent with."""
 
     key: str
     fingerprint: str
@@ -58,12 +58,12 @@ class RepeatKey:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A job as it was requested; it never changes. The prepared pictures travel beside it, as sets.
+    """A job as requested; it never changes. The sets of prepared pictures are passed separately.
 
     Attributes:
         edits: one for each output picture.
-        pictures_of: for each edit, the index of its set of pictures. Views of one upload share a set.
-        retention_s: how long the job is kept after its end.
+        pictures_of: for each edit, the index of its set of pictures; views of one upload share a set.
+        retention_s: how long the job is kept after its end, in seconds.
         webhook: the URL that is notified of the end.
         input_without_pictures: the request's `input`, which the webhook receives.
     """
@@ -81,14 +81,14 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What changes in a job's life. Times are seconds since the epoch.
+    """The part of a job that changes. Times are seconds since the epoch.
 
     Attributes:
         error: why it FAILED or TIMED_OUT.
-        error_code: the code of the ServiceError behind that, if one was.
+        error_code: the code of the ServiceError that caused it, if one did.
         num_retries: how often it was queued again after an end.
         webhook_pending: its webhook has not been notified yet.
-        retry_call: names the call that queued it again last, so that the call can be repeated.
+        retry_call: the `call` of the last `JobsPort.retry`, so that a repeated call is recognized.
     """
 
     state: JobState
@@ -103,13 +103,13 @@ class JobRecord:
 
     @property
     def open(self) -> bool:
-        """Whether somebody still has to work on it."""
+        """Whether its run or its webhook is still due."""
         return not self.state.final or self.webhook_pending
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it stands. `outcomes` are there when it is COMPLETED, in order."""
+    """A job's current state. A COMPLETED one has its `outcomes`, in the order of its edits."""
 
     id: str
     record: JobRecord
@@ -119,7 +119,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobNews:
-    """What is new in a job since it was last asked: finished pictures and steps, with the index of their edit."""
+    """Changes of a job since the last call of `JobsPort.news`: finished edits and steps, by the index of their edit."""
 
     state: JobState
     outcomes: Mapping[int, EditOutcome]
@@ -128,7 +128,7 @@ class JobNews:
 
 @dataclass(frozen=True)
 class JobCounts:
-    """Jobs by state: those that ended or were retried since the start, and those that are there now."""
+    """Numbers of jobs: completed, failed and retried since the start; in_queue and in_progress now."""
 
     completed: int = 0
     failed: int = 0
@@ -138,41 +138,41 @@ class JobCounts:
 
 
 class JobsPort(Protocol):
-    """The Jobs deployment as the ingress sees it.
+    """The Jobs deployment as the ingress calls it.
 
-    All methods that take a job's id raise JobNotFound. All methods raise ServiceUnavailable while the job store cannot
-    be reached; what was accepted before goes on.
+    All methods with a job's id raise JobNotFound. All methods raise ServiceUnavailable while the job store cannot be
+    reached; accepted jobs go on meanwhile.
     """
 
     async def room(self) -> int:
-        """How many more jobs the queue takes now. Called before a request's pictures are prepared."""
+        """How many more jobs the queue accepts now. Called before a request's pictures are prepared."""
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
-        """Store and queue a job; its id, or that of the job that the same repeat key belongs to.
+        """Store and queue a job. Returns its id, or that of the job with the same repeat key.
 
         Raises:
             Overloaded: the queue is full.
-            RepeatKeyConflict: the key came with another request before.
+            RepeatKeyConflict: the key was used with another request.
         """
 
     async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
-        """The kept job that a repeat key belongs to.
+        """The kept job with a repeat key, or None.
 
         Raises:
-            RepeatKeyConflict: the key came with another request before.
+            RepeatKeyConflict: the key was used with another request.
         """
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
-        """The job at its end, or as it stands after `wait_s`."""
+        """The job once it has ended, or its state after `wait_s` seconds."""
 
     async def news(self, job_id: str, wait_s: float) -> JobNews:
-        """What is new, waited for up to `wait_s`; each outcome is told once."""
+        """Changes since the last call, waited for up to `wait_s` seconds. Each outcome is returned once."""
 
     async def cancel(self, job_id: str) -> Job:
-        """Cancel a job; one that has ended stays as it is."""
+        """Cancel a job; one that has ended does not change."""
 
     async def retry(self, job_id: str, call: str) -> Job:
-        """Queue a FAILED or TIMED_OUT job again. The same `call` (any unique text) once more changes nothing.
+        """Queue a FAILED or TIMED_OUT job again. A repeated `call` (any unique text) changes nothing.
 
         Raises:
             InvalidInput: the job is in another state.
@@ -180,14 +180,14 @@ class JobsPort(Protocol):
         """
 
     async def purge(self) -> int:
-        """Cancel all jobs that wait; how many those were."""
+        """Cancel all waiting jobs; returns their number."""
 
     async def counts(self) -> JobCounts:
-        """How many jobs there are and were."""
+        """Numbers of jobs by state."""
 
     async def fault(self) -> str | None:
-        """Why no job would be accepted now, in one word ("store"), or None."""
+        """Why no job is accepted now, in one word ("store"), or None."""
 
 
 JOBS_METHODS = frozenset(name for name in vars(JobsPort) if not name.startswith("_"))
-"""The names of the port's methods: between `jobs_port` and the Jobs deployment, all take the same way."""
+"""The names of the port's methods, which the handle and the Jobs deployment pass on generically."""

@@ -1,10 +1,10 @@
-"""Provenance: what a finished picture's file says of how it was made, as an XMP packet.
+"""Provenance: an XMP packet in each output file that describes how the picture was made.
 
-Every packet calls the picture edited with generative AI, by IPTC's digital source type; a full one has the edit's
-parameters too. Neither holds words of the user's, and no dates: the same edit stays the same file, byte for byte.
+Every packet has IPTC's digital source type for pictures edited with generative AI; a full one also has the edit's
+parameters. Packets hold no text of the client's and no dates, so that the same edit gives the same file.
 
-Terms from the IPTC Photo Metadata Standard 2025.1 and https://cv.iptc.org/newscodes/digitalsourcetype/, the packet's
-frame from ISO 16684-1.
+The terms are from the IPTC Photo Metadata Standard 2025.1 and https://cv.iptc.org/newscodes/digitalsourcetype/, the
+packet's frame is from ISO 16684-1.
 """
 
 import re
@@ -20,7 +20,7 @@ from serve_app.edits.request import EditRequest, PictureFormat
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
-# A name that needs no domain and is nobody else's. Readers know our terms by it, so it never changes.
+# A unique name that needs no domain. Readers identify the terms by it, so it never changes.
 OUR_NAMESPACE = "urn:uuid:18683af0-98cc-40de-b83d-2f74e05fcc2f#"
 
 _PACKET = (
@@ -37,14 +37,14 @@ _Properties: TypeAlias = Mapping[str, _Value]
 
 
 class Provenance:
-    """Writes the packets of one editor's pictures, as its `provenance` setting has it."""
+    """Makes the packets of one editor's pictures, by its `provenance` setting."""
 
     def __init__(self, settings: EditorSettings) -> None:
         self._kind = settings.provenance
         self._weights = _weights(settings)
 
     def packet(self, request: EditRequest) -> bytes:
-        """The XMP packet for the pictures of `request`; empty where none is wanted."""
+        """The XMP packet for the pictures of `request`; empty if the setting is "none"."""
         if self._kind == "none":
             return b""
         properties: dict[str, _Value] = {"Iptc4xmpExt:DigitalSourceType": SOURCE_TYPE}
@@ -54,8 +54,8 @@ class Provenance:
 
 
 def save_options(name: PictureFormat, packet: bytes) -> dict[str, Any]:
-    """What Pillow's `save` needs to put `packet` where readers look for it: PNG's iTXt chunk "XML:com.adobe.xmp",
-    JPEG's APP1 segment, WebP's XMP chunk."""
+    """Options of Pillow's `save` that write `packet`: into PNG's iTXt chunk "XML:com.adobe.xmp", JPEG's APP1 segment or
+    WebP's XMP chunk."""
     if not packet:
         return {}
     if name != "png":
@@ -78,7 +78,7 @@ def _lora(lora: LoraSettings) -> _Properties:
 
 
 def _source(source: WeightsSource) -> dict[str, str]:
-    """Path and revision as configured; of a folder its last name alone, for the rest tells of the server."""
+    """Path and revision as configured; of a folder only its name, since its path describes the server."""
     folder = Path(source.path)
     if source.path.startswith(("/", ".", "~")) or folder.is_dir():
         return {"path": folder.name}
@@ -86,7 +86,7 @@ def _source(source: WeightsSource) -> dict[str, str]:
 
 
 def _parameters(request: EditRequest) -> _Properties:
-    """By the names that a request has for them. The negative prompt is the user's words, too."""
+    """By their names in a request. Without the negative prompt, which is the client's text."""
     sampling = request.sampling
     parameters = {
         "seed": sampling.seed,

@@ -15,7 +15,7 @@ Pixels = npt.NDArray[np.uint8]
 PictureFormat = Literal["png", "jpeg", "webp"]
 
 LOW_PRIORITY_DELAY_S = 60.0
-"""What is of low priority queues as if it had come so much later: behind the others, but not for ever."""
+"""Low-priority edits queue as if they had arrived so much later: behind the others, but not forever."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PreparedPicture:
 
     Attributes:
         vae_pixels: for the VAE; about 1 megapixel, sides multiples of 32.
-        condition_pixels: for the text encoder's eyes; about 384² pixels, sides multiples of 32.
+        condition_pixels: for the text encoder; about 384² pixels, sides multiples of 32.
     """
 
     vae_pixels: Pixels
@@ -35,7 +35,7 @@ Pictures = tuple[PreparedPicture, ...]
 """The 1 to 4 input pictures of one edit, in the order in which the prompt numbers them."""
 
 SharedPictures = NewType("SharedPictures", object)
-"""Pictures on their way to another deployment, by reference: whoever passes them on does not look inside."""
+"""Pictures passed to another deployment by reference; code that passes them on does not read them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class OutputFormat:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the picture is drawn: the part of a request that the engine's schedule and guidance read."""
+    """The part of a request that the engine's schedule and guidance read."""
 
     seed: int = 42
     num_inference_steps: int = 4
@@ -62,11 +62,11 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class EditOptions:
-    """How one picture is drawn, in the terms of no dialect. The parsers make it, the engine reads it.
+    """How one picture is drawn, independent of the dialect. The parsers create it, the engine reads it.
 
     Attributes:
-        prompt: the client's; EditService puts the final one, rewritten and with camera tokens, in its place.
-        low_priority: edits that are not go first, for `LOW_PRIORITY_DELAY_S`.
+        prompt: the client's; EditService replaces it with the final one, rewritten and with camera tokens.
+        low_priority: queued behind other edits, as if it had arrived `LOW_PRIORITY_DELAY_S` later.
         num_previews: pictures of the probable result to send while the edit runs.
     """
 
@@ -81,7 +81,7 @@ class EditOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EditRequest(EditOptions):
-    """One edit with its name, and its size, which depends on its first picture. Its pictures travel beside it."""
+    """One edit with its id and its size, which depends on its first picture. Its pictures are passed separately."""
 
     request_id: str
     size: OutputSize
@@ -89,7 +89,7 @@ class EditRequest(EditOptions):
 
 @dataclass(frozen=True)
 class RewriteJob:
-    """A wish for a better instruction. The camera tokens are not part of it."""
+    """A request to the rewriter. `prompt` has no camera tokens."""
 
     request_id: str
     prompt: str
@@ -98,7 +98,7 @@ class RewriteJob:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What became of a rewriting: the new prompt, or None and the reason why there is none."""
+    """The result of a rewrite: the new prompt, or None and the reason why there is none."""
 
     prompt: str | None
     reason: str | None = None
@@ -106,8 +106,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps that are done; 0 when the edit is taken up. `preview` is the picture as the model expects it to end,
-    encoded, where one was due."""
+    """Number of finished steps; 0 when the edit starts. `preview`, if one was due, is the predicted result, encoded."""
 
     step: int
     num_steps: int
@@ -116,7 +115,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class EditTimings:
-    """Seconds that one edit spent waiting, being encoded, stepped, decoded and compressed; and its company.
+    """Seconds that one edit spent in each stage, and how it shared steps.
 
     Attributes:
         shared_steps: steps that ran packed with at least one other edit.
@@ -136,9 +135,9 @@ class TokenCounts:
     """Tokens that an edit took. Picture tokens are 16 x 16 px each.
 
     Attributes:
-        prompt: what the text encoder saw: template, words and small pictures; under guidance for both prompts.
+        prompt: of the text encoder: template, text and small pictures; with guidance for both prompts.
         references: of the input pictures.
-        output: of the picture drawn.
+        output: of the output picture.
     """
 
     prompt: int
@@ -159,8 +158,8 @@ class EditResult:
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """One edit's end as a dialect needs it: the picture, the user's prompt, the prompt and the seed that ran, and what
-    the rewriter did (None where it was not asked)."""
+    """A finished edit for a dialect's answer: the picture, the client's prompt, the final prompt, the seed, and the
+    rewrite (None if none was requested)."""
 
     result: EditResult
     prompt: str

@@ -1,4 +1,4 @@
-"""The steps of one edit: rewrite the prompt if requested, put the camera tokens in front, draw, collect. No Ray."""
+"""The steps of one edit: rewrite the prompt if requested, prepend the camera tokens, draw, collect. No Ray."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OnProgress = Callable[[Progress], None]
-"""Takes the steps of an edit as they are done; it must not block."""
+"""Receives the steps of an edit as they finish; must not block."""
 
 
 class EditorPort(Protocol):
@@ -37,7 +37,7 @@ class EditorPort(Protocol):
             timeout_s: seconds after which it is dropped at its next step; None: never.
 
         Raises:
-            ServiceError: what became of it.
+            ServiceError: the edit failed.
         """
 
 
@@ -59,17 +59,17 @@ class EditService:
         on_progress: OnProgress = lambda progress: None,
         deadline: Deadline = Deadline(),  # noqa: B008 - it is frozen
     ) -> EditOutcome:
-        """One edit from its request to its encoded picture. Where the task is cancelled, the edit is dropped.
+        """Run one edit from its request to its encoded picture. If the task is cancelled, so is the edit.
 
         Raises:
-            DeadlineExceeded: it was not done in time.
-            ServiceError: what became of the edit. A rewriter that fails is no error: the user's own prompt is used.
+            DeadlineExceeded: it was not finished in time.
+            ServiceError: the edit failed. If the rewriter fails, the edit uses the client's prompt.
         """
         rewrite = await deadline.bound(self.rewrite(request, pictures, on_progress))
         return await deadline.bound(self.draw(request, rewrite, pictures, on_progress, deadline.left_s))
 
     async def rewrite(self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress) -> Rewrite | None:
-        """What the rewriter makes of the prompt, or why it made nothing; None where no rewriting was requested."""
+        """The rewriter's prompt, or the reason why there is none; None if no rewrite was requested."""
         if not request.rewrite_prompt:
             return None
         on_progress(Progress(0, request.sampling.num_inference_steps))
@@ -92,13 +92,13 @@ class EditService:
         on_progress: OnProgress,
         timeout_s: float | None = None,
     ) -> EditOutcome:
-        """The edit with its rewriting done.
+        """Draw the edit, with its rewrite if there is one.
 
         Args:
             timeout_s: seconds after which the engine drops the edit at its next step; None: never.
 
         Raises:
-            ServiceError: what became of the edit.
+            ServiceError: the edit failed.
         """
         prompt = rewrite.prompt if rewrite is not None and rewrite.prompt is not None else request.prompt
         final_prompt = camera_prompt(request.camera, prompt)
@@ -108,7 +108,7 @@ class EditService:
 
 
 async def all_or_none(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all coroutines, in order. A request has one end: where a part fails, the others are cancelled.
+    """Run coroutines concurrently; returns their results in order. If one fails, the others are cancelled.
 
     Raises:
         ServiceError: of the first part that failed.

@@ -1,13 +1,13 @@
-"""Picture sizes: which pixels the model sees and which it makes."""
+"""Picture sizes: of the model's inputs and of its output."""
 
 import math
 from dataclasses import dataclass
 
 from serve_app.config import SizeSettings
 
-# The VAE shrinks by 8 and the transformer takes 2x2 patches, so a picture is made in multiples of 16 px.
+# The VAE downsamples by 8 and the transformer takes 2x2 patches, so pictures are drawn in multiples of 16 px.
 MADE_MULTIPLE_PX = 16
-# Sizes chosen by us, not by the user, are multiples of 32 as in diffusers' QwenImageEditPlusPipeline.
+# Sizes that the client does not set are multiples of 32 as in diffusers' QwenImageEditPlusPipeline.
 FREE_MULTIPLE_PX = 32
 
 
@@ -25,7 +25,8 @@ class Size:
 
 @dataclass(frozen=True)
 class OutputSize:
-    """`final` is what the user gets; `made` is what the model draws: `final` rounded up to multiples of 16."""
+    """`final` is the size of the output; `made` is the size that the model draws: `final` rounded up to multiples of
+    16."""
 
     made: Size
     final: Size
@@ -47,8 +48,8 @@ def fit_area(area_px: int, aspect: float) -> Size:
 def output_size(width: int | None, height: int | None, source: Size, sizes: SizeSettings) -> OutputSize:
     """The output's size for a first picture of size `source`.
 
-    Neither side given: the source's aspect at the configured area. One given: the other keeps the aspect. Both:
-    exactly that. Given sizes are drawn at the next multiple of 16 and resampled.
+    Without width and height: the source's aspect at the configured area. With one of them: the other keeps the aspect.
+    With both: exactly that size. Sizes that are set are drawn at the next multiple of 16 and resampled.
     """
     aspect = source.width / source.height
     if width is None and height is None:

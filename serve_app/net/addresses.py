@@ -1,4 +1,4 @@
-"""Addresses behind a host name, and which of them a request of ours may reach."""
+"""The addresses of a host name, and which of them outbound requests may connect to."""
 
 import asyncio
 import functools
@@ -12,8 +12,8 @@ Network = IPv4Network | IPv6Network
 NUM_RESOLVER_THREADS = 8
 
 _GLOBAL_UNICAST_V6 = ip_network("2000::/3")
-# IANA's special-purpose registries, for `ipaddress.is_global` takes 224.0.0.1, 64:ff9b::7f00:1, 2002:7f00:1:: and
-# fec0::1 for global: https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry.
+# IANA's special-purpose registries: `ipaddress.is_global` is True for 224.0.0.1, 64:ff9b::7f00:1, 2002:7f00:1:: and
+# fec0::1. https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry.
 _SPECIAL = tuple(
     map(
         ip_network,
@@ -45,7 +45,7 @@ _LOCALHOST = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
 
 
 def is_public(address: str) -> bool:
-    """Whether it is one host's address on the internet, and carries no other address inside."""
+    """Whether it is the address of one host on the internet and embeds no other address."""
     if "%" in address:  # the zone of a link-local address
         return False
     parsed = ip_address(address)
@@ -55,37 +55,37 @@ def is_public(address: str) -> bool:
 
 
 async def addresses_of(host: str, private_networks: Sequence[Network]) -> list[str]:
-    """The addresses of a host, each of which may be dialled, in the order to try them.
+    """The addresses of a host, in the order to try them. Requests may connect to all of them.
 
-    A literal address stands for itself, localhost for loopback: whoever allows them means them. Another name must
-    lead to public addresses or into `private_networks`, with every address that it has.
+    A literal address is returned as it is, and localhost may be a loopback address: an operator who allows them means
+    them. All addresses of any other name must be public or in `private_networks`.
 
     Raises:
-        OSError: the name has no address, or one that may not be dialled.
-        UnicodeError: it cannot be a name.
+        OSError: the name has no address, or a forbidden one.
+        UnicodeError: it is not a valid name.
     """
     if _is_literal(host):
         return [host]
     addresses = await _resolve(host)
     networks = (*private_networks, *_LOCALHOST) if host == "localhost" else private_networks
-    if not addresses or not all(is_public(address) or _lies_in(address, networks) for address in addresses):
+    if not addresses or not all(is_public(address) or _is_in(address, networks) for address in addresses):
         raise PermissionError("an address of this host may not be dialled")
     return addresses
 
 
 async def _resolve(host: str) -> list[str]:
-    ask = functools.partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
-    answers = await asyncio.get_running_loop().run_in_executor(_threads(), ask)
+    resolve = functools.partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
+    answers = await asyncio.get_running_loop().run_in_executor(_threads(), resolve)
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in answers))
 
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    """Apart from the event loop's own: a name server that stalls must not hold up anything else."""
+    """Not the event loop's default executor: a slow name server must delay nothing else."""
     return ThreadPoolExecutor(NUM_RESOLVER_THREADS, thread_name_prefix="resolve")
 
 
-def _lies_in(address: str, networks: Sequence[Network]) -> bool:
+def _is_in(address: str, networks: Sequence[Network]) -> bool:
     return "%" not in address and any(ip_address(address) in network for network in networks)
 
 

@@ -1,4 +1,4 @@
-"""HTTP requests to hosts outside, which a client of ours may choose among those that the operator allowed."""
+"""Outbound HTTP requests to URLs that a client chooses among the origins that the operator allows."""
 
 import asyncio
 import functools
@@ -13,25 +13,24 @@ from serve_app.net.addresses import Network, addresses_of
 from serve_app.net.origins import origin_of
 
 CONNECT_TIMEOUT_S = 5.0
-"""For one address of a host; after that the next one is tried, within the deadline of the whole."""
+"""For one address of a host; then the next one is tried, within the timeout of the exchange."""
 
 
 class Unreachable(Exception):
-    """There is no answer to be had from that URL. The message is for our logs: it would map the network for whoever
-    reads it."""
+    """The URL cannot be reached. The message is for logs only, since it reveals the network's layout."""
 
 
 @dataclass(frozen=True)
 class Outbound:
     """Sends requests without redirects, proxies, cookies, or anything else from the environment.
 
-    A host's name is resolved once, and an address that was checked is dialled, so that no second answer can differ;
-    TLS verifies the host by its name.
+    A host's name is resolved once, and the request goes to an address that was checked, so that a second resolution
+    cannot differ. TLS verifies the host by its name.
 
     Args:
         origins: where requests may go, as `origin_of` writes them.
-        private_networks: where the hosts of these origins may lie apart from public addresses.
-        timeout_s: for the whole of an exchange, the names' resolution and the answer's last byte included.
+        private_networks: where these hosts may have addresses that are not public.
+        timeout_s: for the whole exchange, from name resolution to the last byte of the response.
     """
 
     origins: tuple[str, ...]
@@ -42,17 +41,17 @@ class Outbound:
     async def exchange(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None
     ) -> AsyncIterator[httpx2.Response]:
-        """The answer, its body still to be read.
+        """The response; its body is not read yet.
 
         Raises:
-            Unreachable: from here or, while the body is read, from inside the `async with` block.
+            Unreachable: also from inside the `async with` block while the body is read.
         """
         if origin_of(url) not in self.origins:
             raise Unreachable("the origin is not allowed")
         request = httpx2.Request(method, url, headers=headers, content=content)
         try:
-            async with asyncio.timeout(self.timeout_s), _wire() as wire:
-                response = await self._answer(wire, request)
+            async with asyncio.timeout(self.timeout_s), _transport() as transport:
+                response = await self._send(transport, request)
                 try:
                     yield response
                 finally:
@@ -60,19 +59,19 @@ class Outbound:
         except (httpx2.HTTPError, OSError, UnicodeError) as problem:  # TimeoutError is an OSError
             raise Unreachable(type(problem).__name__) from problem
 
-    async def _answer(self, wire: httpx2.AsyncHTTPTransport, request: httpx2.Request) -> httpx2.Response:
+    async def _send(self, transport: httpx2.AsyncHTTPTransport, request: httpx2.Request) -> httpx2.Response:
         problem: Exception | None = None
         host = request.url.raw_host.decode("ascii")
         for address in await addresses_of(host, self.private_networks):
             try:
-                return await wire.handle_async_request(_pinned(request, host, address))
+                return await transport.handle_async_request(_pinned(request, host, address))
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as failed:
                 problem = failed
         raise Unreachable("none of its addresses answers") from problem
 
 
 def _pinned(request: httpx2.Request, host: str, address: str) -> httpx2.Request:
-    """The same request to an address; its Host header and the name that TLS verifies stay."""
+    """The same request to an address, with its Host header and the name that TLS verifies."""
     return httpx2.Request(
         request.method,
         request.url.copy_with(host=address),
@@ -82,13 +81,13 @@ def _pinned(request: httpx2.Request, host: str, address: str) -> httpx2.Request:
     )
 
 
-def _wire() -> httpx2.AsyncHTTPTransport:
-    # No connection is kept: one that was verified for a name must not serve another name at the same address.
+def _transport() -> httpx2.AsyncHTTPTransport:
+    # No connection is kept alive: one verified for a name must not serve another name at the same address.
     limits = httpx2.Limits(max_keepalive_connections=0)
     return httpx2.AsyncHTTPTransport(verify=tls_context(), trust_env=False, limits=limits)
 
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """The system's certificate authorities. Loading them takes some 30 ms, so once."""
+    """The system's certificate authorities. Loaded once, since that takes some 30 ms."""
     return httpx2.create_ssl_context(trust_env=False)
