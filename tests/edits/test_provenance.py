@@ -105,7 +105,7 @@ PLACES: dict[PictureFormat, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_packet_lies_where_readers_look(name: PictureFormat) -> None:
+def test_the_packet_is_where_readers_look(name: PictureFormat) -> None:
     data = encode_picture(pixels(), OutputFormat(name), edited("full", posed()))
     kind, head = PLACES[name]
     bodies = [body for each, body in chunks(data) if each == kind]
@@ -167,22 +167,22 @@ def test_no_prompt_and_no_id_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "name"),
     [("/home/ann/weights/edit-2511", "edit-2511"), ("~/models/edit", "edit"), ("./edit", "edit"), ("tiny:edit",) * 2],
 )
-def test_a_folder_is_told_by_its_name_alone(path: str, told: str) -> None:
-    told_of = described(edited("full", base=WeightsSource(path=path)))
-    assert told_of[f"{IPTC}AISystemUsed"] == told
-    assert f"{IPTC}AISystemVersionUsed" not in told_of
+def test_a_folder_is_described_by_its_name_alone(path: str, name: str) -> None:
+    properties = described(edited("full", base=WeightsSource(path=path)))
+    assert properties[f"{IPTC}AISystemUsed"] == name
+    assert f"{IPTC}AISystemVersionUsed" not in properties
 
 
 def test_a_folder_that_looks_like_a_repository_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ann" / "edit").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    # Its revision was never asked for.
-    told_of = described(edited("full", base=WeightsSource(path="ann/edit", revision="main")))
-    assert told_of[f"{IPTC}AISystemUsed"] == "edit"
-    assert f"{IPTC}AISystemVersionUsed" not in told_of
+    # Its revision was not used.
+    properties = described(edited("full", base=WeightsSource(path="ann/edit", revision="main")))
+    assert properties[f"{IPTC}AISystemUsed"] == "edit"
+    assert f"{IPTC}AISystemVersionUsed" not in properties
 
 
 @pytest.mark.parametrize("path", ["a<b>&amp;\"c'", "]]><x/>", "{properties}", "Überkamera 相机 🎥", "</rdf:RDF>"])
@@ -191,8 +191,8 @@ def test_values_are_escaped(path: str) -> None:
 
 
 def test_what_xml_cannot_hold_is_replaced() -> None:
-    told = described(edited("full", base=WeightsSource(path="a\0b\x1fc\ufffed")))[f"{IPTC}AISystemUsed"]
-    assert told == "a\ufffdb\ufffdc\ufffdd"
+    system = described(edited("full", base=WeightsSource(path="a\0b\x1fc\ufffed")))[f"{IPTC}AISystemUsed"]
+    assert system == "a\ufffdb\ufffdc\ufffdd"
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -253,7 +253,7 @@ def test_exiftool_reads_it(name: PictureFormat, tmp_path: Path) -> None:
         ["exiftool", "-n", "-s", "-G1", "-XMP:all", file], check=True, capture_output=True, text=True
     ).stdout.splitlines()
     found = dict(line.split(": ", 1) for line in lines)
-    told = {" ".join(tag.split()): value for tag, value in found.items()}
-    assert told["[XMP-iptcExt] DigitalSourceType"] == next(iter(MARK.values()))
-    assert told["[XMP-cameraEdit] Seed"] == "7"
-    assert told["[XMP-cameraEdit] LorasName"] == "angles"
+    tags = {" ".join(tag.split()): value for tag, value in found.items()}
+    assert tags["[XMP-iptcExt] DigitalSourceType"] == next(iter(MARK.values()))
+    assert tags["[XMP-cameraEdit] Seed"] == "7"
+    assert tags["[XMP-cameraEdit] LorasName"] == "angles"

@@ -1,4 +1,4 @@
-"""The story of an edit with ports that answer at once."""
+"""EditService with ports that answer at once."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Sizes: free ones as diffusers computes them, given ones exactly as asked for."""
+"""Sizes: default ones as diffusers computes them, requested ones exactly."""
 
 import pytest
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions

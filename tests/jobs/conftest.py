@@ -1,4 +1,4 @@
-"""Both backends of the store behind one fixture, each with the means to let time pass and to look into it."""
+"""Both kinds of store behind one fixture; a test can advance their time and count what they hold."""
 
 import asyncio
 import functools
@@ -27,7 +27,7 @@ class Stores(ABC):
     """Any number of stores on the same jobs.
 
     Attributes:
-        now: what their clock says.
+        now: the time of their clock, in seconds since the epoch.
     """
 
     now: float = 1_700_000_000.123456
@@ -49,7 +49,7 @@ class Stores(ABC):
 
     @abstractmethod
     async def num_left(self) -> int:
-        """Rows or keys of whatever kind."""
+        """The number of rows or keys of all kinds."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class SqliteStores(Stores):
 
 @dataclass
 class RedisStores(Stores):
-    """Leases and expiry run on Redis' own clock, so that time passes in earnest."""
+    """Leases and expiry use Redis' own clock, so `let_pass` sleeps."""
 
     url: str = "set by the fixture"
     prefix: str = field(default_factory=lambda: f"test:{uuid.uuid4()}:")
@@ -90,9 +90,9 @@ class RedisStores(Stores):
 
 
 def story(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Run a test on an event loop of its own, on which its stores are closed, too."""
+    """Run an async test on its own event loop, and close its stores there."""
 
-    async def told(*args: P.args, **kwargs: P.kwargs) -> None:
+    async def run_and_close(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             await test(*args, **kwargs)
         finally:
@@ -102,7 +102,7 @@ def story(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(told(*args, **kwargs))
+        asyncio.run(run_and_close(*args, **kwargs))
 
     return run
 

@@ -22,7 +22,7 @@ Replica = JobService
 
 
 class CutOffStore:
-    """A Store whose every method raises `problem` as long as `away` is set; `calls` has the names of all calls."""
+    """A Store whose methods raise `problem` while `away` is set; `calls` has the names of all calls."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -47,7 +47,7 @@ class CutOffStore:
 
 
 def spec(name: str, *prompts: str, rewrite: bool = False, policy: Policy | None = None, **more: Any) -> JobSpec:
-    """A job of one edit for each prompt, its name being the only one by default."""
+    """A job of one edit per prompt; by default the only prompt is its name."""
     edits = tuple(
         EditRequest(request_id=name, prompt=prompt, rewrite_prompt=rewrite, size=OutputSize(SIZE, SIZE))
         for prompt in prompts or (name,)
@@ -69,8 +69,8 @@ async def replica_on(
     **settings: Any,
 ) -> AsyncIterator[Replica]:
     """A replica over an open store, with short leases and pauses; closed at the end."""
-    given = JobSettings(**{"lease_s": 1.0, "webhook_gap_s": 0.0, **settings})
-    service = JobService(given, EditService(editor, rewriter), store, SharedPictures, body, clock)
+    job_settings = JobSettings(**{"lease_s": 1.0, "webhook_gap_s": 0.0, **settings})
+    service = JobService(job_settings, EditService(editor, rewriter), store, SharedPictures, body, clock)
     await service.start()
     try:
         yield service

@@ -1,4 +1,4 @@
-"""Jobs for the tests of what stores them."""
+"""Jobs for the tests of the stores."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ FINAL = [state for state in JobState if state.final]
 
 
 def noise(seed: int, width: int = 64, height: int = 32) -> PreparedPicture:
-    """A picture unlike that of any other seed; the two sizes of it differ in shape and content."""
+    """A picture of random pixels; its two sizes differ in shape and content."""
     dice = np.random.default_rng(seed)
 
     def draw(*shape: int) -> Pixels:
@@ -110,7 +110,7 @@ async def end(store: Store, ended_at: float, job_id: str = "job", state: JobStat
 
 
 async def is_kept(store: Store, job_id: str = "job") -> bool:
-    """Whether there is all of the job; a part of it is a failure."""
+    """Whether the job is kept; fails if only a part of it is."""
     parts = [
         await store.record(job_id) is not None,
         await store.spec(job_id) is not None,

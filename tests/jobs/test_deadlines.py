@@ -29,7 +29,7 @@ async def test_a_job_past_its_timeout_leaves_the_editor_and_fails(sqlite_stores:
         message = "The request was not done within 0.5 s (timeout_s)."
         assert await end_of(service, "job") == (JobState.FAILED, message, "deadline_exceeded")
         assert editor.num_cancelled == 2
-        # The engine knows of the same deadline, should nobody be left to cancel the edit.
+        # The engine has the same deadline, in case no replica is left to cancel the edit.
         assert all(each is not None and 0 < each <= 0.5 for each in editor.timeouts_s)
 
 

@@ -186,7 +186,7 @@ async def _is_well(service: Replica) -> bool:
 
 
 @story
-async def test_who_waits_for_a_job_goes_on_waiting_through_an_outage(stores: Stores) -> None:
+async def test_a_client_that_waits_for_a_job_keeps_waiting_through_an_outage(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor) as service:
         await service.submit(spec("job"), [(picture(),)])
@@ -263,7 +263,7 @@ async def test_a_webhook_whose_end_could_not_be_stored_is_notified_once_and_its_
 
 
 class Calls(list[str]):
-    """Cuts the store off when it is about to hear that a webhook was notified: at the first read after the body's."""
+    """Cuts the store off before it is updated after a webhook's notification: at the first read after the body's."""
 
     def __init__(self, store: CutOffStore) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ async def _has_no_open_job(store: Store) -> bool:
     return await store.open_jobs() == {}
 
 
-def test_a_store_that_hangs_is_given_up_and_counts_as_away() -> None:
+def test_a_call_of_a_store_that_hangs_ends_and_the_store_counts_as_away() -> None:
     async def hang(store: Store) -> None:
         await asyncio.Event().wait()
 
@@ -291,7 +291,7 @@ def test_a_store_that_hangs_is_given_up_and_counts_as_away() -> None:
         with pytest.raises(ServiceUnavailable):
             await link.call(hang, timeout_s=0.01)
         assert link.is_away
-        # Nobody goes on waiting for a store that is known to hang.
+        # No call goes on waiting for a store that is known to hang.
         with pytest.raises(ServiceUnavailable):
             await asyncio.wait_for(patient, 5)
         await asyncio.sleep(0.1)
@@ -300,7 +300,7 @@ def test_a_store_that_hangs_is_given_up_and_counts_as_away() -> None:
     asyncio.run(scenario())
 
 
-def test_a_call_that_ignores_its_cancellation_holds_nobody_up() -> None:
+def test_a_call_that_ignores_its_cancellation_delays_no_other() -> None:
     async def stubborn(store: Store) -> None:
         while not over.is_set():
             with contextlib.suppress(asyncio.CancelledError):

@@ -31,7 +31,7 @@ async def test_a_repeat_finds_its_job_in_a_full_queue(stores: Stores) -> None:
         first = spec("first", repeat_key=KEY)
         assert await service.submit(first, [(picture(),)]) == "first"
         assert await service.submit(spec("again", repeat_key=KEY), [(picture(),)]) == "first"
-        assert await service.submit(first, [(picture(),)]) == "first"  # sent again by an ingress that heard nothing
+        assert await service.submit(first, [(picture(),)]) == "first"  # sent again by an ingress that got no answer
         with pytest.raises(RepeatKeyConflict):
             await service.submit(spec("other", repeat_key=replace(KEY, fingerprint="other")), [(picture(),)])
         with pytest.raises(Overloaded):

@@ -43,13 +43,13 @@ def body(spec: JobSpec, job: Job) -> bytes:
 
 @pytest.fixture
 def replica(tmp_path: Path) -> Make:
-    """Makes replicas over one file. Each is closed at the end, or before by `close`; one that dies does not say so."""
+    """Makes replicas over one file. Each is closed at the end of its context; its jobs stay in the file."""
     store = SqliteStoreSettings(path=str(tmp_path / "jobs.sqlite3"))
 
     @asynccontextmanager
     async def make(editor: FakeEditor, **settings: Any) -> AsyncIterator[Replica]:
-        given = JobSettings(**{"store": store, "lease_s": LEASE_S, "webhook_gap_s": 0.0, **settings})
-        service = JobService(given, EditService(editor, None), SqliteStore(store), SharedPictures, body)
+        job_settings = JobSettings(**{"store": store, "lease_s": LEASE_S, "webhook_gap_s": 0.0, **settings})
+        service = JobService(job_settings, EditService(editor, None), SqliteStore(store), SharedPictures, body)
         await service.start()
         try:
             yield service
@@ -72,7 +72,7 @@ def test_a_successor_takes_over_what_a_replica_left_and_draws_only_what_is_missi
             assert len(news.outcomes) == 1
         editor = FakeEditor()
         async with replica(editor) as second:
-            # Its lease has not run out yet, and the job is there all the same.
+            # The first one's lease has not expired yet, but the second one finds the job.
             assert not (await state(second, "job", 0)).final
             job = await second.wait("job", 5)
         assert job.record.state is JobState.COMPLETED
@@ -136,18 +136,18 @@ def test_the_end_of_a_job_that_runs_elsewhere_is_noticed(replica: Make) -> None:
     asyncio.run(live())
 
 
-def test_a_webhook_that_was_not_told_is_told_by_the_successor(replica: Make) -> None:
+def test_a_webhook_that_was_not_notified_is_notified_by_the_successor(replica: Make) -> None:
     async def live(origin: str) -> None:
         hook = f"{origin}/hook/200"
         async with replica(FakeEditor(), webhook_gap_s=60.0) as first:
-            asked = spec("job", webhook="http://127.0.0.1:9/nobody")
-            await first.submit(asked, [(picture(),)])
+            job = spec("job", webhook="http://127.0.0.1:9/nobody")
+            await first.submit(job, [(picture(),)])
             assert await state(first, "job") is JobState.COMPLETED
             # The first attempt has failed, the second one is a minute away: now the replica dies.
             await asyncio.sleep(0.1)
         async with replica(FakeEditor(), webhook_origins=(origin,)) as second:
-            patched = replace(asked, webhook=hook)
-            second._store._store.spec = lambda job_id: _given(patched)
+            patched = replace(job, webhook=hook)
+            second._store._store.spec = lambda job_id: _returning(patched)
             await until_async(lambda: bool(receiver.calls))
 
     with receiving() as receiver:
@@ -155,11 +155,11 @@ def test_a_webhook_that_was_not_told_is_told_by_the_successor(replica: Make) -> 
         assert receiver.calls == [("/hook/200", {"id": "job", "status": "COMPLETED"})]
 
 
-async def _given(spec: JobSpec) -> JobSpec:
+async def _returning(spec: JobSpec) -> JobSpec:
     return spec
 
 
-def test_editors_that_die_are_outlived(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_survives_the_death_of_its_editors(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "ROOM_POLL_S", 0.02)
 
     async def live() -> None:
@@ -169,7 +169,7 @@ def test_editors_that_die_are_outlived(replica: Make, monkeypatch: pytest.Monkey
             await until_async(lambda: len(editor.jobs) >= 3)
             editor.problem = None
             assert await state(service, "job") is JobState.COMPLETED
-            # But not for ever.
+            # But not forever.
             editor.problem = ServiceUnavailable("the replica died")
             await service.submit(spec("hopeless"), [(picture(),)])
             hopeless = await service.wait("hopeless", 5)
@@ -178,7 +178,7 @@ def test_editors_that_die_are_outlived(replica: Make, monkeypatch: pytest.Monkey
     asyncio.run(live())
 
 
-def test_room_is_waited_for(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_waits_while_the_editors_are_full(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "ROOM_POLL_S", 0.01)
 
     async def live() -> None:
@@ -234,11 +234,11 @@ def test_a_job_sent_again_to_a_successor_waits_for_its_takeover(replica: Make) -
     asyncio.run(live())
 
 
-def test_the_record_that_is_told_is_the_one_that_is_stored(replica: Make) -> None:
+def test_the_record_that_is_returned_is_the_one_that_is_stored(replica: Make) -> None:
     async def live() -> None:
         async with replica(FakeEditor()) as service:
             await service.submit(spec("job"), [(picture(),)])
-            told: JobRecord = (await service.wait("job", 5)).record
-            assert await service._stored_record("job") == told
+            returned: JobRecord = (await service.wait("job", 5)).record
+            assert await service._stored_record("job") == returned
 
     asyncio.run(live())

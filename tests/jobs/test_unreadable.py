@@ -101,7 +101,7 @@ READS: dict[str, Callable[[Store], Awaitable[object]]] = {
 
 @story
 @pytest.mark.parametrize("part", READS)
-async def test_what_cannot_be_decoded_is_one_error_of_ours(stores: Stores, part: str) -> None:
+async def test_what_cannot_be_decoded_is_job_unreadable(stores: Stores, part: str) -> None:
     store = stores.open()
     await store.add(full_spec(), SETS, record(), "me")
     await damage(stores, "job", part)

@@ -1,4 +1,4 @@
-"""Telling a webhook: whom, how often, and whom never."""
+"""Notifying a webhook: how often, and which hosts never."""
 
 import asyncio
 import logging
@@ -34,7 +34,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     return network
 
 
-def told(url: str, *origins: str, private: tuple[str, ...] = (), timeout_s: float = 5) -> bool:
+def notified(url: str, *origins: str, private: tuple[str, ...] = (), timeout_s: float = 5) -> bool:
     settings = JobSettings(
         webhook_origins=origins,
         webhook_private_networks=tuple(ip_network(each) for each in private),
@@ -49,21 +49,21 @@ def told(url: str, *origins: str, private: tuple[str, ...] = (), timeout_s: floa
     [("200", True, 1), ("500,200", True, 2), ("404,302,200", True, 3), ("500", False, 3), ("201", False, 3)],
 )
 def test_anything_but_200_is_tried_again(receiver: Receiver, statuses: str, taken: bool, num_calls: int) -> None:
-    assert told(f"{receiver.origin}/hook/{statuses}", receiver.origin) is taken
+    assert notified(f"{receiver.origin}/hook/{statuses}", receiver.origin) is taken
     assert receiver.calls == [(f"/hook/{statuses}", {"id": "job"})] * num_calls
 
 
 def test_a_body_of_json(listener: Host) -> None:
-    assert told(f"{listener.origin}/hook?a=b", listener.origin)
+    assert notified(f"{listener.origin}/hook?a=b", listener.origin)
     head, _, body = listener.requests[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /hook?a=b HTTP/1.1\r\n")
     assert b"\r\ncontent-type: application/json" in head.lower()
     assert body == BODY
 
 
-def test_the_settings_are_asked_at_delivery(listener: Host) -> None:
-    assert not told(f"{listener.origin}/hook")
-    assert not told(f"{listener.origin}/hook", f"http://localhost:{listener.port}")
+def test_the_settings_are_checked_at_delivery(listener: Host) -> None:
+    assert not notified(f"{listener.origin}/hook")
+    assert not notified(f"{listener.origin}/hook", f"http://localhost:{listener.port}")
     assert listener.requests == []
 
 
@@ -71,7 +71,7 @@ def test_the_settings_are_asked_at_delivery(listener: Host) -> None:
 def test_a_name_that_leads_inside(network: Network, listener: Host, answer: list[str]) -> None:
     origin = f"http://hooks.example:{listener.port}"
     network.answers["hooks.example"] = [answer]
-    assert not told(f"{origin}/hook", origin)
+    assert not notified(f"{origin}/hook", origin)
     assert network.asked == ["hooks.example"] * NUM_ATTEMPTS
     assert (network.dialled, listener.requests) == ([], [])
 
@@ -79,20 +79,20 @@ def test_a_name_that_leads_inside(network: Network, listener: Host, answer: list
 def test_an_answer_that_changes_between_check_and_dialling(network: Network, listener: Host) -> None:
     origin = f"http://hooks.example:{listener.port}"
     network.answers["hooks.example"] = [[PUBLIC[0]], ["127.0.0.1"]]
-    assert not told(f"{origin}/hook", origin)
+    assert not notified(f"{origin}/hook", origin)
     assert (network.dialled, listener.requests) == ([PUBLIC[0]], [])
 
 
 def test_a_name_in_a_network_of_the_operators(network: Network, listener: Host) -> None:
     origin = f"http://hooks.example:{listener.port}"
     network.answers["hooks.example"] = [["127.0.0.1"]]
-    assert told(f"{origin}/hook", origin, private=("127.0.0.0/8",))
+    assert notified(f"{origin}/hook", origin, private=("127.0.0.0/8",))
 
 
 def test_redirects_are_not_followed(listener: Host) -> None:
     answer = f"HTTP/1.1 307 Moved\r\nLocation: {listener.origin}/\r\nContent-Length: 0\r\n\r\n"
     with hosting(says(answer.encode())) as redirecting:
-        assert not told(f"{redirecting.origin}/hook", redirecting.origin, listener.origin)
+        assert not notified(f"{redirecting.origin}/hook", redirecting.origin, listener.origin)
         assert len(redirecting.requests) == NUM_ATTEMPTS
     assert listener.requests == []
 
@@ -100,9 +100,9 @@ def test_redirects_are_not_followed(listener: Host) -> None:
 def test_a_host_that_never_answers_ends_each_attempt(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with hosting(repeats(b"", b"H", gap_s=0.05)) as host:
-        assert not told(f"{host.origin}/secret-path", host.origin, timeout_s=0.2)
+        assert not notified(f"{host.origin}/secret-path", host.origin, timeout_s=0.2)
         assert len(host.requests) == NUM_ATTEMPTS
     with hosting(stalls()) as host:
-        assert not told(f"{host.origin}/secret-path", host.origin, timeout_s=0.2)
+        assert not notified(f"{host.origin}/secret-path", host.origin, timeout_s=0.2)
     assert "the webhook of job job could not be reached: TimeoutError" in caplog.text
     assert "secret-path" not in caplog.text

@@ -43,7 +43,7 @@ def certificate(tmp_path: Path) -> Certificate:
 
 @pytest.fixture
 def named() -> list[str | None]:
-    """The names that clients asked for in their TLS greeting."""
+    """The server names that clients sent in their TLS hello."""
     return []
 
 

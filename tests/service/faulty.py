@@ -1,5 +1,5 @@
-"""The application with a device that fails on demand: an edit 80 pixels wide meets a CUDA error, once each time that
-the file named in FAULT_VARIABLE is made; one 96 pixels wide never has enough memory."""
+"""The application with a device that fails on demand: an edit 80 pixels wide raises a CUDA error, once each time that
+the file named in FAULT_VARIABLE is created; one 96 pixels wide always runs out of memory."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ LOST_WIDTH, LARGE_WIDTH = 80, 96
 
 
 class Editor(deployment.Editor):
-    """The sound one, on a faulty device. Its replicas alone pay for the imports."""
+    """The Editor on a faulty device. Only its replicas import torch."""
 
     def __init__(self, settings: EditorSettings) -> None:
         _break_device()
@@ -31,7 +31,7 @@ def _break_device() -> None:
 
     from serve_app.editor.model.edit_model import EditModel
 
-    sound = EditModel.step
+    original = EditModel.step
 
     def step(self: "EditModel", drafts: "Sequence[Draft]") -> None:
         widths = {draft.size.width for draft in drafts}
@@ -41,7 +41,7 @@ def _break_device() -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if LARGE_WIDTH in widths:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        sound(self, drafts)
+        original(self, drafts)
 
     EditModel.step = step  # type: ignore[method-assign]
 

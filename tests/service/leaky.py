@@ -1,4 +1,4 @@
-"""The application with a leak in its Jobs deployment, to show that the soak would notice one."""
+"""The application with a memory leak in its Jobs deployment, to show that the soak test notices one."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,17 @@ from serve_app.ingress.runpod import answers as runpod_answers
 from serve_app.jobs.service import JobService
 
 LEAK_BYTES = 8 * 2**10
-_hoard: list[bytes] = []
-_sound = JobService.submit
+_leaked: list[bytes] = []
+_submit = JobService.submit
 
 
 async def _leaking(self: JobService, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
-    _hoard.append(bytes([1]) * LEAK_BYTES)
-    return await _sound(self, spec, pictures)
+    _leaked.append(bytes([1]) * LEAK_BYTES)
+    return await _submit(self, spec, pictures)
 
 
 def webhook_body(spec: JobSpec, job: Job) -> bytes:
-    """The sound one. A replica that is given it imports this module, and with it the leak."""
+    """The original one. A replica that receives it imports this module, and with it the leak."""
     return runpod_answers.webhook_body(spec, job)
 
 

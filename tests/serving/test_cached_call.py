@@ -1,4 +1,4 @@
-"""A call is made once for all who ask at the same time, and its result is kept for a moment."""
+"""Concurrent callers share one call, whose result is cached for some time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

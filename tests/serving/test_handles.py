@@ -1,4 +1,4 @@
-"""Deployment handles as ports: which error a caller gets for each of Ray's. No cluster; the handles are fakes."""
+"""Deployment handles as ports: methods, retries, and the error for each of Ray's. The handles are fakes."""
 
 import asyncio
 import inspect
@@ -37,7 +37,7 @@ PICTURES = SharedPictures(None)
 ANSWER_OF_JAVA = SimpleNamespace(language=1, formatted_exception_string="x")
 LOST = ("00ff", None, "")
 
-# One of each class, and what a caller gets: None where a later attempt would fail, too, so that the error stays a 500.
+# One error of each class, and its translation. None: a later attempt fails as well, so the error stays a 500.
 RAY_ERRORS: list[tuple[type[Exception], tuple[Any, ...], type[ServiceError] | None]] = [
     (ray.exceptions.RayError, ("x",), ServiceUnavailable),
     (ray.exceptions.TaskCancelledError, (), ServiceUnavailable),
@@ -88,14 +88,14 @@ RAY_ERRORS: list[tuple[type[Exception], tuple[Any, ...], type[ServiceError] | No
     (ray.serve.exceptions.gRPCStatusError, (ValueError("x"),), None),
 ]
 BY_NAME = pytest.mark.parametrize(
-    ("problem", "ours"),
-    [(kind(*arguments), ours) for kind, arguments, ours in RAY_ERRORS],
+    ("problem", "translated"),
+    [(kind(*arguments), translated) for kind, arguments, translated in RAY_ERRORS],
     ids=[kind.__name__ for kind, _, _ in RAY_ERRORS],
 )
 
 
 def in_replica(cause: Exception) -> Exception:
-    """How an exception that a replica raised comes out of its handle."""
+    """An exception of a replica as its handle raises it."""
     untyped: Any = RayTaskError
     problem: Exception = untyped("rewrite", "a traceback", cause, "replica", 1, "127.0.0.1").as_instanceof_cause()
     return problem
@@ -103,7 +103,7 @@ def in_replica(cause: Exception) -> Exception:
 
 @dataclass
 class FakeHandle:
-    """A DeploymentHandle whose methods answer what `answer` returns or raises, at each call."""
+    """A DeploymentHandle whose calls return or raise what `answer` does."""
 
     answer: Callable[[], Awaitable[Any]]
     responses: list["FakeResponse"] = field(default_factory=list)
@@ -135,7 +135,7 @@ class FakeResponse:
 
 
 def raising(*problems: BaseException) -> FakeHandle:
-    """A handle whose calls raise these in turn, the last one again and again."""
+    """A handle whose calls raise these errors in turn, and then the last one again and again."""
     left: Iterator[BaseException] = iter(problems)
 
     async def answer() -> Any:
@@ -175,22 +175,22 @@ def test_the_table_holds_every_error_of_ray() -> None:
 
 
 @BY_NAME
-def test_what_an_edit_that_met_an_error_of_ray_ends_with(problem: Exception, ours: type[ServiceError] | None) -> None:
-    with pytest.raises(ours or type(problem)) as caught:
+def test_an_edit_translates_an_error_of_ray(problem: Exception, translated: type[ServiceError] | None) -> None:
+    with pytest.raises(translated or type(problem)) as caught:
         edit(raising(problem))
-    assert type(caught.value) is (ours or type(problem))
+    assert type(caught.value) is (translated or type(problem))
 
 
 @BY_NAME
 def test_the_same_error_inside_a_replica_is_translated_alike(
-    problem: Exception, ours: type[ServiceError] | None
+    problem: Exception, translated: type[ServiceError] | None
 ) -> None:
     for raised in (in_replica(problem), in_replica(in_replica(problem))):
-        with pytest.raises(ours or RayTaskError):
+        with pytest.raises(translated or RayTaskError):
             edit(raising(raised))
 
 
-def test_our_own_error_comes_out_of_a_replica_as_it_was_raised() -> None:
+def test_a_service_error_of_a_replica_stays_as_it_was_raised() -> None:
     for depth in (in_replica, lambda cause: in_replica(in_replica(cause))):
         with pytest.raises(InvalidInput) as caught:
             edit(raising(depth(InvalidInput("too long", "prompt"))))
@@ -247,12 +247,12 @@ def test_a_caller_that_is_cancelled_stays_cancelled_and_cancels_the_request(port
 
 @BY_NAME
 def test_no_error_of_ray_leaves_the_rewriter_as_anything_but_a_service_error(
-    problem: Exception, ours: type[ServiceError] | None
+    problem: Exception, translated: type[ServiceError] | None
 ) -> None:
     for raised in (problem, in_replica(problem)):
         with pytest.raises(ServiceError) as caught:
             rewrite(raising(raised))
-        assert type(caught.value) is (ours or ServiceUnavailable)
+        assert type(caught.value) is (translated or ServiceUnavailable)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_an_unexpected_failure_of_the_rewriter_is_logged_and_the_edit_goes_on(
     assert record.exc_info[1] is problem
 
 
-def test_a_rewriter_that_does_not_answer_is_given_up() -> None:
+def test_a_rewriter_that_does_not_answer_in_time_is_an_error() -> None:
     async def answer() -> None:
         await asyncio.Event().wait()
 
@@ -287,7 +287,7 @@ def test_a_rewriter_that_does_not_answer_is_given_up() -> None:
     assert handle.responses[0].is_cancelled
 
 
-def test_a_rewriter_that_answers_is_heard() -> None:
+def test_the_rewriters_answer_is_returned() -> None:
     assert rewrite(answering(Rewrite("a precise wish"))) == Rewrite("a precise wish")
 
 

@@ -1,4 +1,4 @@
-"""A counter that is told totals counts their differences."""
+"""A counter that is set to totals counts their differences."""
 
 from collections.abc import Mapping
 

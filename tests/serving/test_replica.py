@@ -1,4 +1,4 @@
-"""What is taken out of a log line before it is written."""
+"""What is removed from a log line before it is written."""
 
 import logging
 import sys
@@ -22,24 +22,24 @@ def line(problem: Exception | None = None, request_id: str | None = None) -> log
     return record
 
 
-def test_one_of_our_errors_is_logged_by_its_code_alone() -> None:
+def test_a_service_error_is_logged_by_its_code_alone() -> None:
     record = line(JobNotFound("There is no job my-secret."))
     assert discreet(record)
     assert "my-secret" not in logging.Formatter().format(record)
     assert record.getMessage() == "Request failed. (not_found)"
 
 
-def test_what_is_none_of_ours_keeps_its_traceback() -> None:
+def test_any_other_error_keeps_its_traceback() -> None:
     record = line(RuntimeError("CUDA error"))
     assert discreet(record)
     assert "RuntimeError: CUDA error" in logging.Formatter().format(record)
 
 
 @pytest.mark.parametrize(
-    ("given", "logged"), [("a-sane-id", "a-sane-id"), ("any text", "-"), ("", "-"), ("x" * 129, "-")]
+    ("request_id", "logged"), [("a-sane-id", "a-sane-id"), ("any text", "-"), ("", "-"), ("x" * 129, "-")]
 )
-def test_a_request_id_that_is_none_is_not_logged(given: str, logged: str) -> None:
-    record = line(request_id=given)
+def test_a_malformed_request_id_is_not_logged(request_id: str, logged: str) -> None:
+    record = line(request_id=request_id)
     assert discreet(record)
     assert record.__dict__["request_id"] == logged
 

@@ -1,4 +1,4 @@
-"""What Serve's status says of a deployment's replicas, in a status of our own."""
+"""The replicas of a deployment by Serve's status, which is a fake."""
 
 import asyncio
 from typing import Any, cast
@@ -48,7 +48,7 @@ def test_during_a_rollout_nothing_is_up(status: ServeStatus) -> None:
         assert asyncio.run(fault("app", "Editor", cast(Any, None))) == "no Editor is up; 0 starting"
 
 
-def test_serves_status_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serves_status_is_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     num_calls, now_s = 0, 0.0
 
     def count() -> ServeStatus:
@@ -60,12 +60,12 @@ def test_serves_status_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatc
     cached = CachedCall(handles._status_in_thread, handles._STATUS_S, lambda: now_s)
     monkeypatch.setattr(handles, "_serve_status", cached)
 
-    async def ask() -> None:
+    async def read() -> None:
         await asyncio.gather(*(worker_counts("app", name, 0) for name in ("Editor", "Jobs", "Editor")))
         await fault("app", "Editor", cast(Any, None))
 
-    asyncio.run(ask())
+    asyncio.run(read())
     assert num_calls == 1
     now_s += 1.0
-    asyncio.run(ask())
+    asyncio.run(read())
     assert num_calls == 2

@@ -1,4 +1,4 @@
-"""What only a server can do wrong: lose an answer, forget scripts, be away, be shared."""
+"""Faults that only a server can have: lost answers, lost scripts, outages, sharing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,10 +22,10 @@ from tests.processes import free_port
 
 @dataclass
 class Lossy:
-    """A way to Redis on which answers get lost.
+    """A proxy in front of Redis that loses answers.
 
     Attributes:
-        loses: tells of a request whether its answer gets lost. Each loss is counted.
+        loses: whether the answer to a request is lost. Each loss is counted.
     """
 
     url: str
@@ -51,7 +51,7 @@ class Lossy:
 
 @asynccontextmanager
 async def lossy(stores: RedisStores) -> AsyncIterator[Lossy]:
-    """Stores that are opened meanwhile go by a lossy way."""
+    """Stores that are opened meanwhile connect through the proxy."""
     way = Lossy(stores.url)
     async with await asyncio.start_server(way.join, "127.0.0.1", 0) as server:
         stores.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
@@ -74,7 +74,7 @@ def nth_script(number: int) -> Callable[[bytes], bool]:
 
 
 @story
-async def test_whoever_did_not_hear_the_answer_is_told_it_again(redis_stores: RedisStores) -> None:
+async def test_a_call_whose_answer_was_lost_gets_the_same_answer_again(redis_stores: RedisStores) -> None:
     async with lossy(redis_stores) as way:
         store = redis_stores.open()
         await warm_up(redis_stores)
@@ -95,7 +95,7 @@ async def test_whoever_did_not_hear_the_answer_is_told_it_again(redis_stores: Re
 
 
 async def warm_up(stores: RedisStores) -> None:
-    """Make Redis know the scripts, so that each call runs one once."""
+    """Load the scripts into Redis, so that each call runs one once."""
     store = stores.open()
     await add(store, "warm")
     await store.add_outcome("warm", "me", 0, outcome())
@@ -120,7 +120,7 @@ async def test_jobs_whose_adoption_was_never_answered_are_among_the_heirs_own(
 
 
 @story
-async def test_forgotten_scripts_are_taught_again(redis_stores: RedisStores) -> None:
+async def test_scripts_that_redis_lost_are_loaded_again(redis_stores: RedisStores) -> None:
     store = redis_stores.open()
     await add(store)
     async with Redis.from_url(redis_stores.url) as client:
@@ -179,7 +179,7 @@ async def test_an_open_job_never_expires_with_its_staging(
 
 
 @story
-async def test_what_the_leases_and_ends_of_others_leave_is_forgotten_unasked(redis_stores: RedisStores) -> None:
+async def test_expired_jobs_and_leases_are_deleted_without_a_sweep(redis_stores: RedisStores) -> None:
     store = redis_stores.open()
     await add(store, key=KEY, retention_s=0.2)
     await store.add_outcome("job", "me", 0, outcome())
@@ -199,7 +199,7 @@ async def test_the_password_is_in_the_environment(redis_stores: RedisStores, mon
 
 
 @story
-async def test_a_redis_that_is_away_is_told_after_a_while(
+async def test_a_redis_that_is_away_is_an_error_after_some_retries(
     redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_store, "NUM_RETRIES", 1)
@@ -222,7 +222,7 @@ async def test_a_lease_from_before_the_servers_clock_was_set_back_is_over(redis_
         # As the lease looks once the clock was set back by an hour.
         assert await client.pexpire(f"{redis_stores.prefix}lease:me", 3_610_000)
         assert await store.adopt("heir") == ["job"]
-        # A lease of a version that did not store its duration holds as long as it is there.
+        # A lease of a version that did not store its duration holds as long as its key exists.
         await client.set(f"{redis_stores.prefix}lease:heir", "", px=3_610_000)
     assert await store.adopt("another") == []
 

@@ -1,4 +1,4 @@
-"""What only a file can do wrong: die, be read by others, be somebody else's, grow."""
+"""Faults that only a file can have: crashes, other readers, foreign content, growth."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def test_a_killed_process_has_kept_all_that_was_done(sqlite_stores: Sqlite
     job = [dump_spec(spec(key=KEY)), dump_pictures(SETS), dump_record(record()), *dump_outcome(outcome())]
     command = [sys.executable, "-c", DIE_AT_WORK, str(sqlite_stores.path), *(part.hex() for part in job)]
     assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == -signal.SIGKILL
-    # As it died, with all that was done since in the log.
+    # As the process left it, with all changes in the log.
     assert _size(Path(f"{sqlite_stores.path}-wal")) > 0
     store = sqlite_stores.open()
     assert await store.spec("job") == spec(key=KEY)
@@ -142,7 +142,7 @@ async def test_what_one_connection_writes_the_other_waits_for(sqlite_stores: Sql
 
 
 @story
-async def test_a_failed_change_leaves_nothing_and_blocks_nobody(sqlite_stores: SqliteStores) -> None:
+async def test_a_failed_change_leaves_nothing_and_blocks_no_other(sqlite_stores: SqliteStores) -> None:
     store = sqlite_stores.open()
     await add(store)
     other = sqlite3.connect(sqlite_stores.path, isolation_level=None)
@@ -176,12 +176,12 @@ def _size(path: Path) -> int:
 def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    async def tell() -> None:
+    async def scenario() -> None:
         store: Store = SqliteStore(SqliteStoreSettings(path="~/a/b/jobs.sqlite3"))
         await add(store)
         await store.close()
 
-    asyncio.run(tell())
+    asyncio.run(scenario())
     assert (tmp_path / "a" / "b" / "jobs.sqlite3").is_file()
 
 

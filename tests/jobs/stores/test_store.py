@@ -1,4 +1,4 @@
-"""What the Protocol promises, of both backends: jobs are kept."""
+"""The Store contract for both kinds of store: jobs are kept."""
 
 import asyncio
 from dataclasses import replace
@@ -13,11 +13,11 @@ from tests.jobs.samples import FINAL, KEY, SETS, SHORT_S, add, end, is_kept, noi
 
 @story
 async def test_a_job_is_there_for_all_stores_with_everything(stores: Stores) -> None:
-    asked = spec(key=KEY, webhook="https://example.org/told")
+    job = spec(key=KEY, webhook="https://example.org/hook")
     first = record(webhook=True)
-    assert await stores.open().add(asked, SETS, first, "me") == "job"
+    assert await stores.open().add(job, SETS, first, "me") == "job"
     other = stores.open()
-    assert await other.spec("job") == asked
+    assert await other.spec("job") == job
     assert await other.record("job") == first
     assert same_pictures(await other.pictures("job"), SETS)
     assert await other.outcomes("job") == {}
@@ -107,7 +107,7 @@ async def test_of_many_requests_with_one_key_at_once_one_is_stored(stores: Store
     ids = set(await asyncio.gather(*adding))
     assert len(ids) == 1
     assert set(await first.open_jobs()) == ids
-    # All that is there, once: no picture or other part of the others stays behind.
+    # Stored once: no picture or other part of the repeated requests remains.
     await add(first, "alone")
     num_left = await stores.num_left()
     await add(first, "alone, too")
@@ -237,7 +237,7 @@ async def test_a_lease_that_is_over_leaves_nothing(stores: Stores) -> None:
 
 
 @story
-async def test_hundreds_may_ask_at_once(stores: Stores) -> None:
+async def test_hundreds_may_read_at_once(stores: Stores) -> None:
     store = stores.open()
     await add(store)
     assert await asyncio.gather(*(store.record("job") for _ in range(400))) == [record()] * 400

@@ -1,4 +1,4 @@
-"""What the Protocol promises, of both backends: jobs are changed, ended and opened again."""
+"""The Store contract for both kinds of store: jobs are changed, ended and opened again."""
 
 import asyncio
 from dataclasses import replace
@@ -43,7 +43,7 @@ async def test_a_job_that_is_no_longer_open_stays_as_it_is(stores: Stores, state
 
 
 @story
-async def test_a_job_whose_webhook_is_pending_is_open_until_that_is_told(stores: Stores) -> None:
+async def test_a_job_whose_webhook_is_pending_is_open_until_that_is_notified(stores: Stores) -> None:
     store = stores.open()
     await add(store, webhook=True, retention_s=SHORT_S)
     pending = record(JobState.COMPLETED, webhook=True, ended_at=stores.now)
@@ -51,8 +51,8 @@ async def test_a_job_whose_webhook_is_pending_is_open_until_that_is_told(stores:
     await stores.let_pass(SHORT_S * 1.5)
     assert await store.open_jobs() == {"job": JobState.COMPLETED}
     assert await is_kept(store)
-    told = replace(pending, webhook_pending=False)
-    assert await store.update("job", "me", told)
+    notified = replace(pending, webhook_pending=False)
+    assert await store.update("job", "me", notified)
     assert await store.open_jobs() == {}
 
 
@@ -116,7 +116,7 @@ async def test_a_pending_webhook_keeps_a_cancelled_job_open(stores: Stores) -> N
     await store.sweep()
     assert await store.beat("me", 60) == {"job": JobState.CANCELLED}
     assert await is_kept(store)
-    # Its owner tells the webhook, and by then the job has been kept long enough.
+    # Its owner notifies the webhook, and by then the job has been kept long enough.
     assert await store.update("job", "me", replace(cancelled, webhook_pending=False))
     assert not await is_kept(store)
 

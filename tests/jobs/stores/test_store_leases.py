@@ -1,4 +1,4 @@
-"""What the Protocol promises, of both backends: jobs have an owner who lives."""
+"""The Store contract for both kinds of store: each open job has an owner with a lease."""
 
 import asyncio
 
@@ -8,14 +8,14 @@ from tests.jobs.samples import SETS, SHORT_S, add, end, outcome, record
 
 
 @story
-async def test_a_beat_tells_the_owners_open_jobs_and_their_states(stores: Stores) -> None:
+async def test_a_beat_returns_the_owners_open_jobs_and_their_states(stores: Stores) -> None:
     store = stores.open()
-    for name, owner in (("waiting", "me"), ("running", "me"), ("told", "me"), ("ended", "me"), ("theirs", "you")):
-        await add(store, name, owner=owner, webhook=name == "told")
+    for name, owner in (("waiting", "me"), ("running", "me"), ("notified", "me"), ("ended", "me"), ("theirs", "you")):
+        await add(store, name, owner=owner, webhook=name == "notified")
     assert await store.update("running", "me", record(JobState.IN_PROGRESS))
-    assert await store.update("told", "me", record(JobState.FAILED, webhook=True, ended_at=stores.now))
+    assert await store.update("notified", "me", record(JobState.FAILED, webhook=True, ended_at=stores.now))
     await end(store, stores.now, "ended")
-    mine = {"waiting": JobState.IN_QUEUE, "running": JobState.IN_PROGRESS, "told": JobState.FAILED}
+    mine = {"waiting": JobState.IN_QUEUE, "running": JobState.IN_PROGRESS, "notified": JobState.FAILED}
     assert await store.beat("me", 60) == mine
     assert await store.beat("you", 60) == {"theirs": JobState.IN_QUEUE}
     assert await store.open_jobs() == {**mine, "theirs": JobState.IN_QUEUE}
@@ -76,17 +76,17 @@ async def test_open_jobs_are_adopted_as_they_are_and_others_not(stores: Stores) 
     store = stores.open()
     await add(store, "ended")
     await end(store, stores.now, "ended")
-    await add(store, "told", webhook=True)
-    await store.cancel("told", stores.now)
+    await add(store, "notified", webhook=True)
+    await store.cancel("notified", stores.now)
     await add(store, "running")
     await store.update("running", "me", record(JobState.IN_PROGRESS))
-    assert sorted(await store.adopt("heir")) == ["running", "told"]
-    assert await store.beat("heir", 60) == {"running": JobState.IN_PROGRESS, "told": JobState.CANCELLED}
+    assert sorted(await store.adopt("heir")) == ["notified", "running"]
+    assert await store.beat("heir", 60) == {"running": JobState.IN_PROGRESS, "notified": JobState.CANCELLED}
     assert await store.record("running") == record(JobState.IN_PROGRESS)
 
 
 @story
-async def test_nobody_adopts_what_is_theirs(stores: Stores) -> None:
+async def test_no_owner_adopts_its_own_jobs(stores: Stores) -> None:
     store = stores.open()
     await add(store)
     assert await store.adopt("me") == []
@@ -108,7 +108,7 @@ async def test_of_many_heirs_each_job_goes_to_one(stores: Stores) -> None:
 
 
 @story
-async def test_who_writes_while_a_job_is_adopted_does_not_get_it_back(stores: Stores) -> None:
+async def test_an_owner_that_writes_while_a_job_is_adopted_does_not_get_it_back(stores: Stores) -> None:
     store, heirs = stores.open(), stores.open()
     jobs = [await add(store, f"job {number}", sets=SETS[1:]) for number in range(20)]
     writing = [store.update(job_id, "me", record(JobState.IN_PROGRESS)) for job_id in jobs]
