@@ -27,7 +27,7 @@ def build(args: AppSettings) -> Application:
     """Compose the deployments. Named in a Serve file as `import_path: serve_app.app:build`.
 
     Raises:
-        NoGpuError: the settings ask for a GPU that the cluster lacks and cannot get.
+        NoGpuError: the settings need a GPU that the cluster lacks and cannot get.
     """
     require_gpus(args)
     editor = _deployment(Editor).bind(args.editor)

@@ -273,7 +273,7 @@ class AppSettings(Settings):
         "changes. CAMERA_EDIT_OPERATOR_KEYS_FILE overrides it; keys in CAMERA_EDIT_OPERATOR_KEYS are valid as well.",
     )
     allow_anonymous: bool = Field(
-        default=False, description="Serve other machines without any key: whoever reaches the port may edit."
+        default=False, description="Serve other machines without any key: anyone who reaches the port may edit."
     )
     card: CardSettings | None = Field(
         default=None, description="`camera-edit check` fails if the models do not fit on this card; null: no limit."

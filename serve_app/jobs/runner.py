@@ -23,8 +23,8 @@ ROOM_POLL_S = 0.5
 """Between two attempts at an edit while the editors are full, and after the first editor that died during it."""
 
 MAX_LOSSES = 7
-"""Attempts at an edit whose editors keep dying. The pauses between them double, half a minute in all: so long may Serve
-take to replace a failing replica."""
+"""Attempts at an edit whose editors keep dying. The pauses between them double, half a minute in all: Serve may take
+that long to replace a failing replica."""
 
 
 class Runner:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 NUM_REFUSED = 10_000
-"""How many refused jobs are remembered, which may be in the store all the same: those of one outage."""
+"""How many refused jobs are remembered, since the store may have them nevertheless: those of one outage."""
 
 STORE_POLL_S = 0.5
 """Between two reads of a job that another replica runs."""
@@ -294,7 +294,7 @@ class JobService:
         logger.warning("job %s was stored although its client was refused; it is cancelled", job_id)
 
     async def _sweep(self) -> None:
-        """Forget what need not be kept any longer."""
+        """Delete what has expired from the store, and the cursors of jobs that are not kept."""
         await self._store.call(lambda store: store.sweep())
         for job_id in [job_id for job_id in self._cursors if job_id not in self._live]:
             try:
