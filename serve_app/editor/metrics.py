@@ -29,14 +29,14 @@ class EngineMetrics:
         for state in ("preparing", "waiting", "running"):
             self._edits.set(getattr(stats, state), {"state": state})
         for end in ("completed", "failed", "cancelled", "expired"):
-            self._ends.tell(getattr(stats, end), {"end": end})
-        self._steps.tell(stats.num_steps)
-        self._edit_steps.tell(stats.num_edit_steps)
-        self._tokens.tell(stats.num_step_tokens)
+            self._ends.set(getattr(stats, end), {"end": end})
+        self._steps.set(stats.num_steps)
+        self._edit_steps.set(stats.num_edit_steps)
+        self._tokens.set(stats.num_step_tokens)
         self._budget.set(stats.token_budget)
         for cache, counts in caches.items():
-            self._lookups.tell(counts.hits, {"cache": cache, "result": "hit"})
-            self._lookups.tell(counts.misses, {"cache": cache, "result": "miss"})
+            self._lookups.set(counts.hits, {"cache": cache, "result": "hit"})
+            self._lookups.set(counts.misses, {"cache": cache, "result": "miss"})
             self._held.set(counts.held_bytes, {"cache": cache})
 
     def finished(self, timings: EditTimings) -> None:

@@ -21,8 +21,8 @@ class JobMetrics:
         """Both mappings count since the replica's start."""
         self._jobs.set(counts.in_queue, {"state": JobState.IN_QUEUE.value})
         self._jobs.set(counts.in_progress, {"state": JobState.IN_PROGRESS.value})
-        self._retried.tell(counts.retried)
+        self._retried.set(counts.retried)
         for state, number in ends.items():
-            self._ends.tell(number, {"state": state.value})
+            self._ends.set(number, {"state": state.value})
         for outcome, number in webhooks.items():
-            self._webhooks.tell(number, {"outcome": outcome})
+            self._webhooks.set(number, {"outcome": outcome})

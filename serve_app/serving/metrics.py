@@ -18,7 +18,7 @@ class Totals:
         self._counter = Counter(name, description, tag_keys)
         self._totals: dict[tuple[str, ...], float] = {}
 
-    def tell(self, total: float, tags: Mapping[str, str] | None = None) -> None:
+    def set(self, total: float, tags: Mapping[str, str] | None = None) -> None:
         """Increase the counter to a total, which never falls. Ray exports nothing before the first increment."""
         tags = dict(tags or {})
         key = tuple(tags.values())
