@@ -22,7 +22,7 @@ from serve_app.ingress.load import ThroughputMeter
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.paced_editor import MeteredEditor
 from serve_app.ingress.prepare import Preparer
-from serve_app.serving.handles import EditorHandle, JobsHandle, RewriterHandle, ask_all, fault, share, worker_counts
+from serve_app.serving.handles import EditorHandle, RewriterHandle, call_all, fault, jobs_port, share, worker_counts
 from serve_app.serving.replica import join_serve_logs
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,13 @@ class Ingress:
         join_serve_logs()
         api_keys, operator_keys = _checked_keys(settings, give_up)
         me = serve.get_replica_context()
-        jobs_port = JobsHandle(jobs)
-        pace = ThroughputMeter(jobs_port)
+        port = jobs_port(jobs)
+        pace = ThroughputMeter(port)
         paced = MeteredEditor(EditorHandle(editor), pace)
         self._draining = Draining()
         self._backend = Backend(
             settings=settings,
-            jobs=jobs_port,
+            jobs=port,
             service=EditService(paced, _rewriter_port(settings, rewriter)),
             share=share,
             workers=partial(worker_counts, me.app_name, "Editor"),
@@ -80,7 +80,7 @@ class Ingress:
 
 
 async def _sum_of_all(application: str, deployment: str, method: str) -> int:
-    return sum(await ask_all(application, deployment, method))
+    return sum(await call_all(application, deployment, method))
 
 
 def _rewriter_port(settings: AppSettings, handle: "DeploymentHandle[Any] | None") -> RewriterHandle | None:

@@ -5,7 +5,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.serving.request_id import is_sane
+from serve_app.serving.replica import is_sane
 
 
 class RequestId:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from serve_app.config import AppSettings, LimitSettings
 from serve_app.edits.images import decode_base64, prepare, read_picture
 from serve_app.edits.request import EditRequest, Pictures
+from serve_app.edits.service import all_or_none
 from serve_app.edits.sizes import OutputSize, Size, output_size
-from serve_app.edits.together import all_or_none
 from serve_app.errors import InvalidInput
 from serve_app.ingress.asked import ParsedRequest, PictureSource
 from serve_app.ingress.fetch import Fetcher

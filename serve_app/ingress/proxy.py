@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.ingress.proxy_answers import ProxyErrorMiddleware
 from serve_app.ingress.proxy_gate import QueueFullMiddleware
-from serve_app.serving.request_id import is_sane
+from serve_app.serving.replica import is_sane
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 STAYING_HEADER = "x-request-disconnect-disabled"

@@ -17,7 +17,7 @@ from serve_app.ingress.backend import Backend
 from serve_app.ingress.prepare import Preparer
 from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.service import JobService
-from serve_app.jobs.stores.open import open_store
+from serve_app.jobs.store_link import open_store
 from tests.fakes import FakeEditor
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Call, events, harness, told
 from tests.pictures import photograph, to_base64

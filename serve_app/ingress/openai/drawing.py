@@ -8,8 +8,7 @@ from typing import Any
 
 from serve_app.edits.deadline import Deadline
 from serve_app.edits.request import EditOutcome, EditRequest, Progress, SharedPictures
-from serve_app.edits.service import EditService
-from serve_app.edits.together import all_or_none
+from serve_app.edits.service import EditService, all_or_none
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.openai.events import Event, Finished, Preview
 from serve_app.ingress.prepare import Prepared

@@ -106,7 +106,7 @@ def stream(news: JobNews) -> RunPodStream:
 def webhook_body(spec: JobSpec, job: Job) -> bytes:
     """What a webhook is told: the envelope, the input without its pictures, and the webhook itself."""
     told = envelope(job).model_dump(mode="json", exclude_none=True)
-    return json.dumps({**told, "input": spec.asked, "webhook": spec.webhook}).encode()
+    return json.dumps({**told, "input": spec.input_without_pictures, "webhook": spec.webhook}).encode()
 
 
 def _output(seed: int, outcomes: Sequence[EditOutcome]) -> RunPodOutput:

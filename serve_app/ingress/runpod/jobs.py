@@ -67,7 +67,7 @@ class RunPodJobs:
             policy=replace(timing, timeout_s=deadline.timeout_s, spent_s=deadline.spent_s),
             retention_s=settings.jobs.sync_retention_s if sync and key is None else settings.jobs.async_retention_s,
             webhook=webhook,
-            asked=_without_pictures(request.input),
+            input_without_pictures=_without_pictures(request.input),
             repeat_key=key,
         )
         kept_id = await deadline.bound(self._jobs.submit(spec, prepared.pictures))

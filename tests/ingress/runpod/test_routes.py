@@ -29,7 +29,7 @@ from serve_app.ingress.runpod import jobs as runpod_jobs
 from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs import service
 from serve_app.jobs.service import JobService
-from serve_app.jobs.stores.open import open_store
+from serve_app.jobs.store_link import open_store
 from tests.fakes import TIMINGS, TOKENS, FakeEditor, FakeRewriter
 from tests.ingress.openai_harness import local
 from tests.pictures import photograph, to_base64
