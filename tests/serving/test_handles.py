@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.app import build
 from serve_app.config import AppSettings
-from serve_app.edits.job import JOBS_METHODS
+from serve_app.edits.job import JOBS_METHODS, JobsPort
 from serve_app.edits.request import EditRequest, EditResult, Rewrite, RewriteJob, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import OutputSize, Size
@@ -329,19 +329,6 @@ class FakeJobs:
         return cast("DeploymentHandle[Any]", self)
 
 
-JOBS_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "room": (),
-    "find": ("key",),
-    "wait": ("job", 7.0),
-    "news": ("job", 7.0),
-    "cancel": ("job",),
-    "retry": ("job", "call"),
-    "purge": (),
-    "counts": (),
-    "fault": (),
-}
-
-
 @pytest.mark.parametrize("method", sorted(JOBS_METHODS - {"submit"}))
 def test_a_method_of_the_jobs_port_is_called_on_the_deployment(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     timeouts_s: list[float] = []
@@ -352,7 +339,8 @@ def test_a_method_of_the_jobs_port_is_called_on_the_deployment(method: str, monk
         return timeout(delay)
 
     monkeypatch.setattr(asyncio, "timeout", recorded)
-    jobs, arguments = FakeJobs(), JOBS_ARGUMENTS[method]
+    names = list(inspect.signature(getattr(JobsPort, method)).parameters)[1:]
+    jobs, arguments = FakeJobs(), tuple(7.0 if name == "wait_s" else name for name in names)
     assert asyncio.run(getattr(jobs_port(jobs.as_handle), method)(*arguments)) == method
     assert jobs.calls == [(method, arguments)]
     # A method that waits by itself has as much longer.
