@@ -89,7 +89,7 @@ class RedisStores(Stores):
             return len(await client.keys(f"{self.prefix}*"))
 
 
-def story(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+def async_test(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Run an async test on its own event loop, and close its stores there."""
 
     async def run_and_close(*args: P.args, **kwargs: P.kwargs) -> None:

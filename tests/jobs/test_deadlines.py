@@ -10,7 +10,7 @@ from serve_app.edits.request import EditRequest, EditResult, SharedPictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import DeadlineExceeded
 from tests.fakes import FakeEditor, picture
-from tests.jobs.conftest import SqliteStores, story
+from tests.jobs.conftest import SqliteStores, async_test
 from tests.jobs.replicas import Replica, replica_on, spec
 from tests.jobs.samples import outcome
 from tests.waiting import until_async
@@ -21,7 +21,7 @@ async def end_of(service: Replica, job_id: str) -> tuple[JobState, str | None, s
     return record.state, record.error, record.error_code
 
 
-@story
+@async_test
 async def test_a_job_past_its_timeout_leaves_the_editor_and_fails(sqlite_stores: SqliteStores) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor) as service:
@@ -33,7 +33,7 @@ async def test_a_job_past_its_timeout_leaves_the_editor_and_fails(sqlite_stores:
         assert all(each is not None and 0 < each <= 0.5 for each in editor.timeouts_s)
 
 
-@story
+@async_test
 async def test_a_job_that_waits_past_its_timeout_fails_and_one_past_its_ttl_is_timed_out(
     sqlite_stores: SqliteStores,
 ) -> None:
@@ -48,7 +48,7 @@ async def test_a_job_that_waits_past_its_timeout_fails_and_one_past_its_ttl_is_t
         assert len(editor.jobs) == 1
 
 
-@story
+@async_test
 async def test_the_execution_timeout_counts_from_the_pick_up_and_keeps_its_text(sqlite_stores: SqliteStores) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor) as service:
@@ -57,7 +57,7 @@ async def test_the_execution_timeout_counts_from_the_pick_up_and_keeps_its_text(
         assert editor.num_cancelled == 1
 
 
-@story
+@async_test
 async def test_the_engines_own_end_of_time_is_reported_the_same(sqlite_stores: SqliteStores) -> None:
     editor = FakeEditor(problem=DeadlineExceeded("The edit was not done within its 0.1 s."))
     async with replica_on(sqlite_stores.open(), editor) as service:
@@ -74,7 +74,7 @@ class Broken(FakeEditor):
         raise TimeoutError("a socket, perhaps")
 
 
-@story
+@async_test
 async def test_another_timeout_is_not_reported_as_the_jobs(sqlite_stores: SqliteStores) -> None:
     async with replica_on(sqlite_stores.open(), Broken()) as service:
         await service.submit(spec("job"), [(picture(),)])
@@ -85,7 +85,7 @@ async def test_another_timeout_is_not_reported_as_the_jobs(sqlite_stores: Sqlite
         )
 
 
-@story
+@async_test
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_a_clock_that_is_set_changes_no_deadline_of_a_job_that_is_taken_over(
     sqlite_stores: SqliteStores, hours: int
@@ -106,7 +106,7 @@ async def test_a_clock_that_is_set_changes_no_deadline_of_a_job_that_is_taken_ov
             assert left_s.when() <= asyncio.get_running_loop().time() + 0.5
 
 
-@story
+@async_test
 async def test_a_job_that_was_picked_up_has_met_its_ttl(sqlite_stores: SqliteStores) -> None:
     now = [sqlite_stores.now]
     held = FakeEditor(gate=asyncio.Semaphore(0))
@@ -119,7 +119,7 @@ async def test_a_job_that_was_picked_up_has_met_its_ttl(sqlite_stores: SqliteSto
         assert (await end_of(second, "job"))[0] is JobState.COMPLETED
 
 
-@story
+@async_test
 async def test_a_job_whose_pictures_are_all_stored_is_completed_after_its_deadline(sqlite_stores: SqliteStores) -> None:
     now = [sqlite_stores.now]
     store = sqlite_stores.open()
@@ -140,7 +140,7 @@ async def _is_stored_as(service: Replica, state: JobState) -> bool:
     return record is not None and record.state is state
 
 
-@story
+@async_test
 async def test_what_the_ingress_has_used_of_the_timeout_counts(sqlite_stores: SqliteStores) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor) as service:
@@ -152,7 +152,7 @@ async def test_what_the_ingress_has_used_of_the_timeout_counts(sqlite_stores: Sq
         )
 
 
-@story
+@async_test
 async def test_a_timer_that_fires_early_does_not_turn_a_timeout_into_a_ttl(sqlite_stores: SqliteStores) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1) as service:

@@ -12,7 +12,7 @@ from serve_app.errors import EditFailed, ServiceUnavailable
 from serve_app.jobs import heartbeat, store_link
 from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor, picture
-from tests.jobs.conftest import Stores, story
+from tests.jobs.conftest import Stores, async_test
 from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state
 from tests.jobs.samples import record
 from tests.service.receiver import Receiver, receiving
@@ -46,7 +46,7 @@ async def idle(service: Replica) -> bool:
     return counts.in_queue + counts.in_progress == 0
 
 
-@story
+@async_test
 async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor, max_active_jobs=1) as service:
@@ -67,7 +67,7 @@ async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot
     assert len(editor.jobs) == 2  # the picture that was drawn was kept
 
 
-@story
+@async_test
 async def test_the_outage_may_begin_between_the_picture_and_the_end(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), FakeEditor()
     async with replica_on(store.as_store, editor) as service:
@@ -87,7 +87,7 @@ async def test_the_outage_may_begin_between_the_picture_and_the_end(stores: Stor
         await until_async(lambda: idle(service))
 
 
-@story
+@async_test
 async def test_a_job_that_fails_during_an_outage_is_failed_once(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), held()
     editor.problem = EditFailed("broken")
@@ -105,7 +105,7 @@ async def test_a_job_that_fails_during_an_outage_is_failed_once(stores: Stores) 
         assert await service.counts() == JobCounts(failed=1)
 
 
-@story
+@async_test
 async def test_a_job_that_expires_during_an_outage_is_timed_out_after_it(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor, max_active_jobs=1) as service:
@@ -121,7 +121,7 @@ async def test_a_job_that_expires_during_an_outage_is_timed_out_after_it(stores:
         assert await service.counts() == JobCounts(completed=1, failed=1)
 
 
-@story
+@async_test
 async def test_time_without_the_store_is_no_execution_time(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor) as service:
@@ -136,7 +136,7 @@ async def test_time_without_the_store_is_no_execution_time(stores: Stores) -> No
         assert await state(service, "job") is JobState.COMPLETED
 
 
-@story
+@async_test
 async def test_new_work_is_refused_during_an_outage_and_taken_after_it(stores: Stores) -> None:
     store = CutOffStore(stores.open())
     async with replica_on(store.as_store, FakeEditor()) as service:
@@ -157,7 +157,7 @@ async def test_new_work_is_refused_during_an_outage_and_taken_after_it(stores: S
         assert await state(service, "taken") is JobState.COMPLETED
 
 
-@story
+@async_test
 @pytest.mark.parametrize("repeat_key", [None, RepeatKey("key", "fingerprint")])
 async def test_a_job_that_was_stored_although_its_client_was_refused_runs_only_where_a_repeat_finds_it(
     stores: Stores, receiver: Receiver, repeat_key: RepeatKey | None
@@ -185,7 +185,7 @@ async def _is_well(service: Replica) -> bool:
     return await service.fault() is None
 
 
-@story
+@async_test
 async def test_a_client_that_waits_for_a_job_keeps_waiting_through_an_outage(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor) as service:
@@ -203,7 +203,7 @@ async def test_a_client_that_waits_for_a_job_keeps_waiting_through_an_outage(sto
             await service.wait("job", 0)
 
 
-@story
+@async_test
 async def test_a_replica_starts_without_its_store_and_takes_over_when_that_is_back(stores: Stores) -> None:
     first = held()
     async with replica_on(stores.open(), first) as service:
@@ -219,7 +219,7 @@ async def test_a_replica_starts_without_its_store_and_takes_over_when_that_is_ba
         assert await state(service, "left behind") is JobState.COMPLETED
 
 
-@story
+@async_test
 async def test_jobs_whose_adoption_was_not_answered_are_taken_over_by_the_next_heartbeat(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), FakeEditor()
     adopt = store.as_store.adopt
@@ -243,7 +243,7 @@ async def test_jobs_whose_adoption_was_not_answered_are_taken_over_by_the_next_h
         assert sorted(each.prompt for each in editor.jobs) == ["first", "second"]
 
 
-@story
+@async_test
 async def test_a_webhook_whose_end_could_not_be_stored_is_notified_once_and_its_job_expires(
     stores: Stores, receiver: Receiver
 ) -> None:
@@ -321,7 +321,7 @@ def test_a_call_that_ignores_its_cancellation_delays_no_other() -> None:
     asyncio.run(scenario())
 
 
-@story
+@async_test
 async def test_a_damaged_file_is_an_outage_that_names_the_fix(
     sqlite_stores: Stores, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,14 +17,14 @@ from serve_app.errors import (
 )
 from serve_app.jobs import runner
 from tests.fakes import FakeEditor, FakeRewriter, picture
-from tests.jobs.conftest import Stores, story
+from tests.jobs.conftest import Stores, async_test
 from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state
 from tests.waiting import until_async
 
 KEY = RepeatKey("key", "fingerprint")
 
 
-@story
+@async_test
 async def test_a_repeat_finds_its_job_in_a_full_queue(stores: Stores) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(stores.open(), editor, max_active_jobs=1, max_queued_jobs=0) as service:
@@ -40,7 +40,7 @@ async def test_a_repeat_finds_its_job_in_a_full_queue(stores: Stores) -> None:
         assert counts.in_queue + counts.in_progress == 1
 
 
-@story
+@async_test
 async def test_a_repeat_key_is_found_without_submitting(stores: Stores) -> None:
     async with replica_on(stores.open(), FakeEditor()) as service:
         assert await service.find(KEY) is None
@@ -61,7 +61,7 @@ async def failed_jobs(service: Replica, editor: FakeEditor, number: int) -> list
     return ids
 
 
-@story
+@async_test
 async def test_of_ten_retries_at_once_as_many_are_accepted_as_there_is_room_for(stores: Stores) -> None:
     editor = FakeEditor()
     async with replica_on(stores.open(), editor, max_active_jobs=1, max_queued_jobs=1) as service:
@@ -72,7 +72,7 @@ async def test_of_ten_retries_at_once_as_many_are_accepted_as_there_is_room_for(
         assert counts.in_queue + counts.in_progress == 2
 
 
-@story
+@async_test
 async def test_a_retry_that_is_repeated_is_the_same_retry(stores: Stores) -> None:
     editor = FakeEditor()
     async with replica_on(stores.open(), editor, max_active_jobs=1, max_queued_jobs=0) as service:
@@ -90,7 +90,7 @@ async def test_a_retry_that_is_repeated_is_the_same_retry(stores: Stores) -> Non
             await service.retry(job_id, "call 2")
 
 
-@story
+@async_test
 async def test_a_heartbeat_in_the_middle_of_a_retry_does_not_enlist_the_job_twice(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), FakeEditor()
     async with replica_on(store.as_store, editor) as service:
@@ -113,7 +113,7 @@ async def test_a_heartbeat_in_the_middle_of_a_retry_does_not_enlist_the_job_twic
         assert len(editor.jobs) == 2  # the one that failed, and one more
 
 
-@story
+@async_test
 async def test_a_job_that_expires_between_two_reads_is_not_found(stores: Stores) -> None:
     store = CutOffStore(stores.open())
     async with replica_on(store.as_store, FakeEditor(), clock=lambda: stores.now) as service:
@@ -130,7 +130,7 @@ async def test_a_job_that_expires_between_two_reads_is_not_found(stores: Stores)
             await service.wait("job", 0)
 
 
-@story
+@async_test
 async def test_a_listener_that_finds_its_job_gone_does_not_break_the_heartbeat(
     stores: Stores, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,7 +151,7 @@ async def test_a_listener_that_finds_its_job_gone_does_not_break_the_heartbeat(
         assert not caplog.records
 
 
-@story
+@async_test
 @pytest.mark.parametrize("problem", [Overloaded("full"), ServiceUnavailable("the editor died")])
 async def test_an_edit_is_rewritten_once_however_often_it_is_drawn(
     stores: Stores, monkeypatch: pytest.MonkeyPatch, problem: Exception

@@ -12,7 +12,7 @@ from serve_app.edits.job import JobCounts, JobState, Policy
 from serve_app.errors import JobUnreadable
 from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor, picture
-from tests.jobs.conftest import RedisStores, SqliteStores, Stores, story
+from tests.jobs.conftest import RedisStores, SqliteStores, Stores, async_test
 from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state
 from tests.jobs.samples import SETS, record
 from tests.jobs.samples import spec as full_spec
@@ -47,7 +47,7 @@ async def damage(stores: Stores, job_id: str, part: str) -> None:
                 await client.hset(f"{stores.prefix}job:{job_id}", part, DAMAGE[part])
 
 
-@story
+@async_test
 @pytest.mark.parametrize("part", DAMAGE)
 async def test_it_fails_and_the_other_jobs_of_its_dead_owner_are_done(stores: Stores, part: str) -> None:
     store = stores.open()
@@ -76,7 +76,7 @@ async def _has_failed(store: Store, job_id: str) -> bool:
     return found is not None and found.state is JobState.FAILED
 
 
-@story
+@async_test
 @pytest.mark.parametrize("part", ["spec", "record"])
 async def test_a_job_that_becomes_unreadable_while_another_replica_looks_at_it(stores: Stores, part: str) -> None:
     store = CutOffStore(stores.open())
@@ -99,7 +99,7 @@ READS: dict[str, Callable[[Store], Awaitable[object]]] = {
 }
 
 
-@story
+@async_test
 @pytest.mark.parametrize("part", READS)
 async def test_what_cannot_be_decoded_is_job_unreadable(stores: Stores, part: str) -> None:
     store = stores.open()
@@ -109,7 +109,7 @@ async def test_what_cannot_be_decoded_is_job_unreadable(stores: Stores, part: st
         await READS[part](store)
 
 
-@story
+@async_test
 async def test_only_an_open_job_of_the_owner_is_condemned(stores: Stores) -> None:
     store = stores.open()
     await store.add(spec("job"), [(picture(),)], record(), "me")
@@ -123,7 +123,7 @@ async def test_only_an_open_job_of_the_owner_is_condemned(stores: Stores) -> Non
     assert await store.record("job") == failed
 
 
-@story
+@async_test
 async def test_a_job_whose_record_is_damaged_while_it_runs_fails_and_frees_its_slot(stores: Stores) -> None:
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(stores.open(), editor, clock=lambda: stores.now, max_active_jobs=1) as service:
@@ -152,7 +152,7 @@ LASTING = [
 LASTING[1].sqlite_errorcode = sqlite3.SQLITE_CORRUPT  # type: ignore[attr-defined]
 
 
-@story
+@async_test
 @pytest.mark.parametrize("problem", LASTING, ids=["redis", "sqlite"])
 async def test_an_error_that_no_attempt_can_mend_fails_its_job_alone(
     sqlite_stores: SqliteStores, problem: Exception
@@ -173,7 +173,7 @@ async def test_an_error_that_no_attempt_can_mend_fails_its_job_alone(
         assert await service.fault() is None
 
 
-@story
+@async_test
 async def test_a_read_that_keeps_failing_does_not_count_as_an_outage(sqlite_stores: SqliteStores) -> None:
     store = CutOffStore(sqlite_stores.open())
     num_reads = 0
@@ -192,7 +192,7 @@ async def test_a_read_that_keeps_failing_does_not_count_as_an_outage(sqlite_stor
         assert await state(service, "broken") is JobState.TIMED_OUT
 
 
-@story
+@async_test
 async def test_the_webhook_of_a_job_whose_record_is_damaged_is_notified(stores: Stores) -> None:
     with receiving() as receiver:
         store = stores.open()

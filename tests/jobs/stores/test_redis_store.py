@@ -15,7 +15,7 @@ from serve_app.edits.job import JobState
 from serve_app.errors import ConfigError
 from serve_app.jobs.stores import redis_store
 from serve_app.jobs.stores.redis_store import RedisStore
-from tests.jobs.conftest import RedisStores, story
+from tests.jobs.conftest import RedisStores, async_test
 from tests.jobs.samples import KEY, add, end, outcome, record
 from tests.processes import free_port
 
@@ -73,7 +73,7 @@ def nth_script(number: int) -> Callable[[bytes], bool]:
     return picks
 
 
-@story
+@async_test
 async def test_a_call_whose_answer_was_lost_gets_the_same_answer_again(redis_stores: RedisStores) -> None:
     async with lossy(redis_stores) as way:
         store = redis_stores.open()
@@ -103,7 +103,7 @@ async def warm_up(stores: RedisStores) -> None:
     await store.adopt("nobody")
 
 
-@story
+@async_test
 async def test_jobs_whose_adoption_was_never_answered_are_among_the_heirs_own(
     redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +119,7 @@ async def test_jobs_whose_adoption_was_never_answered_are_among_the_heirs_own(
         assert await store.adopt("another") == await store.adopt("heir") == []
 
 
-@story
+@async_test
 async def test_scripts_that_redis_lost_are_loaded_again(redis_stores: RedisStores) -> None:
     store = redis_stores.open()
     await add(store)
@@ -128,7 +128,7 @@ async def test_scripts_that_redis_lost_are_loaded_again(redis_stores: RedisStore
     assert await store.cancel("job", redis_stores.now)
 
 
-@story
+@async_test
 async def test_stores_of_another_prefix_see_nothing(redis_stores: RedisStores) -> None:
     await add(redis_stores.open(), key=KEY)
     num_left = await redis_stores.num_left()
@@ -140,7 +140,7 @@ async def test_stores_of_another_prefix_see_nothing(redis_stores: RedisStores) -
     assert await redis_stores.num_left() == num_left
 
 
-@story
+@async_test
 async def test_every_key_has_the_prefix(redis_stores: RedisStores) -> None:
     store = redis_stores.open()
     async with Redis.from_url(redis_stores.url) as client:
@@ -154,7 +154,7 @@ async def test_every_key_has_the_prefix(redis_stores: RedisStores) -> None:
     assert await redis_stores.num_left() == num_new
 
 
-@story
+@async_test
 async def test_pictures_without_a_job_do_not_stay(redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.jobs.stores.redis_store.STAGING_MS", 1)
     async with lossy(redis_stores) as way:
@@ -167,7 +167,7 @@ async def test_pictures_without_a_job_do_not_stay(redis_stores: RedisStores, mon
     assert await redis_stores.num_left() == 0
 
 
-@story
+@async_test
 async def test_an_open_job_never_expires_with_its_staging(
     redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +178,7 @@ async def test_an_open_job_never_expires_with_its_staging(
     assert await store.pictures("job") != ()
 
 
-@story
+@async_test
 async def test_expired_jobs_and_leases_are_deleted_without_a_sweep(redis_stores: RedisStores) -> None:
     store = redis_stores.open()
     await add(store, key=KEY, retention_s=0.2)
@@ -189,7 +189,7 @@ async def test_expired_jobs_and_leases_are_deleted_without_a_sweep(redis_stores:
     assert await redis_stores.num_left() == 0
 
 
-@story
+@async_test
 async def test_the_password_is_in_the_environment(redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Redis.from_url(redis_stores.url) as client:
         await client.execute_command("ACL", "SETUSER", "camera", "on", ">open sesame", "~*", "+@all")  # type: ignore[no-untyped-call]
@@ -198,7 +198,7 @@ async def test_the_password_is_in_the_environment(redis_stores: RedisStores, mon
     assert await add(redis_stores.open()) == "job"
 
 
-@story
+@async_test
 async def test_a_redis_that_is_away_is_an_error_after_some_retries(
     redis_stores: RedisStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +213,7 @@ def test_a_url_of_another_kind_is_refused() -> None:
         RedisStore(RedisStoreSettings(kind="redis", url="https://example.org"))
 
 
-@story
+@async_test
 async def test_a_lease_from_before_the_servers_clock_was_set_back_is_over(redis_stores: RedisStores) -> None:
     store = redis_stores.open()
     await store.beat("me", 10)
@@ -227,7 +227,7 @@ async def test_a_lease_from_before_the_servers_clock_was_set_back_is_over(redis_
     assert await store.adopt("another") == []
 
 
-@story
+@async_test
 async def test_an_entry_whose_job_is_gone_is_dropped_from_the_list(redis_stores: RedisStores) -> None:
     store = redis_stores.open()
     await add(store)

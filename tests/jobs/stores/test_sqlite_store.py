@@ -21,7 +21,7 @@ from serve_app.jobs.stores.sqlite_file import VERSION
 from serve_app.jobs.stores.sqlite_store import SqliteStore
 from serve_app.jobs.stores.store import Store
 from tests.conftest import ROOT
-from tests.jobs.conftest import SqliteStores, story
+from tests.jobs.conftest import SqliteStores, async_test
 from tests.jobs.samples import KEY, SETS, add, end, noise, outcome, record, same_pictures, spec
 
 # Without the tests' own modules, which take seconds to import.
@@ -44,7 +44,7 @@ asyncio.run(work(*sys.argv[1:]))
 """
 
 
-@story
+@async_test
 async def test_a_killed_process_has_kept_all_that_was_done(sqlite_stores: SqliteStores) -> None:
     job = [dump_spec(spec(key=KEY)), dump_pictures(SETS), dump_record(record()), *dump_outcome(outcome())]
     command = [sys.executable, "-c", DIE_AT_WORK, str(sqlite_stores.path), *(part.hex() for part in job)]
@@ -59,7 +59,7 @@ async def test_a_killed_process_has_kept_all_that_was_done(sqlite_stores: Sqlite
     assert await store.beat("me", 60) == {"job": JobState.IN_QUEUE}
 
 
-@story
+@async_test
 async def test_no_other_user_can_read_the_files(sqlite_stores: SqliteStores) -> None:
     before = os.umask(0)
     try:
@@ -72,7 +72,7 @@ async def test_no_other_user_can_read_the_files(sqlite_stores: SqliteStores) -> 
     assert modes == {f"jobs.sqlite3{end}": 0o600 for end in ("", "-wal", "-shm")}
 
 
-@story
+@async_test
 async def test_a_file_that_others_could_read_becomes_private(sqlite_stores: SqliteStores) -> None:
     sqlite_stores.path.parent.mkdir()
     sqlite_stores.path.touch(0o644)
@@ -80,7 +80,7 @@ async def test_a_file_that_others_could_read_becomes_private(sqlite_stores: Sqli
     assert stat.S_IMODE(sqlite_stores.path.stat().st_mode) == 0o600
 
 
-@story
+@async_test
 async def test_a_newer_file_is_refused_and_left_as_it_is(sqlite_stores: SqliteStores) -> None:
     sqlite_stores.path.parent.mkdir()
     db = sqlite3.connect(sqlite_stores.path)
@@ -92,7 +92,7 @@ async def test_a_newer_file_is_refused_and_left_as_it_is(sqlite_stores: SqliteSt
     assert sqlite_stores.path.read_bytes() == content
 
 
-@story
+@async_test
 async def test_what_is_no_database_is_refused(sqlite_stores: SqliteStores) -> None:
     sqlite_stores.path.parent.mkdir()
     sqlite_stores.path.write_bytes(b"a letter to a friend " * 100)
@@ -102,14 +102,14 @@ async def test_what_is_no_database_is_refused(sqlite_stores: SqliteStores) -> No
             await store.record("job")
 
 
-@story
+@async_test
 async def test_a_folder_that_cannot_be_made_is_refused(sqlite_stores: SqliteStores) -> None:
     sqlite_stores.path.parent.write_text("a file")
     with pytest.raises(ConfigError, match=r"jobs\.store\.path: .* cannot be used"):
         await sqlite_stores.open().record("job")
 
 
-@story
+@async_test
 async def test_the_file_is_still_there_after_closing(sqlite_stores: SqliteStores) -> None:
     await add(sqlite_stores.open())
     await sqlite_stores.close()
@@ -117,14 +117,14 @@ async def test_the_file_is_still_there_after_closing(sqlite_stores: SqliteStores
     assert await sqlite_stores.open().record("job") == record()
 
 
-@story
+@async_test
 async def test_many_can_make_the_file_at_once(sqlite_stores: SqliteStores) -> None:
     several = [sqlite_stores.open() for _ in range(8)]
     await asyncio.gather(*(add(store, f"job {number}") for number, store in enumerate(several)))
     assert len(await several[0].open_jobs()) == 8
 
 
-@story
+@async_test
 async def test_what_one_connection_writes_the_other_waits_for(sqlite_stores: SqliteStores) -> None:
     store = sqlite_stores.open()
     await add(store)
@@ -141,7 +141,7 @@ async def test_what_one_connection_writes_the_other_waits_for(sqlite_stores: Sql
     assert not await late
 
 
-@story
+@async_test
 async def test_a_failed_change_leaves_nothing_and_blocks_no_other(sqlite_stores: SqliteStores) -> None:
     store = sqlite_stores.open()
     await add(store)
@@ -155,7 +155,7 @@ async def test_a_failed_change_leaves_nothing_and_blocks_no_other(sqlite_stores:
     assert await add(store, "second") == "second"
 
 
-@story
+@async_test
 async def test_the_file_becomes_small_again(sqlite_stores: SqliteStores) -> None:
     store = sqlite_stores.open()
     for number in range(8):
@@ -185,7 +185,7 @@ def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "a" / "b" / "jobs.sqlite3").is_file()
 
 
-@story
+@async_test
 async def test_a_file_that_is_deleted_while_in_use_is_restored(sqlite_stores: SqliteStores) -> None:
     store = sqlite_stores.open()
     await add(store, "before", key=KEY)
@@ -205,7 +205,7 @@ async def test_a_file_that_is_deleted_while_in_use_is_restored(sqlite_stores: Sq
     assert {file.name.partition(".sqlite3")[2] for file in sqlite_stores.path.parent.iterdir()} <= {"", "-wal", "-shm"}
 
 
-@story
+@async_test
 async def test_several_processes_that_find_the_file_deleted_go_on_with_one(sqlite_stores: SqliteStores) -> None:
     several = [sqlite_stores.open() for _ in range(4)]
     for number, store in enumerate(several):
@@ -217,7 +217,7 @@ async def test_several_processes_that_find_the_file_deleted_go_on_with_one(sqlit
         assert len(await store.open_jobs()) == 5
 
 
-@story
+@async_test
 async def test_a_file_that_is_replaced_is_used_from_then_on(sqlite_stores: SqliteStores) -> None:
     store = sqlite_stores.open()
     await add(store, "old")
@@ -233,7 +233,7 @@ async def test_a_file_that_is_replaced_is_used_from_then_on(sqlite_stores: Sqlit
     assert same_pictures(await store.pictures("old"), SETS)
 
 
-@story
+@async_test
 async def test_a_successor_that_finds_no_file_makes_one_and_the_old_replica_adds_its_jobs(
     sqlite_stores: SqliteStores,
 ) -> None:
@@ -249,7 +249,7 @@ async def test_a_successor_that_finds_no_file_makes_one_and_the_old_replica_adds
     assert await successor.outcomes("accepted") == {0: outcome()}
 
 
-@story
+@async_test
 async def test_a_file_that_cannot_be_used_any_more_is_an_outage_and_no_matter_of_configuration(
     sqlite_stores: SqliteStores,
 ) -> None:
@@ -263,7 +263,7 @@ async def test_a_file_that_cannot_be_used_any_more_is_an_outage_and_no_matter_of
     assert await store.record("job") == record()
 
 
-@story
+@async_test
 async def test_a_file_of_this_version_without_its_tables_is_refused(sqlite_stores: SqliteStores) -> None:
     sqlite_stores.path.parent.mkdir()
     db = sqlite3.connect(sqlite_stores.path)
@@ -273,7 +273,7 @@ async def test_a_file_of_this_version_without_its_tables_is_refused(sqlite_store
         await sqlite_stores.open().record("job")
 
 
-@story
+@async_test
 async def test_a_clock_that_is_set_back_does_not_keep_a_dead_owner_alive(sqlite_stores: SqliteStores) -> None:
     now, boot = [1_700_000_000.0], [5_000.0]
 
@@ -295,7 +295,7 @@ async def test_a_clock_that_is_set_back_does_not_keep_a_dead_owner_alive(sqlite_
     assert await opened().adopt("another") == []
 
 
-@story
+@async_test
 async def test_a_lease_of_an_earlier_boot_is_over(sqlite_stores: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
     store = sqlite_stores.open()
     await store.beat("me", 10)
@@ -307,7 +307,7 @@ async def test_a_lease_of_an_earlier_boot_is_over(sqlite_stores: SqliteStores, m
     assert await heir.update("job", "heir", record(JobState.IN_PROGRESS))
 
 
-@story
+@async_test
 async def test_a_file_that_an_earlier_version_wrote_is_taken_over(sqlite_stores: SqliteStores) -> None:
     store = sqlite_stores.open()
     await add(store)

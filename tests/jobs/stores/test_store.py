@@ -7,11 +7,11 @@ import pytest
 
 from serve_app.edits.job import JobState, RepeatKey
 from serve_app.errors import RepeatKeyConflict
-from tests.jobs.conftest import Stores, story
+from tests.jobs.conftest import Stores, async_test
 from tests.jobs.samples import FINAL, KEY, SETS, SHORT_S, add, end, is_kept, noise, outcome, record, same_pictures, spec
 
 
-@story
+@async_test
 async def test_a_job_is_there_for_all_stores_with_everything(stores: Stores) -> None:
     job = spec(key=KEY, webhook="https://example.org/hook")
     first = record(webhook=True)
@@ -24,7 +24,7 @@ async def test_a_job_is_there_for_all_stores_with_everything(stores: Stores) -> 
     assert await other.open_jobs() == {"job": JobState.IN_QUEUE}
 
 
-@story
+@async_test
 async def test_an_unknown_job_has_nothing_and_takes_nothing(stores: Stores) -> None:
     store = stores.open()
     assert await store.spec("job") is None
@@ -39,7 +39,7 @@ async def test_an_unknown_job_has_nothing_and_takes_nothing(stores: Stores) -> N
     assert await stores.num_left() == 0
 
 
-@story
+@async_test
 async def test_a_known_id_changes_nothing(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -53,7 +53,7 @@ async def test_a_known_id_changes_nothing(stores: Stores) -> None:
     assert await stores.num_left() == before + 1
 
 
-@story
+@async_test
 async def test_a_known_id_with_another_fingerprint_is_refused(stores: Stores) -> None:
     store = stores.open()
     await add(store, key=KEY)
@@ -61,7 +61,7 @@ async def test_a_known_id_with_another_fingerprint_is_refused(stores: Stores) ->
         await add(store, key=RepeatKey("another key", "another fingerprint"))
 
 
-@story
+@async_test
 async def test_a_known_id_goes_before_a_known_key(stores: Stores) -> None:
     store = stores.open()
     other = replace(KEY, key="order-18")
@@ -71,7 +71,7 @@ async def test_a_known_id_goes_before_a_known_key(stores: Stores) -> None:
     assert await add(store, "ape", key=KEY) == "ape"
 
 
-@story
+@async_test
 async def test_a_repeated_request_is_the_job_that_it_was_first(stores: Stores) -> None:
     store = stores.open()
     await add(store, "first", key=KEY)
@@ -81,7 +81,7 @@ async def test_a_repeated_request_is_the_job_that_it_was_first(stores: Stores) -
     assert await stores.num_left() == before
 
 
-@story
+@async_test
 async def test_another_request_with_the_key_is_refused_and_not_stored(stores: Stores) -> None:
     store = stores.open()
     await add(store, "first", key=KEY)
@@ -92,7 +92,7 @@ async def test_another_request_with_the_key_is_refused_and_not_stored(stores: St
     assert await stores.num_left() == before
 
 
-@story
+@async_test
 async def test_jobs_with_other_keys_or_none_are_jobs_of_their_own(stores: Stores) -> None:
     store = stores.open()
     keys = [KEY, replace(KEY, key="order-18"), None, None]
@@ -100,7 +100,7 @@ async def test_jobs_with_other_keys_or_none_are_jobs_of_their_own(stores: Stores
     assert ids == ["job 0", "job 1", "job 2", "job 3"]
 
 
-@story
+@async_test
 async def test_of_many_requests_with_one_key_at_once_one_is_stored(stores: Stores) -> None:
     first, second = stores.open(), stores.open()
     adding = [add((first, second)[number % 2], f"job {number}", key=KEY) for number in range(20)]
@@ -114,7 +114,7 @@ async def test_of_many_requests_with_one_key_at_once_one_is_stored(stores: Store
     assert await stores.num_left() - num_left == 2
 
 
-@story
+@async_test
 async def test_a_key_stays_bound_as_long_as_its_ended_job_is_kept(stores: Stores) -> None:
     store = stores.open()
     await add(store, "first", key=KEY)
@@ -122,7 +122,7 @@ async def test_a_key_stays_bound_as_long_as_its_ended_job_is_kept(stores: Stores
     assert await add(store, "second", key=KEY) == "first"
 
 
-@story
+@async_test
 async def test_a_key_whose_job_has_expired_is_free(stores: Stores) -> None:
     store = stores.open()
     await add(store, "first", key=KEY, retention_s=SHORT_S)
@@ -133,7 +133,7 @@ async def test_a_key_whose_job_has_expired_is_free(stores: Stores) -> None:
     assert await add(store, "third", key=anew) == "second"
 
 
-@story
+@async_test
 async def test_an_id_whose_job_has_expired_is_free(stores: Stores) -> None:
     store = stores.open()
     await add(store, retention_s=SHORT_S)
@@ -145,7 +145,7 @@ async def test_an_id_whose_job_has_expired_is_free(stores: Stores) -> None:
     assert await store.outcomes("job") == {}
 
 
-@story
+@async_test
 async def test_outcomes_are_kept_by_their_index(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -156,7 +156,7 @@ async def test_outcomes_are_kept_by_their_index(stores: Stores) -> None:
     assert await stores.open().outcomes("job") == {0: outcome(b"first"), 11: outcome(b"later")}
 
 
-@story
+@async_test
 async def test_the_last_outcome_of_an_index_holds(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -165,7 +165,7 @@ async def test_the_last_outcome_of_an_index_holds(stores: Stores) -> None:
     assert await store.outcomes("job") == {0: outcome(b"two")}
 
 
-@story
+@async_test
 async def test_a_stranger_cannot_add_an_outcome(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -173,7 +173,7 @@ async def test_a_stranger_cannot_add_an_outcome(stores: Stores) -> None:
     assert await store.outcomes("job") == {}
 
 
-@story
+@async_test
 @pytest.mark.parametrize("webhook", [False, True])
 @pytest.mark.parametrize("state", FINAL)
 async def test_a_job_that_has_ended_takes_no_outcome(stores: Stores, state: JobState, webhook: bool) -> None:
@@ -184,7 +184,7 @@ async def test_a_job_that_has_ended_takes_no_outcome(stores: Stores, state: JobS
     assert await store.outcomes("job") == {}
 
 
-@story
+@async_test
 async def test_retention_counts_from_the_end_and_not_from_the_update(stores: Stores) -> None:
     store = stores.open()
     await add(store, "kept", retention_s=60)
@@ -195,7 +195,7 @@ async def test_retention_counts_from_the_end_and_not_from_the_update(stores: Sto
     assert not await is_kept(store, "gone")
 
 
-@story
+@async_test
 async def test_an_expired_job_is_gone_with_all_its_parts(stores: Stores) -> None:
     store = stores.open()
     await add(store, key=KEY, retention_s=SHORT_S)
@@ -210,7 +210,7 @@ async def test_an_expired_job_is_gone_with_all_its_parts(stores: Stores) -> None
     assert await stores.num_left() == 0
 
 
-@story
+@async_test
 async def test_sweeping_leaves_what_is_kept(stores: Stores) -> None:
     store = stores.open()
     await add(store, "open", retention_s=SHORT_S)
@@ -226,7 +226,7 @@ async def test_sweeping_leaves_what_is_kept(stores: Stores) -> None:
     assert await store.adopt("other") == []
 
 
-@story
+@async_test
 async def test_a_lease_that_is_over_leaves_nothing(stores: Stores) -> None:
     store = stores.open()
     await store.beat("me", SHORT_S)
@@ -236,14 +236,14 @@ async def test_a_lease_that_is_over_leaves_nothing(stores: Stores) -> None:
     assert await stores.num_left() == 0
 
 
-@story
+@async_test
 async def test_hundreds_may_read_at_once(stores: Stores) -> None:
     store = stores.open()
     await add(store)
     assert await asyncio.gather(*(store.record("job") for _ in range(400))) == [record()] * 400
 
 
-@story
+@async_test
 async def test_a_job_that_ends_without_a_time_is_refused(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -252,6 +252,6 @@ async def test_a_job_that_ends_without_a_time_is_refused(stores: Stores) -> None
     assert await store.record("job") == record()
 
 
-@story
+@async_test
 async def test_a_store_that_was_not_used_can_be_closed(stores: Stores) -> None:
     stores.open()

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from serve_app.edits.job import JobRecord, JobState
-from tests.jobs.conftest import Stores, story
+from tests.jobs.conftest import Stores, async_test
 from tests.jobs.samples import FINAL, KEY, SETS, SHORT_S, add, end, is_kept, outcome, record, same_pictures, spec
 
 RETRYABLE = [JobState.FAILED, JobState.TIMED_OUT]
 
 
-@story
+@async_test
 async def test_the_owner_replaces_the_record(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -23,7 +23,7 @@ async def test_the_owner_replaces_the_record(stores: Stores) -> None:
     assert await store.spec("job") == spec()
 
 
-@story
+@async_test
 async def test_a_stranger_cannot_replace_the_record(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -31,7 +31,7 @@ async def test_a_stranger_cannot_replace_the_record(stores: Stores) -> None:
     assert await store.record("job") == record()
 
 
-@story
+@async_test
 @pytest.mark.parametrize("state", FINAL)
 async def test_a_job_that_is_no_longer_open_stays_as_it_is(stores: Stores, state: JobState) -> None:
     store = stores.open()
@@ -42,7 +42,7 @@ async def test_a_job_that_is_no_longer_open_stays_as_it_is(stores: Stores, state
     assert await store.record("job") == record(state, ended_at=stores.now)
 
 
-@story
+@async_test
 async def test_a_job_whose_webhook_is_pending_is_open_until_that_is_notified(stores: Stores) -> None:
     store = stores.open()
     await add(store, webhook=True, retention_s=SHORT_S)
@@ -56,7 +56,7 @@ async def test_a_job_whose_webhook_is_pending_is_open_until_that_is_notified(sto
     assert await store.open_jobs() == {}
 
 
-@story
+@async_test
 @pytest.mark.parametrize("state", [JobState.IN_PROGRESS, JobState.COMPLETED])
 async def test_a_job_ends_once_even_while_its_webhook_is_pending(stores: Stores, state: JobState) -> None:
     store = stores.open()
@@ -67,7 +67,7 @@ async def test_a_job_ends_once_even_while_its_webhook_is_pending(stores: Stores,
     assert kept == record(JobState.CANCELLED, webhook=True, ended_at=stores.now)
 
 
-@story
+@async_test
 @pytest.mark.parametrize("state", [JobState.IN_QUEUE, JobState.IN_PROGRESS])
 async def test_any_store_can_cancel_a_job_that_has_not_ended(stores: Stores, state: JobState) -> None:
     store = stores.open()
@@ -82,7 +82,7 @@ async def test_any_store_can_cancel_a_job_that_has_not_ended(stores: Stores, sta
     assert not await store.add_outcome("job", "me", 0, outcome())
 
 
-@story
+@async_test
 @pytest.mark.parametrize("webhook", [False, True])
 @pytest.mark.parametrize("state", FINAL)
 async def test_cancelling_a_job_that_has_ended_changes_nothing(stores: Stores, state: JobState, webhook: bool) -> None:
@@ -94,7 +94,7 @@ async def test_cancelling_a_job_that_has_ended_changes_nothing(stores: Stores, s
     assert await store.record("job") == ended
 
 
-@story
+@async_test
 async def test_retention_begins_with_the_cancelling(stores: Stores) -> None:
     store = stores.open()
     await add(store, "kept", retention_s=60)
@@ -105,7 +105,7 @@ async def test_retention_begins_with_the_cancelling(stores: Stores) -> None:
     assert not await is_kept(store, "gone")
 
 
-@story
+@async_test
 async def test_a_pending_webhook_keeps_a_cancelled_job_open(stores: Stores) -> None:
     store = stores.open()
     await add(store, webhook=True, retention_s=SHORT_S)
@@ -121,7 +121,7 @@ async def test_a_pending_webhook_keeps_a_cancelled_job_open(stores: Stores) -> N
     assert not await is_kept(store)
 
 
-@story
+@async_test
 async def test_of_many_who_cancel_at_once_one_did_it(stores: Stores) -> None:
     first, second = stores.open(), stores.open()
     await add(first)
@@ -129,7 +129,7 @@ async def test_of_many_who_cancel_at_once_one_did_it(stores: Stores) -> None:
     assert sorted(done) == [False] * 19 + [True]
 
 
-@story
+@async_test
 async def test_a_job_is_either_completed_or_cancelled(stores: Stores) -> None:
     first, second = stores.open(), stores.open()
     for number in range(20):
@@ -140,7 +140,7 @@ async def test_a_job_is_either_completed_or_cancelled(stores: Stores) -> None:
         assert updated != cancelled
 
 
-@story
+@async_test
 @pytest.mark.parametrize("state", JobState)
 async def test_only_jobs_of_a_retryable_state_are_reopened(stores: Stores, state: JobState) -> None:
     store = stores.open()
@@ -152,7 +152,7 @@ async def test_only_jobs_of_a_retryable_state_are_reopened(stores: Stores, state
     assert await store.record("job") == (again if state in RETRYABLE else before)
 
 
-@story
+@async_test
 @pytest.mark.parametrize("webhook", [False, True])
 @pytest.mark.parametrize("state", RETRYABLE)
 async def test_a_reopened_job_has_no_outcomes(stores: Stores, state: JobState, webhook: bool) -> None:
@@ -166,7 +166,7 @@ async def test_a_reopened_job_has_no_outcomes(stores: Stores, state: JobState, w
     assert same_pictures(await store.pictures("job"), SETS)
 
 
-@story
+@async_test
 async def test_a_reopened_job_changes_hands(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -180,7 +180,7 @@ async def test_a_reopened_job_changes_hands(stores: Stores) -> None:
     assert await store.update("job", "other", record(JobState.IN_PROGRESS))
 
 
-@story
+@async_test
 async def test_a_reopened_job_does_not_expire_nor_does_its_key(stores: Stores) -> None:
     store = stores.open()
     await add(store, key=KEY, retention_s=SHORT_S * 5)
@@ -192,7 +192,7 @@ async def test_a_reopened_job_does_not_expire_nor_does_its_key(stores: Stores) -
     assert await add(store, "second", key=KEY) == "job"
 
 
-@story
+@async_test
 async def test_of_many_who_reopen_at_once_one_did_it(stores: Stores) -> None:
     first, second = stores.open(), stores.open()
     await add(first)

@@ -3,11 +3,11 @@
 import asyncio
 
 from serve_app.edits.job import JobState
-from tests.jobs.conftest import Stores, story
+from tests.jobs.conftest import Stores, async_test
 from tests.jobs.samples import SETS, SHORT_S, add, end, outcome, record
 
 
-@story
+@async_test
 async def test_a_beat_returns_the_owners_open_jobs_and_their_states(stores: Stores) -> None:
     store = stores.open()
     for name, owner in (("waiting", "me"), ("running", "me"), ("notified", "me"), ("ended", "me"), ("theirs", "you")):
@@ -21,7 +21,7 @@ async def test_a_beat_returns_the_owners_open_jobs_and_their_states(stores: Stor
     assert await store.open_jobs() == {**mine, "theirs": JobState.IN_QUEUE}
 
 
-@story
+@async_test
 async def test_the_jobs_of_one_that_never_beat_are_adopted(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -30,7 +30,7 @@ async def test_the_jobs_of_one_that_never_beat_are_adopted(stores: Stores) -> No
     assert await store.beat("me", 60) == {}
 
 
-@story
+@async_test
 async def test_the_jobs_of_the_living_are_not(stores: Stores) -> None:
     store = stores.open()
     await store.beat("me", 60)
@@ -39,7 +39,7 @@ async def test_the_jobs_of_the_living_are_not(stores: Stores) -> None:
     assert await store.beat("me", 60) == {"job": JobState.IN_QUEUE}
 
 
-@story
+@async_test
 async def test_the_jobs_of_one_whose_lease_is_over_are_adopted(stores: Stores) -> None:
     store = stores.open()
     await store.beat("me", SHORT_S)
@@ -48,7 +48,7 @@ async def test_the_jobs_of_one_whose_lease_is_over_are_adopted(stores: Stores) -
     assert await store.adopt("heir") == ["job"]
 
 
-@story
+@async_test
 async def test_a_beat_renews_the_lease(stores: Stores) -> None:
     store = stores.open()
     await store.beat("me", SHORT_S)
@@ -58,7 +58,7 @@ async def test_a_beat_renews_the_lease(stores: Stores) -> None:
     assert await store.adopt("heir") == []
 
 
-@story
+@async_test
 async def test_what_the_former_owner_writes_is_refused(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -71,7 +71,7 @@ async def test_what_the_former_owner_writes_is_refused(stores: Stores) -> None:
     assert await store.outcomes("job") == {0: outcome(b"before"), 1: outcome(b"of the heir")}
 
 
-@story
+@async_test
 async def test_open_jobs_are_adopted_as_they_are_and_others_not(stores: Stores) -> None:
     store = stores.open()
     await add(store, "ended")
@@ -85,7 +85,7 @@ async def test_open_jobs_are_adopted_as_they_are_and_others_not(stores: Stores) 
     assert await store.record("running") == record(JobState.IN_PROGRESS)
 
 
-@story
+@async_test
 async def test_no_owner_adopts_its_own_jobs(stores: Stores) -> None:
     store = stores.open()
     await add(store)
@@ -94,7 +94,7 @@ async def test_no_owner_adopts_its_own_jobs(stores: Stores) -> None:
     assert await store.adopt("heir") == []
 
 
-@story
+@async_test
 async def test_of_many_heirs_each_job_goes_to_one(stores: Stores) -> None:
     heirs = [f"heir {number}" for number in range(8)]
     several = {heir: stores.open() for heir in heirs}
@@ -107,7 +107,7 @@ async def test_of_many_heirs_each_job_goes_to_one(stores: Stores) -> None:
         assert sorted(await store.beat(heir, 60)) == sorted(share)
 
 
-@story
+@async_test
 async def test_an_owner_that_writes_while_a_job_is_adopted_does_not_get_it_back(stores: Stores) -> None:
     store, heirs = stores.open(), stores.open()
     jobs = [await add(store, f"job {number}", sets=SETS[1:]) for number in range(20)]
