@@ -1,4 +1,4 @@
-"""API keys and operator keys: from the environment and from files, which may change while the service runs."""
+"""API keys and operator keys: where they are read from, and which requests they admit."""
 
 import codecs
 import hmac
@@ -12,13 +12,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from serve_app.errors import ConfigError, StartupError, Unauthorized
-from serve_app.ingress.error_responses import refusal
-from serve_app.ingress.route import route_path
+from serve_app.errors import ConfigError, Forbidden, ServiceError, StartupError, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +26,6 @@ KEYS_VARIABLE = "CAMERA_EDIT_API_KEYS"
 
 FILE_VARIABLE = "CAMERA_EDIT_API_KEYS_FILE"
 """A file with one key per line, such as a mounted Secret; it overrides the setting `api_keys_file`."""
-
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""Paths that need no key."""
 
 CHECK_EVERY_S = 1.0
 
@@ -42,20 +38,20 @@ _BEARER = re.compile(r"^bearer(?:\s+|$)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Key:
-    """A key, and the name under which logs and metrics show it; an empty name: none."""
+    """A key, and its name in logs and metrics; empty: it has none."""
 
     value: bytes = field(repr=False)
     name: str = ""
 
     @classmethod
     def parsed(cls, text: bytes) -> Self:
-        """`NAME:KEY` or a bare key. What precedes the colon counts as a name if it is a valid one."""
+        """`NAME:KEY` or a bare key. Text before the colon that is not a valid name is a part of the key."""
         match = _NAMED.fullmatch(text)
         return cls(text) if match is None else cls(match["key"].strip(), match["name"].decode())
 
 
 Keys = Callable[[], Sequence[Key]]
-"""The keys that are valid at this moment."""
+"""Returns the keys that are valid now."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class KeySource:
     """Where one kind of keys is configured.
 
     Attributes:
-        kind: what messages call the keys.
+        kind: the keys' name in messages.
         variable: environment variable with keys, separated by commas.
         file_variable: environment variable with the path of a file; it overrides the setting.
     """
@@ -77,13 +73,33 @@ API_KEYS = KeySource("API keys", KEYS_VARIABLE, FILE_VARIABLE)
 OPERATOR_KEYS = KeySource("operator keys", "CAMERA_EDIT_OPERATOR_KEYS", "CAMERA_EDIT_OPERATOR_KEYS_FILE")
 
 
+_HOST = re.compile(r"(\[(?P<v6>[^\]]*)\]|(?P<name>[^:]*))(:\d*)?")
+# Any of these is evidence of a proxy between the client and this machine's loopback; so is HTTP/1.0, nginx' default.
+_FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
+_FORWARDING_PREFIXES = ("x-forwarded-", "x-envoy-")
+_LOOPBACK_PEERS = ("127.0.0.1", "::1", "::ffff:127.0.0.1")  # not 127.0.0.6, which is Istio's proxy
+
+_CROSS_SITE = Forbidden("A web page of another site may not call this endpoint.")
+_WRONG_KIND = Forbidden("This endpoint needs an operator key, and this is an API key.")
+_NOT_LOCAL = Forbidden(
+    f"Without operator keys, this endpoint can be called only from the service's own machine. "
+    f"Set {OPERATOR_KEYS.variable} or {OPERATOR_KEYS.file_variable} to call it from elsewhere."
+)
+_WRONG_KEY = Unauthorized(
+    "The operator key is missing or wrong. Send it as `Authorization: Bearer KEY`; "
+    f"the service reads operator keys from {OPERATOR_KEYS.variable} or {OPERATOR_KEYS.file_variable}."
+)
+_UNKNOWN_KEY = Unauthorized("The key is wrong. From the service's own machine, send no key.")
+
+
 class KeyFile:
-    """Keys from a file, read again when it has changed. While it is missing, unreadable or empty it has no keys.
+    """Keys from a file, which is read again when it has changed. While it is missing, unreadable or empty, there are no
+    keys.
 
     Args:
         path: one key per line. Blank lines, lines that begin with `#` and a byte order mark are ignored.
         clock: seconds; the file is checked for changes at most once in `CHECK_EVERY_S`.
-        kind: what messages call the keys.
+        kind: the keys' name in messages.
 
     Raises:
         ConfigError: the file holds no key now.
@@ -140,14 +156,14 @@ def configured_keys(setting: str | None, source: KeySource = API_KEYS) -> Keys |
         ConfigError: a file or the variable is set, and it holds no key.
     """
     variable = os.environ.get(source.variable, "")
-    given = _parsed(part.encode() for part in variable.split(","))
-    if variable.strip(" ,") and not given:
+    keys = _parsed(part.encode() for part in variable.split(","))
+    if variable.strip(" ,") and not keys:
         raise ConfigError(f"{source.variable} is set and holds no key; write KEY,ANOTHER or NAME:KEY.")
     path = os.environ.get(source.file_variable, "").strip() or setting
     if path is None:
-        return (lambda: given) if given else None
+        return (lambda: keys) if keys else None
     file = KeyFile(Path(path).expanduser(), kind=source.kind)
-    return lambda: (*given, *file())
+    return lambda: (*keys, *file())
 
 
 def _parsed(texts: Iterable[bytes]) -> tuple[Key, ...]:
@@ -187,41 +203,64 @@ def credentials(headers: Headers) -> bytes:
     return _BEARER.sub("", headers.get("authorization", ""), count=1).strip().encode("latin-1")
 
 
-def matching(keys: Keys | None, given: bytes) -> Key | None:
-    """The key that equals `given`. All are compared, each in constant time."""
-    found = [key for key in (keys() if keys is not None else ()) if hmac.compare_digest(given, key.value)]
+def matching(keys: Keys | None, credential: bytes) -> Key | None:
+    """The key that equals `credential`. All keys are compared, each in constant time."""
+    found = [key for key in (keys() if keys is not None else ()) if hmac.compare_digest(credential, key.value)]
     return found[0] if found else None
 
 
-class ApiKeys:
-    """ASGI middleware: answers 401 to requests without a valid key, except on `OPEN_PATHS` and for requests that the
-    operator gate has admitted. The key's name is put into the scope's state as `key_name`.
+def operator_error(
+    scope: Scope, operator_keys: Keys | None, api_keys: Keys | None, behind_haproxy: bool
+) -> ServiceError | None:
+    """Why a request may not reach an operator endpoint, or None.
+
+    Cross-site browser requests and API keys are always rejected. With operator keys, a request needs one of them;
+    without, it must come from this machine directly.
 
     Args:
-        keys: None: no key is needed. A callable that returns no keys: every request is rejected.
+        behind_haproxy: the peer is HAProxy, so its address says nothing about the client.
     """
-
-    def __init__(self, app: ASGIApp, keys: Keys | None) -> None:
-        self._app = app
-        self._keys = keys
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # There is no WebSocket route, so a scope of another type needs no key.
-        if self._keys is None or scope["type"] != "http" or _is_open(scope):
-            await self._app(scope, receive, send)
-            return
-        key = matching(self._keys, credentials(Headers(scope=scope)))
-        if key is None:
-            problem = Unauthorized("The API key is missing or wrong. Send it as `Authorization: Bearer KEY`.")
-            await refusal(scope["path"], problem)(scope, receive, send)
-            return
-        scope.setdefault("state", {})["key_name"] = key.name
-        token = KEY_NAME.set(key.name)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            KEY_NAME.reset(token)
+    headers = Headers(scope=scope)
+    credential = credentials(headers)
+    if _is_cross_site(headers):
+        return _CROSS_SITE
+    # First, since a key may have been configured as both.
+    if matching(api_keys, credential) is not None:
+        return _WRONG_KIND
+    if operator_keys is not None:
+        return None if matching(operator_keys, credential) is not None else _WRONG_KEY
+    if behind_haproxy or not _is_local(scope, headers):
+        return _NOT_LOCAL
+    return _UNKNOWN_KEY if credential and api_keys is not None else None
 
 
-def _is_open(scope: Scope) -> bool:
-    return route_path(scope) in OPEN_PATHS or scope.get("state", {}).get("is_operator", False)
+def _is_cross_site(headers: Headers) -> bool:
+    """Whether a browser sent this for a page of another origin."""
+    sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
+    host = headers.get("host", "").lower()
+    return not sites <= {"same-origin", "none"} or any(_authority(each) != host for each in headers.getlist("origin"))
+
+
+def _authority(origin: str) -> str | None:
+    """`host[:port]` of an origin; None: it has none, as the origin `null`."""
+    try:
+        return urlsplit(origin.strip().lower()).netloc or None
+    except ValueError:
+        return None
+
+
+def _is_local(scope: Scope, headers: Headers) -> bool:
+    """Whether the request shows no sign that its client runs on another machine. The Host header excludes pages whose
+    name resolves to this machine, and a forwarding header excludes clients of a reverse proxy here. Serve's proxy puts
+    the peer's address into `client`; uvicorn replaces it by `x-forwarded-for` if the peer is loopback."""
+    peer, hosts = scope.get("client"), headers.getlist("host")
+    is_forwarded = scope.get("http_version") == "1.0" or any(
+        name in _FORWARDING_HEADERS or name.startswith(_FORWARDING_PREFIXES) for name in headers
+    )
+    is_peer_local = peer is not None and peer[0] in _LOOPBACK_PEERS
+    return is_peer_local and not is_forwarded and len(hosts) == 1 and _names_loopback(hosts[0])
+
+
+def _names_loopback(host: str) -> bool:
+    match = _HOST.fullmatch(host.strip().lower())
+    return match is not None and is_loopback(match["v6"] or match["name"] or "")

@@ -1,4 +1,4 @@
-"""What the routes need from outside the ingress."""
+"""What the routes need from outside the ingress, and whether the service drains."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -7,10 +7,43 @@ from serve_app.config import AppSettings
 from serve_app.edits.job import JobsPort
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
+from serve_app.errors import ServiceUnavailable
 from serve_app.ingress.auth import Keys
-from serve_app.ingress.drain import Draining
-from serve_app.ingress.load import UNKNOWN_S
 from serve_app.ingress.prepare import Preparer
+
+RETRY_AFTER_S = 5
+"""The Retry-After of 503, and of 429 until throughput has been measured."""
+
+
+@dataclass
+class Draining:
+    """The drain state of one ingress replica.
+
+    Attributes:
+        begun: new work is rejected.
+        num_requests: requests in flight, except those for health and the drain.
+    """
+
+    begun: bool = False
+    num_requests: int = 0
+
+    def require_open(self) -> None:
+        """
+        Raises:
+            ServiceUnavailable: the service drains.
+        """
+        if self.begun:
+            raise ServiceUnavailable("The service is shutting down and takes no new work; try again later.")
+
+    def begin(self) -> int:
+        """Reject new work from now on; returns the number of requests in flight."""
+        self.begun = True
+        return self.num_requests
+
+    def end(self) -> int:
+        """Accept new work again; returns the number of requests in flight."""
+        self.begun = False
+        return self.num_requests
 
 
 async def _no_fault() -> str | None:
@@ -22,19 +55,19 @@ class Backend:
     """Ports and settings.
 
     Attributes:
-        jobs: runs what outlives its connection.
-        service: runs what ends with its connection.
-        share: makes prepared pictures travel by reference; called once for each set.
-        workers: RunPod's worker counts by state, given how many of them are busy.
-        api_keys: the customers' keys; None: none is needed.
+        jobs: runs edits that outlive their connection.
+        service: runs edits that end with their connection.
+        share: puts prepared pictures where they can be passed by reference; called once for each set.
+        workers: RunPod's worker counts by state, from the number of busy ones.
+        api_keys: the customers' keys; None: no key is needed.
         operator_keys: the keys of the operator endpoints; None: none are configured.
-        behind_serve: Serve's proxy is in front, which puts `x-request-id` on answers.
+        behind_serve: Serve's proxy is in front, which adds `x-request-id` to responses.
         behind_haproxy: Serve runs behind HAProxy, which is the peer of every request.
         draining: the state of this replica.
-        drain: begins the drain in all replicas and returns how many requests they are answering; None: this one only.
+        drain: begins the drain in all replicas and returns the number of requests in flight; None: in this one only.
         undrain: ends it, likewise.
-        editor_fault: why no editor would take work, or None.
-        retry_after_s: what a client is told to wait when there is no room.
+        editor_fault: why no editor would accept work, or None.
+        retry_after_s: the Retry-After of 429.
     """
 
     settings: AppSettings
@@ -51,4 +84,4 @@ class Backend:
     drain: Callable[[], Awaitable[int]] | None = None
     undrain: Callable[[], Awaitable[int]] | None = None
     editor_fault: Callable[[], Awaitable[str | None]] = _no_fault
-    retry_after_s: Callable[[], int] = lambda: UNKNOWN_S
+    retry_after_s: Callable[[], int] = lambda: RETRY_AFTER_S

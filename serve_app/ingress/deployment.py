@@ -14,13 +14,11 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppSettings
 from serve_app.edits.service import EditService
 from serve_app.errors import StartupError
+from serve_app.ingress.admission import MeteredEditor, ThroughputMeter
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, require_keys
-from serve_app.ingress.backend import Backend
-from serve_app.ingress.drain import Draining
-from serve_app.ingress.load import ThroughputMeter
+from serve_app.ingress.backend import Backend, Draining
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
-from serve_app.ingress.paced_editor import MeteredEditor
 from serve_app.ingress.prepare import Preparer
 from serve_app.serving.handles import EditorHandle, RewriterHandle, call_all, fault, jobs_port, share, worker_counts
 from serve_app.serving.replica import join_serve_logs
@@ -30,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @serve.ingress()
 class Ingress:
-    """HTTP in, handles out. The ASGI app is built in the replica, so nothing of it is ever pickled."""
+    """Answers HTTP by calling deployment handles. The ASGI app is built in the replica, so it is never pickled."""
 
     def __init__(
         self,
@@ -44,13 +42,13 @@ class Ingress:
         api_keys, operator_keys = _checked_keys(settings, give_up)
         me = serve.get_replica_context()
         port = jobs_port(jobs)
-        pace = ThroughputMeter(port)
-        paced = MeteredEditor(EditorHandle(editor), pace)
+        meter = ThroughputMeter(port)
+        metered = MeteredEditor(EditorHandle(editor), meter)
         self._draining = Draining()
         self._backend = Backend(
             settings=settings,
             jobs=port,
-            service=EditService(paced, _rewriter_port(settings, rewriter)),
+            service=EditService(metered, _rewriter_port(settings, rewriter)),
             share=share,
             workers=partial(worker_counts, me.app_name, "Editor"),
             prepare=Preparer(settings),
@@ -62,15 +60,15 @@ class Ingress:
             drain=partial(_sum_of_all, me.app_name, me.deployment, "begin_drain"),
             undrain=partial(_sum_of_all, me.app_name, me.deployment, "end_drain"),
             editor_fault=partial(fault, me.app_name, "Editor", editor),
-            retry_after_s=pace.retry_after_s,
+            retry_after_s=meter.retry_after_s,
         )
 
     async def begin_drain(self) -> int:
-        """Reject new work; returns how many requests this replica is answering."""
+        """Reject new work; returns this replica's number of requests in flight."""
         return self._draining.begin()
 
     async def end_drain(self) -> int:
-        """Accept new work again; returns how many requests this replica is answering."""
+        """Accept new work again; returns this replica's number of requests in flight."""
         return self._draining.end()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -90,13 +88,13 @@ def _rewriter_port(settings: AppSettings, handle: "DeploymentHandle[Any] | None"
 
 
 def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> tuple[Keys | None, Keys | None]:
-    """This node's API keys, if the proxies may listen where they do with them, and its operator keys.
+    """This node's API keys and operator keys.
 
     Args:
-        give_up: called before an error, since Serve would start the replica again and again.
+        give_up: called before an error, since Serve would restart the replica again and again.
 
     Raises:
-        StartupError: they may not, or a file of keys holds none.
+        StartupError: the proxies may not listen at their address with these API keys, or a file of keys holds none.
     """
     try:
         keys = configured_keys(settings.api_keys_file)
@@ -115,7 +113,7 @@ def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> tuple[K
 
 
 def _bound_host() -> str:
-    """Where Serve's proxies listen. Ray has no public call for it."""
+    """The address at which Serve's proxies listen. Ray has no public call for it."""
     client = _get_global_client()
     # HAProxy listens on all interfaces, whatever http_options says.
     return "0.0.0.0" if client is None or RAY_SERVE_ENABLE_HA_PROXY else client.http_config.host

@@ -1,55 +1,81 @@
-"""The table of dialects: which paths belong to each, which of those are work, and how its errors look."""
+"""The table of dialects. A new dialect is a folder beside `openai/` and `runpod/`, and a row here."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fastapi import APIRouter
 from pydantic import BaseModel
 
+from serve_app.ingress.backend import Backend
 from serve_app.ingress.openai.answers import error_body as openai_error
+from serve_app.ingress.openai.request import OpenAIJson
+from serve_app.ingress.openai.routes import openai_router
 from serve_app.ingress.runpod.answers import error_body as runpod_error
+from serve_app.ingress.runpod.request import RunPodRequest
+from serve_app.ingress.runpod.routes import runpod_router
 
-_NOTHING = re.compile(r"(?!)")
+_NONE = re.compile(r"(?!)")
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """Patterns are matched from the start of a path. Those of routes end with `$`, which like Starlette's own also
-    admits a newline.
+    """Patterns match from the start of a path. Patterns of routes end with `$`, which like Starlette's own also
+    matches before a final newline.
 
     Attributes:
         name: in metrics.
+        router: makes the routes, without a prefix.
+        prefix: the routes exist at the root and under this prefix.
         paths: all paths of the dialect, known or not.
-        work: the routes whose POST requests ask for edits. The drain and admission apply to these alone.
+        work: the routes whose POST requests ask for edits. The drain and admission apply to these only.
         unrepeatable: the routes among them that ignore an Idempotency-Key.
+        queueing: the routes among them that respond as soon as a job is queued.
+        operator: the routes for operators only.
         makes_jobs: its work takes places in the queue of jobs.
-        error_body: makes an error's body of its status, code, message and field.
+        request: the body of a request for edits; its fields are suggested for an unknown one.
+        error_body: makes an error's body from its status, code, message and field.
     """
 
     name: str
+    router: Callable[[Backend], APIRouter]
+    prefix: str
     paths: re.Pattern[str]
     work: re.Pattern[str]
     unrepeatable: re.Pattern[str]
+    queueing: re.Pattern[str]
+    operator: re.Pattern[str]
     makes_jobs: bool
+    request: type[BaseModel]
     error_body: Callable[[int, str, str, str | None], BaseModel]
 
 
 DIALECTS = (
     Dialect(
         name="openai",
+        router=openai_router,
+        prefix="/v2/{endpoint_id}/openai",
         paths=re.compile(r"/v1/|.*/openai/v1/", re.DOTALL),
         work=re.compile(r"(/v2/[^/]+/openai)?/v1/images/edits$"),
-        unrepeatable=_NOTHING,
+        unrepeatable=_NONE,
+        queueing=_NONE,
+        operator=_NONE,
         makes_jobs=False,
+        request=OpenAIJson,
         error_body=openai_error,
     ),
-    # The last one, since it has every other path.
+    # The last row, since it matches every other path.
     Dialect(
         name="runpod",
+        router=runpod_router,
+        prefix="/v2/{endpoint_id}",
         paths=re.compile(""),
         work=re.compile(r"(/v2/[^/]+)?/(run|runsync|retry/[^/]+)$"),
         unrepeatable=re.compile(r"(/v2/[^/]+)?/retry/[^/]+$"),
+        queueing=re.compile(r"(/v2/[^/]+)?/(run|retry/[^/]+)$"),
+        operator=re.compile(r"(/v2/[^/]+)?/purge-queue$"),
         makes_jobs=True,
+        request=RunPodRequest,
         error_body=runpod_error,
     ),
 )
@@ -60,10 +86,15 @@ def dialect_of(path: str) -> Dialect:
 
 
 def is_work(method: str, path: str) -> bool:
-    """Whether a request asks for edits; the others only read their state or end them."""
+    """Whether a request asks for edits; the others read their state or end them."""
     return method == "POST" and any(dialect.work.match(path) for dialect in DIALECTS)
 
 
 def is_repeatable_work(method: str, path: str) -> bool:
     """Whether a request asks for edits and its Idempotency-Key is read."""
     return is_work(method, path) and not any(dialect.unrepeatable.match(path) for dialect in DIALECTS)
+
+
+def is_operator_route(path: str) -> bool:
+    """Whether only operators may call a dialect's route."""
+    return any(dialect.operator.match(path) for dialect in DIALECTS)

@@ -1,19 +1,27 @@
-"""Field types of the wire: strict about kinds, so that `true` is no number and `"4"` no step count; null is absent."""
+"""The fields that both dialects share, and their types: strict, so that `true` is not a number and `"4"` is not a step
+count. Null means absent."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from fastapi import Header
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from serve_app.ingress.validation import wrong
+from serve_app.config import LimitSettings
+from serve_app.edits.camera import CameraPose, snap
+from serve_app.edits.images import ENCODER_OPTIONS
+from serve_app.edits.request import EditOptions, OutputFormat, PictureFormat, Sampling
+from serve_app.errors import InvalidInput
+from serve_app.ingress.validation import checked_prompt, default, echo, listed, within, wrong
 
-_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+MAX_SEED = 2**63 - 1
+MIN_TIMEOUT_S = 0.1
+MAX_ORBIT = 8
+"""The adapter knows eight azimuths; an orbit of more views would repeat some."""
 
+FORMATS: dict[str, PictureFormat] = {**{name: name for name in ENCODER_OPTIONS}, "jpg": "jpeg"}
 
-def _number(value: object) -> object:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")):
-        return value
-    raise wrong("a finite number", value)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _whole(value: object) -> object:
@@ -24,15 +32,9 @@ def _whole(value: object) -> object:
     raise wrong("a whole number", value)
 
 
-def _flag(value: object) -> object:
-    if value is None or isinstance(value, bool):
-        return value
-    raise wrong("true or false", value)
-
-
-def _whole_characters(text: str) -> str:
-    # JSON can escape one half of a surrogate pair; Python reads it, and no encoder takes it afterwards.
-    if not text.isascii() and _HALF_CHARACTERS.search(text):
+def _encodable(text: str) -> str:
+    # JSON can escape half of a surrogate pair; Python reads it, and no encoder accepts it afterwards.
+    if not text.isascii() and _LONE_SURROGATE.search(text):
         raise wrong("text of whole characters", text)
     return text
 
@@ -41,29 +43,157 @@ def _text(value: object) -> object:
     if value is None:
         return value
     if isinstance(value, str):
-        return _whole_characters(value)
+        return _encodable(value)
     raise wrong("a string", value)
 
 
-def _texts(value: object) -> object:
+def _texts(value: object, expected: str = "a list of strings") -> object:
     if value is None:
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return [_whole_characters(item) for item in value]
-    raise wrong("a list of strings", value)
+        return [_encodable(item) for item in value]
+    raise wrong(expected, value)
 
 
 def _text_or_texts(value: object) -> object:
-    if value is None or isinstance(value, str):
-        return _text(value)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return _texts(value)
-    raise wrong("a string or a list of strings", value)
+    return _text(value) if isinstance(value, str) else _texts(value, "a string or a list of strings")
 
 
-Number = Annotated[float | None, BeforeValidator(_number)]
+Number = Annotated[float | None, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int | None, BeforeValidator(_whole)]
-Flag = Annotated[bool | None, BeforeValidator(_flag)]
+Flag = Annotated[bool | None, Field(strict=True)]
 Text = Annotated[str | None, BeforeValidator(_text)]
 Texts = Annotated[list[str] | None, BeforeValidator(_texts)]
 TextOrTexts = Annotated[str | list[str] | None, BeforeValidator(_text_or_texts)]
+
+RepeatKeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same key with the same body is the same job, however often it is sent. It goes on when the "
+        "client leaves.",
+    ),
+]
+
+
+class CameraFields(BaseModel):
+    """A camera pose, or a part of one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    azimuth: Number = Field(None, description="Camera's horizontal angle in degrees; snaps to multiples of 45.")
+    elevation: Number = Field(None, description="Camera's vertical angle in degrees; snaps to -30, 0, 30, 60.")
+    distance: Number = Field(None, description="Camera's distance; snaps to 0.6, 1.0, 1.4, 1.8.")
+
+
+class View(CameraFields):
+    """A camera pose; absent fields come from the request's own camera fields."""
+
+
+def _views(value: object) -> object:
+    """`orbit` and `orbit:N` as lists of poses."""
+    if value is None or isinstance(value, list):
+        return value
+    name, _, number = value.partition(":") if isinstance(value, str) else ("", "", "")
+    num_views = MAX_ORBIT if value == "orbit" else int(number) if number.isdecimal() and len(number) < 3 else 0
+    if name != "orbit" or not 1 <= num_views <= MAX_ORBIT:
+        raise wrong(f'a list of camera poses, "orbit" or "orbit:N" with N from 1 to {MAX_ORBIT}', value)
+    return [{"azimuth": index * 360.0 / num_views} for index in range(num_views)]
+
+
+_VIEWS_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "array", "items": View.model_json_schema(), "minItems": 1},
+        {"type": "string", "pattern": f"^orbit(:[1-{MAX_ORBIT}])?$"},
+        {"type": "null"},
+    ]
+}
+
+
+class EditFields(CameraFields):
+    """How to edit. Absent and null mean the same."""
+
+    views: Annotated[list[View] | None, BeforeValidator(_views), WithJsonSchema(_VIEWS_SCHEMA)] = Field(
+        None,
+        description="Several camera poses of one upload, one picture each, streamed as they are done: a list of poses "
+        '(in a form: as JSON text), "orbit" (all eight azimuths) or "orbit:N". What a pose leaves out comes from '
+        "elevation and distance.",
+    )
+    rewrite_prompt: Flag = Field(
+        None, description="Let the rewriter turn a vague instruction into a precise one. Default false."
+    )
+    num_inference_steps: Whole = Field(None, description="Default 4; 4 to 8 suit the Lightning adapter.")
+    guidance_scale: Number = Field(None, description="Classifier-free guidance, active above 1. Default 1.0.")
+    true_cfg_scale: Number = Field(None, description="The same setting by the model's own name; it takes precedence.")
+    negative_prompt: Text = Field(None, description="What guidance steers away from. Default one space.")
+    timeout_s: Number = Field(
+        None,
+        description="Seconds from the request's arrival after which it is cancelled and answered with 504. At most, "
+        "and by default, the server's limits.request_timeout_s (600).",
+    )
+
+    def timeout(self, limits: LimitSettings, prefix: str = "") -> float | None:
+        """Seconds that the request may take, or None if the client set no limit.
+
+        Raises:
+            InvalidInput: out of bounds; `prefix` precedes the field's name in the message.
+        """
+        if self.timeout_s is None:
+            return None
+        return within(self.timeout_s, MIN_TIMEOUT_S, limits.request_timeout_s, f"{prefix}timeout_s")
+
+    def cameras(self, prefix: str = "") -> tuple[CameraPose | None, ...]:
+        """One pose for each view; without views that of the camera fields, or None.
+
+        Raises:
+            InvalidInput: an empty list of views, an empty view, or an azimuth beside views.
+        """
+        if self.views is None:
+            return (snap(self.azimuth, self.elevation, self.distance),)
+        if not self.views:
+            raise InvalidInput(f"{prefix}views is empty: give at least one camera pose.", f"{prefix}views")
+        if self.azimuth is not None:
+            message = f"{prefix}azimuth cannot stand beside {prefix}views: each view says its own."
+            raise InvalidInput(message, f"{prefix}azimuth")
+        return tuple(self._pose(view, f"{prefix}views[{index}]") for index, view in enumerate(self.views))
+
+    def _pose(self, view: View, field: str) -> CameraPose:
+        elevation = self.elevation if view.elevation is None else view.elevation
+        distance = self.distance if view.distance is None else view.distance
+        pose = snap(view.azimuth, elevation, distance)
+        if pose is None:
+            raise InvalidInput(f"{field} is empty: give azimuth, elevation or distance.", field)
+        return pose
+
+    def options(self, seed: int, limits: LimitSettings, prefix: str = "") -> EditOptions:
+        """The fields that both dialects share, as options of an edit with this seed.
+
+        Raises:
+            InvalidInput: a value is out of bounds; `prefix` precedes its field's name in the message.
+        """
+        guidance_field = "guidance_scale" if self.true_cfg_scale is None else "true_cfg_scale"
+        guidance = default(getattr(self, guidance_field), 1.0)
+        steps_field = f"{prefix}num_inference_steps"
+        sampling = Sampling(
+            seed=seed,
+            num_inference_steps=within(
+                default(self.num_inference_steps, 4), 1, limits.max_inference_steps, steps_field
+            ),
+            true_cfg_scale=within(guidance, 0.0, limits.max_guidance_scale, f"{prefix}{guidance_field}"),
+            negative_prompt=checked_prompt(default(self.negative_prompt, " "), f"{prefix}negative_prompt", limits),
+        )
+        return EditOptions(rewrite_prompt=bool(self.rewrite_prompt), sampling=sampling)
+
+
+def output_format(name: str | None, quality: int, field: str) -> OutputFormat:
+    """The format called `name`; png if it is absent.
+
+    Raises:
+        InvalidInput: there is no such format.
+    """
+    known = FORMATS.get(default(name, "png").lower())
+    if known is None:
+        raise InvalidInput(f"{field} must be {listed(ENCODER_OPTIONS)}, got {echo(name)}.", field)
+    return OutputFormat(known, quality)

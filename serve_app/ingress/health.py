@@ -1,14 +1,37 @@
-"""Liveness, readiness and the drain, hidden from OpenAPI."""
+"""Operator endpoints, hidden from OpenAPI: liveness, readiness and the drain."""
 
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from serve_app.ingress.backend import Backend
-from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
-from serve_app.ingress.readiness import Readiness, Reason
+from serve_app.edits.job import JobsPort
+from serve_app.ingress.backend import Backend, Draining
+from serve_app.serving.cached_call import CachedCall
+
+logger = logging.getLogger(__name__)
+
+LIVE_PATH, READY_PATH = "/health/live", "/health/ready"
+DRAIN_PATH, UNDRAIN_PATH = "/drain", "/undrain"
+
+OPEN_PATHS = frozenset({LIVE_PATH, READY_PATH})
+"""Paths that need no key."""
+
+OPERATOR_PATHS = frozenset({DRAIN_PATH, UNDRAIN_PATH})
+"""The service's own paths for operators only; the dialects' are in their table."""
+
+CHECK_EVERY_S = 1.0
+JOBS_TIMEOUT_S = 2.0
+EDITOR_TIMEOUT_S = 4.0
+"""Longer than `serve_app.serving.handles.fault` waits for the replicas."""
+
+Reason = Literal["draining", "editor", "jobs", "store"]
+"""What prevents new work. Clients without a key can read it, so it has no detail; the log has."""
 
 
 class Live(BaseModel):
@@ -23,7 +46,7 @@ class Ready(BaseModel):
 
 
 class InFlight(BaseModel):
-    """Requests that are being answered, and jobs that are queued or run."""
+    """Requests without a response, and jobs that are queued or run."""
 
     requests: int
     jobs: int
@@ -34,14 +57,14 @@ def health_router(backend: Backend) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     readiness = Readiness(backend.draining, backend.editor_fault, backend.jobs)
 
-    @router.get("/health/live")
+    @router.get(LIVE_PATH)
     async def live() -> Live:
         """200 as long as this process answers."""
         return Live()
 
-    @router.get("/health/ready")
+    @router.get(READY_PATH)
     async def ready() -> Response:
-        """200 if an editor and the jobs can take work, else 503 with the reason."""
+        """200 if an editor and the jobs accept work, else 503 with the reason."""
         reason = await readiness.reason()
         body = Ready(status="ready" if reason is None else "not ready", reason=reason)
         return JSONResponse(body.model_dump(exclude_none=True), 200 if reason is None else 503)
@@ -61,3 +84,64 @@ def health_router(backend: Backend) -> APIRouter:
         return InFlight(requests=num_requests, jobs=counts.in_queue + counts.in_progress)
 
     return router
+
+
+class Readiness:
+    """Checks whether new work would be done, at most once in `CHECK_EVERY_S`, and logs each change of the reason.
+
+    Args:
+        editor_fault: why no editor would accept work, or None.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        draining: Draining,
+        editor_fault: Callable[[], Awaitable[str | None]],
+        jobs: JobsPort,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._draining = draining
+        self._editor_fault = editor_fault
+        self._jobs = jobs
+        self._check = CachedCall(self._checked, CHECK_EVERY_S, clock)
+        self._logged: str | None = None
+
+    async def reason(self) -> Reason | None:
+        """Why new work would not be done, or None."""
+        return "draining" if self._draining.begun else await self._check()
+
+    async def _checked(self) -> Reason | None:
+        editor, (reason, detail) = await asyncio.gather(self._editor_problem(), self._jobs_problem())
+        if editor is not None:
+            reason, detail = "editor", editor
+        if detail != self._logged:
+            self._log(detail)
+        return reason
+
+    def _log(self, detail: str | None) -> None:
+        if detail is None:
+            logger.info("ready again")
+        else:
+            logger.warning("not ready: %s", detail)
+        self._logged = detail
+
+    async def _editor_problem(self) -> str | None:
+        try:
+            async with asyncio.timeout(EDITOR_TIMEOUT_S):
+                return await self._editor_fault()
+        except TimeoutError:
+            return f"the editors could not be checked within {EDITOR_TIMEOUT_S:g} s"
+        except Exception as problem:
+            return f"the editors cannot be checked: {problem!r}"
+
+    async def _jobs_problem(self) -> tuple[Reason | None, str | None]:
+        """The reason, and its detail for the log."""
+        try:
+            async with asyncio.timeout(JOBS_TIMEOUT_S):
+                fault = await self._jobs.fault()
+        except TimeoutError:
+            return "jobs", f"the Jobs deployment did not answer within {JOBS_TIMEOUT_S:g} s"
+        except Exception as problem:
+            return "jobs", f"the Jobs deployment cannot be checked: {problem!r}"
+        return (None, None) if fault is None else ("store", "the Jobs deployment cannot reach its store")

@@ -6,20 +6,15 @@ from ray.util.metrics import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.ingress.dialects import dialect_of
-from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
-from serve_app.ingress.route import route_path, route_template
+from serve_app.ingress.error_responses import route_path, route_template
+from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
 from serve_app.serving.metrics import SECONDS
 
 CLIENT_GONE = 499
-"""nginx's status of a request whose client left before there was an answer."""
+"""nginx's status for a request whose client disconnected before the response."""
 
-_SERVICE_PATHS = frozenset(
-    {
-        *("/health/live", "/health/ready", DRAIN_PATH, UNDRAIN_PATH),
-        *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
-    }
-)
-"""Paths that belong to neither dialect. RunPod's own `/health` is not one of them."""
+_SERVICE_PATHS = OPEN_PATHS | OPERATOR_PATHS | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+"""Paths that belong to no dialect. RunPod's own `/health` is not one of them."""
 
 
 class RequestMetrics:
@@ -37,7 +32,7 @@ class RequestMetrics:
         )
 
     def ended(self, dialect: str, route: str, key: str, status: int, seconds: float) -> None:
-        """Count one request. `key` is the name of its API key; empty: it has none."""
+        """Count one request. `key` is the name of its API key; empty: the key has no name, or there is none."""
         labels = {"dialect": dialect, "route": route, "key": key}
         self._requests.inc(1, {**labels, "status": str(status)})
         self._seconds.observe(seconds, labels)
@@ -56,14 +51,14 @@ class MetricsMiddleware:
             return
         began, status = time.monotonic(), CLIENT_GONE
 
-        async def noting(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, send_and_note)
         except Exception:
             status = 500  # Starlette answers these outside of all middleware.
             raise
@@ -75,5 +70,5 @@ class MetricsMiddleware:
 
 
 def _dialect_label(path: str) -> str:
-    """The dialect of a route path; what belongs to none of them is `service`."""
+    """The dialect of a route path, or `service` if it belongs to none."""
     return "service" if path in _SERVICE_PATHS else dialect_of(path).name

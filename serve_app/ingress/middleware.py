@@ -1,38 +1,218 @@
-"""What happens to every request: an id."""
+"""ASGI middleware of the application. `app.py` has its order."""
 
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.errors import InvalidInput, ServiceUnavailable, Unauthorized
+from serve_app.ingress.auth import KEY_NAME, Keys, credentials, matching, operator_error
+from serve_app.ingress.backend import Draining
+from serve_app.ingress.dialects import dialect_of, is_operator_route, is_repeatable_work, is_work
+from serve_app.ingress.error_responses import error_response, route_path
+from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
 from serve_app.serving.replica import is_sane
+
+DISCONNECT_HEADER = "x-request-disconnect-disabled"
+"""With the value `?1`, Serve 2.60 runs a request to its end although its client has disconnected."""
+
+LIMIT_HEADER = "x-queue-limit"
+"""The limit of unfinished jobs, in the application's responses to jobs."""
+
+# Not counted: a drain must not wait for its own requests.
+_UNCOUNTED = ("/health", *OPERATOR_PATHS)
 
 
 class RequestId:
-    """ASGI middleware: `x-request-id` on every answer. A sane one that came with the request is kept. Routes find it
-    in `request.state.request_id`.
+    """Puts `x-request-id` on every response. A valid one that came with the request is kept. Routes read it from
+    `request.state.request_id`.
 
     Args:
-        proxy_answers: a proxy in front gives each request an id and puts it on the answer; a second one would make two.
+        behind_proxy: a proxy in front gives each request an id and puts it on the response, where it must not be twice.
     """
 
-    def __init__(self, app: ASGIApp, *, proxy_answers: bool = False) -> None:
+    def __init__(self, app: ASGIApp, *, behind_proxy: bool = False) -> None:
         self._app = app
-        self._proxy_answers = proxy_answers
+        self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        is_kept = is_sane(given)
-        request_id = given if is_kept else f"req-{uuid.uuid4()}"
-        told = {} if is_kept and self._proxy_answers else {"x-request-id": request_id}
-        scope.setdefault("state", {}).update(request_id=request_id, answer_headers=told)
+        received = Headers(scope=scope).get("x-request-id", "")
+        is_kept = is_sane(received)
+        request_id = received if is_kept else f"req-{uuid.uuid4()}"
+        headers = {} if is_kept and self._behind_proxy else {"x-request-id": request_id}
+        scope.setdefault("state", {}).update(request_id=request_id, response_headers=headers)
 
-        async def with_id(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(told)
+                MutableHeaders(scope=message).update(headers)
             await send(message)
 
-        await self._app(scope, receive, with_id)
+        await self._app(scope, receive, send_with_id)
+
+
+class OperatorGate:
+    """Answers 401 or 403 to requests for operator endpoints that do not come from an operator. An admitted request has
+    `is_operator` in its scope's state.
+
+    Args:
+        operator_keys: None: none are configured.
+        api_keys: the customers' keys; None: none are configured.
+        behind_haproxy: as in `operator_error`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, operator_keys: Keys | None, api_keys: Keys | None, behind_haproxy: bool = False
+    ) -> None:
+        self._app = app
+        self._operator_keys = operator_keys
+        self._api_keys = api_keys
+        self._behind_haproxy = behind_haproxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_operator_path(route_path(scope)):
+            problem = operator_error(scope, self._operator_keys, self._api_keys, self._behind_haproxy)
+            if problem is not None:
+                await error_response(scope["path"], problem)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["is_operator"] = True
+        await self._app(scope, receive, send)
+
+
+def _is_operator_path(path: str) -> bool:
+    # Starlette's routes also match a path with a newline at its end.
+    return path.removesuffix("\n") in OPERATOR_PATHS or is_operator_route(path)
+
+
+class ApiKeys:
+    """Answers 401 to requests without a valid key, except on `OPEN_PATHS` and for requests that `OperatorGate` has
+    admitted. The key's name is put into the scope's state as `key_name`.
+
+    Args:
+        keys: None: no key is needed. A callable that returns no keys: every request is rejected.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys | None) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # There is no WebSocket route, so a scope of another type needs no key.
+        if self._keys is None or scope["type"] != "http" or _is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        key = matching(self._keys, credentials(Headers(scope=scope)))
+        if key is None:
+            problem = Unauthorized("The API key is missing or wrong. Send it as `Authorization: Bearer KEY`.")
+            await error_response(scope["path"], problem)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["key_name"] = key.name
+        token = KEY_NAME.set(key.name)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            KEY_NAME.reset(token)
+
+
+def _is_open(scope: Scope) -> bool:
+    return route_path(scope) in OPEN_PATHS or scope.get("state", {}).get("is_operator", False)
+
+
+class RejectControlHeaders:
+    """Rejects requests that would run on after their client has disconnected. Serve's proxy strips the header if a
+    Serve file names `serve_app.ingress.proxy`; HAProxy never does. The header for a request's own timeout affects no
+    other request, so it passes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and Headers(scope=scope).get(DISCONNECT_HEADER) == "?1":
+            problem = InvalidInput(f"The header {DISCONNECT_HEADER} is not a client's to set; leave it out.")
+            await error_response(scope["path"], problem)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+class DrainGate:
+    """Counts requests, and rejects new work while the service drains. Other requests pass, so that clients can fetch
+    their results; so does work with an Idempotency-Key, which its route accepts if it repeats earlier work."""
+
+    def __init__(self, app: ASGIApp, draining: Draining) -> None:
+        self._app = app
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or route_path(scope).startswith(_UNCOUNTED):
+            await self._app(scope, receive, send)
+            return
+        if _is_new_work(scope):
+            try:
+                self._draining.require_open()
+            except ServiceUnavailable as problem:
+                await error_response(scope["path"], problem)(scope, receive, send)
+                return
+        self._draining.num_requests += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._draining.num_requests -= 1
+
+
+def _is_new_work(scope: Scope) -> bool:
+    method, path = scope["method"], route_path(scope)
+    may_repeat = "idempotency-key" in Headers(scope=scope) and is_repeatable_work(method, path)
+    return is_work(method, path) and not may_repeat
+
+
+class BodyLimit:
+    """Raises HTTPException 413 when more than `max_body_bytes` of a body are announced or received. FastAPI's own
+    `max_body_size` answers in plain text, past every exception handler; clients of either dialect need JSON."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        received_bytes = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received_bytes
+            self._check(int(announced) if announced.isdecimal() else 0)
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            self._check(received_bytes)
+            return message
+
+        await self._app(scope, receive_limited, send)
+
+    def _check(self, body_bytes: int) -> None:
+        if body_bytes > self._max_body_bytes:
+            raise HTTPException(
+                413, f"The body is larger than the {self._max_body_bytes} bytes that this server takes."
+            )
+
+
+class QueueLimitHeader:
+    """Adds `LIMIT_HEADER` to responses to jobs; the proxy's QueueFullMiddleware reads it."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_limit(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[LIMIT_HEADER] = str(self._limit)
+            await send(message)
+
+        is_work_here = scope["type"] == "http" and is_work(scope["method"], scope["path"])
+        is_job = is_work_here and dialect_of(scope["path"]).makes_jobs
+        await self._app(scope, receive, send_with_limit if is_job else send)

@@ -6,48 +6,55 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+SAMPLE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQMAAAD+wSzIAAAABlBMVEV4quZajEbiNzc0AAAAEklEQVR42mNggIL/TAxMDEwMAAch"
+    "AQb/4qmaAAAAAElFTkSuQmCC"
+)
+"""A PNG of 8 x 8 pixels, blue over green, in base64. The documented examples send it, so they run unchanged."""
+
 _KEY = {
     "type": "http",
     "scheme": "bearer",
     "description": "Where the server asks for API keys. RunPod's clients may send the bare key, without `Bearer`.",
 }
-# FastAPI lists this answer wherever a route has a parameter; here such requests get a 400 in the dialect's own shape.
-_NOT_OURS = ("HTTPValidationError", "ValidationError")
+# FastAPI lists a 422 with these wherever a route has a parameter; here such requests get a 400 in the dialect's shape.
+_VALIDATION_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """What the routes take and give, as they really answer. Kept in `app.openapi_schema` after the first call."""
+    """The document, as the routes really answer. Kept in `app.openapi_schema` after the first call."""
     if app.openapi_schema is None:
-        told = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for name in _NOT_OURS:
-            told["components"]["schemas"].pop(name, None)
-        for operations in told["paths"].values():
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for name in _VALIDATION_SCHEMAS:
+            schema["components"]["schemas"].pop(name, None)
+        for operations in schema["paths"].values():
             for operation in operations.values():
-                _drop_validation_answer(operation)
-        _link_jobs(told["paths"])
-        told["components"]["securitySchemes"] = {"key": _KEY}
-        told["security"] = [{}, {"key": []}]
-        app.openapi_schema = told
+                _drop_validation_response(operation)
+        _link_jobs(schema["paths"])
+        schema["components"]["securitySchemes"] = {"key": _KEY}
+        schema["security"] = [{}, {"key": []}]
+        app.openapi_schema = schema
     return app.openapi_schema
 
 
 def _link_jobs(paths: dict[str, Any]) -> None:
-    """Say that the id which one route answers is the one that the others ask for."""
-    for prefix in ("", "/v2/{endpoint_id}"):
-        here = {"endpoint_id": "$request.path.endpoint_id"} if prefix else {}
+    """Link each route that takes a body and answers with a job's id to the routes `*/{job_id}` beside it."""
+    for path, operations in paths.items():
+        folder = path.rpartition("/")[0]
+        in_path = {"endpoint_id": "$request.path.endpoint_id"} if "{endpoint_id}" in folder else {}
         links = {
             operation["operationId"]: {
                 "operationId": operation["operationId"],
-                "parameters": {**here, "job_id": "$response.body#/id"},
+                "parameters": {**in_path, "job_id": "$response.body#/id"},
             }
-            for path, operations in paths.items()
-            for operation in operations.values()
-            if path.startswith(f"{prefix}/") and path.endswith("/{job_id}") and path.count("/") == prefix.count("/") + 2
+            for other, others in paths.items()
+            for operation in others.values()
+            if other.endswith("/{job_id}") and other.rsplit("/", 2)[0] == folder
         }
-        for name in ("run", "runsync"):
-            paths[f"{prefix}/{name}"]["post"]["responses"]["200"]["links"] = links
+        if links and "requestBody" in operations.get("post", {}):
+            operations["post"]["responses"]["200"]["links"] = links
 
 
-def _drop_validation_answer(operation: dict[str, Any]) -> None:
-    if _NOT_OURS[0] in json.dumps(operation["responses"].get("422", {})):
+def _drop_validation_response(operation: dict[str, Any]) -> None:
+    if _VALIDATION_SCHEMAS[0] in json.dumps(operation["responses"].get("422", {})):
         del operation["responses"]["422"]

@@ -1,24 +1,49 @@
 """ASGI middleware for Serve's HTTP proxy: strips client-set control headers, rejects work when the queue is full, and
 rewrites the proxy's plain-text errors as JSON.
 
-Serve 2.60 lets the header `x-request-timeout-seconds` set the time after which it gives a request up, and
-`x-request-disconnect-disabled: ?1` keep a request running whose client has gone (`ray/serve/_private/http_util.py`).
-Its proxies read both before the application sees the request. They also call what the variable
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; the shipped Serve files name `middlewares` there, for the controller,
-whose environment the proxies inherit.
+Serve's proxies call the function that RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names. The shipped Serve files name
+`middlewares` there, in the environment of the controller, which the proxies inherit.
 """
 
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
 
-from serve_app.ingress.proxy_answers import ProxyErrorMiddleware
-from serve_app.ingress.proxy_gate import QueueFullMiddleware
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
+from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work
+from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
+from serve_app.ingress.middleware import DISCONNECT_HEADER, LIMIT_HEADER, RequestId
 from serve_app.serving.replica import is_sane
 
-TIMEOUT_HEADER = "x-request-timeout-seconds"
-STAYING_HEADER = "x-request-disconnect-disabled"
+logger = logging.getLogger(__name__)
 
-_DROPPED = frozenset({TIMEOUT_HEADER.encode(), STAYING_HEADER.encode()})
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+"""Sets the time after which Serve 2.60 aborts a request (`ray/serve/_private/http_util.py`)."""
+
+FULL_S = 0.25
+"""For how long a queue that was full is assumed to be full, and a job that was just queued to be unfinished."""
+
+_STRIPPED = frozenset({TIMEOUT_HEADER.encode(), DISCONNECT_HEADER.encode()})
+
+_FULL = Overloaded("Too many requests are waiting already; try again later.")
+_GONE = ServiceUnavailable("The replica that had this request is gone; send it again.")
+# The errors that stand for the proxy's plain-text ones. When the replica of a request dies, Serve 2.60 answers 500 with
+# the text of its exception, or nothing at all, and 503 where a deployment is gone (`get_http_response_status` in
+# `ray/serve/_private/http_util.py`). All of these are temporary. The application itself always answers in JSON.
+_ERRORS: dict[int, ServiceError] = {
+    HTTPStatus.TOO_MANY_REQUESTS: _FULL,
+    HTTPStatus.INTERNAL_SERVER_ERROR: _GONE,
+    HTTPStatus.SERVICE_UNAVAILABLE: ServiceUnavailable("No replica can take this request now; try again later."),
+}
 
 
 def middlewares() -> list[Middleware]:
@@ -27,7 +52,7 @@ def middlewares() -> list[Middleware]:
 
 
 class StripControlHeaders:
-    """ASGI middleware: removes the control headers, and an `x-request-id` with other characters than ours, since Serve
+    """Removes the headers that control Serve, and an `x-request-id` with characters that ours do not have, since Serve
     logs it and returns it unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,10 +60,173 @@ class StripControlHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "headers" in scope:
-            kept = [(name, value) for name, value in scope["headers"] if not _dropped(name.lower(), value)]
+            kept = [(name, value) for name, value in scope["headers"] if not _is_stripped(name.lower(), value)]
             scope = {**scope, "headers": kept}
         await self._app(scope, receive, send)
 
 
-def _dropped(name: bytes, value: bytes) -> bool:
-    return name in _DROPPED or (name == b"x-request-id" and not is_sane(value.decode("latin-1")))
+def _is_stripped(name: bytes, value: bytes) -> bool:
+    return name in _STRIPPED or (name == b"x-request-id" and not is_sane(value.decode("latin-1")))
+
+
+@dataclass
+class _Queue:
+    """What the proxy knows about a dialect's queue. Times are seconds of the middleware's clock.
+
+    Attributes:
+        full_until: the queue is assumed to be full until then; None: it has room.
+        is_probed: a request has been let through since it was full, and has no response yet.
+        retry_after: of the last 429.
+        limit: how many jobs may be unfinished; None: not known yet.
+        num_unanswered: requests whose body has arrived and that have no response yet.
+        queued_at: when jobs were queued, within the last `FULL_S`.
+    """
+
+    full_until: float | None = None
+    is_probed: bool = False
+    retry_after: str = "1"
+    limit: int | None = None
+    num_unanswered: int = 0
+    queued_at: deque[float] = field(default_factory=deque)
+
+    def has_no_room(self, now: float) -> bool:
+        """Whether the unanswered requests and the jobs just queued take all places."""
+        self._forget(now)
+        return self.limit is not None and self.num_unanswered + len(self.queued_at) >= self.limit
+
+    def add_queued(self, now: float) -> None:
+        """Record that a job was queued. Work with an Idempotency-Key is recorded although its room was not checked, so
+        the number of records is bounded here, by the limit."""
+        self._forget(now)
+        self.queued_at.append(now)
+        if self.limit is not None and len(self.queued_at) > self.limit:
+            self.queued_at.popleft()
+
+    def _forget(self, now: float) -> None:
+        while self.queued_at and self.queued_at[0] <= now - FULL_S:
+            self.queued_at.popleft()
+
+    def is_full(self, now: float) -> bool:
+        """Whether it was full within the last `FULL_S`. Then one request probes it while the others are rejected for
+        another `FULL_S`; a second probe follows only after another 429."""
+        if self.full_until is None or now < self.full_until:
+            return self.full_until is not None
+        is_next = not self.is_probed and now < self.full_until + FULL_S
+        self.full_until = now + FULL_S if is_next else None
+        self.is_probed = is_next
+        return False
+
+    def add_response(self, now: float, status: int, retry_after: str, was_probe: bool) -> None:
+        """Record the application's response."""
+        if status == Overloaded.status:
+            self.full_until, self.is_probed, self.retry_after = now + FULL_S, False, retry_after
+        elif was_probe:
+            self.full_until = None
+
+
+class QueueFullMiddleware:
+    """Rejects work of a dialect before its body is read, if the application has just answered such work with 429, or
+    has as many unanswered requests as its queue has places. Now and then one request passes as a probe. Work with an
+    Idempotency-Key passes, since it may be done already."""
+
+    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
+        self._app = app
+        self._clock = clock
+        self._queues = {dialect.name: _Queue() for dialect in DIALECTS}
+        self._reject = RequestId(MetricsMiddleware(self._answer_full, RequestMetrics()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not is_work(scope["method"], scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        dialect, now = dialect_of(scope["path"]), self._clock()
+        queue = self._queues[dialect.name]
+        if "idempotency-key" not in Headers(scope=scope) and (queue.is_full(now) or queue.has_no_room(now)):
+            await self._reject(scope, receive, send)
+        else:
+            await self._pass(dialect, queue, scope, receive, send)
+
+    async def _pass(self, dialect: Dialect, queue: _Queue, scope: Scope, receive: Receive, send: Send) -> None:
+        is_probe = queue.full_until is not None  # a request from before the queue was full says nothing about now
+        is_counted = False
+
+        def count(unanswered: bool) -> None:
+            nonlocal is_counted
+            queue.num_unanswered += unanswered - is_counted
+            is_counted = unanswered
+
+        async def receive_and_count() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                count(True)
+            return message
+
+        async def send_and_learn(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                count(False)
+                self._learn(dialect, queue, scope["path"], message, is_probe)
+            await send(message)
+
+        try:
+            await self._app(scope, receive_and_count, send_and_learn)
+        finally:
+            count(False)
+
+    def _learn(self, dialect: Dialect, queue: _Queue, path: str, message: Message, was_probe: bool) -> None:
+        headers, now = Headers(raw=list(message["headers"])), self._clock()
+        if LIMIT_HEADER in headers:
+            queue.limit = int(headers[LIMIT_HEADER])
+        queue.add_response(now, message["status"], headers.get("retry-after", "1"), was_probe)
+        if message["status"] == 200 and dialect.queueing.match(path):
+            queue.add_queued(now)
+
+    async def _answer_full(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        response = error_response(path, _FULL)
+        response.headers["retry-after"] = self._queues[dialect_of(path).name].retry_after
+        await response(scope, receive, send)
+
+
+class ProxyErrorMiddleware:
+    """Replaces the proxy's plain-text errors by the dialect's, with Retry-After. Serve's own routes (`/-/healthz`,
+    `/-/routes`) stay as they are."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):
+            await self._app(scope, receive, send)
+            return
+        begun = replaced = False
+
+        async def send_or_replace(message: Message) -> None:
+            nonlocal begun, replaced
+            response = _replacement(scope["path"], message)
+            begun, replaced = True, replaced or response is not None
+            if response is not None:
+                await response(scope, receive, send)
+            elif not replaced:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_or_replace)
+        except Exception:
+            if begun:
+                raise
+            logger.exception("the proxy failed")
+        if not begun:
+            await error_response(scope["path"], _GONE)(scope, receive, send)
+
+
+def _replacement(path: str, message: Message) -> JSONResponse | None:
+    if message["type"] != "http.response.start" or message["status"] not in _ERRORS:
+        return None
+    headers = Headers(raw=list(message["headers"]))
+    if not headers.get("content-type", "").startswith("text/plain"):
+        return None
+    response = error_response(path, _ERRORS[message["status"]])
+    for name in ("retry-after", "x-request-id"):
+        if name in headers:
+            response.headers[name] = headers[name]
+    return response

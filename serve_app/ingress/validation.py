@@ -1,29 +1,39 @@
-"""Validation errors in a person's words."""
+"""Checks of values, and validation errors as messages that name the field and the fix."""
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
-from serve_app.errors import InvalidInput, UnknownField
+from serve_app.config import LimitSettings
+from serve_app.errors import InvalidInput, ServiceError, UnknownField
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 NOT_JSON = "The body is not valid JSON. Send one JSON object."
 _MAX_ECHO_CHARS = 40
 _PARTS_OF_A_REQUEST = ("body", "query", "path", "header")
-# pydantic's constraints, for parameters that are declared with them.
-_BOUNDS = {
+# What pydantic's own checks expect, by the type of their error.
+_EXPECTED = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "string_too_short": "at least {min_length} characters long",
     "string_too_long": "at most {max_length} characters long",
     "int_parsing": "a whole number",
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
 }
 
 
 def echo(value: object) -> str:
-    """A value as an error message may quote it: short, so that a picture is never echoed."""
+    """A value as error messages quote it: shortened, so that a picture is never echoed."""
     return _short(repr(value))
 
 
@@ -38,12 +48,52 @@ def wrong(expected: str, value: object) -> PydanticCustomError:
     )
 
 
+def listed(names: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def default(value: T | None, otherwise: T) -> T:
+    return otherwise if value is None else value
+
+
+def within(value: N, low: N, high: N, field: str) -> N:
+    """`value`, if it is within the bounds.
+
+    Raises:
+        InvalidInput: naming the field and the bounds.
+    """
+    if not low <= value <= high:
+        raise InvalidInput(f"{field} must be between {low} and {high}, got {echo(value)}.", field)
+    return value
+
+
+def checked_prompt(prompt: str, field: str, limits: LimitSettings) -> str:
+    """`prompt`, if it is not too long.
+
+    Raises:
+        InvalidInput: naming the field and the limit.
+    """
+    if len(prompt) > limits.max_prompt_chars:
+        raise InvalidInput(
+            f"{field} has {len(prompt)} characters; at most {limits.max_prompt_chars} are allowed. Shorten it.", field
+        )
+    return prompt
+
+
+def unexpected(problem: Exception, where: str) -> ServiceError:
+    """What clients see of an error that is not a ServiceError; the log has the details."""
+    logger.error("unexpected error in %s", where, exc_info=problem)
+    return ServiceError("Internal error; the server's log has the reason.")
+
+
 def from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> InvalidInput:
-    """The first of pydantic's errors as one of ours.
+    """The first of pydantic's errors as an InvalidInput.
 
     Args:
-        errors: as given by `ValidationError.errors()`, with locations relative to `model`.
-        model: where the names for "did you mean" are looked up.
+        errors: from `ValidationError.errors()`, with locations relative to `model`.
+        model: its fields are the suggestions for an unknown field.
     """
     error = errors[0]
     location = list(error["loc"])
@@ -63,9 +113,9 @@ def from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel])
                 f"{what} must be a JSON object (sent with Content-Type: application/json), got {echo(error['input'])}.",
                 field or None,
             )
-        case kind if kind in _BOUNDS:
-            bound = _BOUNDS[kind].format(**error.get("ctx", {}))
-            return InvalidInput(f"{field} must be {bound}, got {echo(error['input'])}.", field)
+        case kind if kind in _EXPECTED:
+            expected = _EXPECTED[kind].format(**error.get("ctx", {}))
+            return InvalidInput(f"{field} must be {expected}, got {echo(error['input'])}.", field)
         case _:
             return InvalidInput(f"{field} {error['msg']}.".lstrip(), field or None)
 
@@ -89,18 +139,18 @@ def _unknown_field(location: Sequence[str | int], model: type[BaseModel]) -> Unk
 
 def _fields_at(parents: Sequence[str | int], model: type[BaseModel]) -> list[str]:
     for name in parents:
-        if isinstance(name, str):  # else an index into a list, whose items are of the model found already
+        if isinstance(name, str):  # an index into a list stays in the model of its items
             model = _model_in(model.model_fields[name].annotation) or model
     return list(model.model_fields)
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
-    """The model that an annotation is or holds, as `list[View] | None` holds View."""
+    """The model in an annotation: View in `list[View] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def _shown(part: str | int) -> str | int:
-    """A name that a client made up may be of any length, and hold what UTF-8 cannot."""
+    """A client's field name may have any length, and characters that UTF-8 cannot encode."""
     return part if isinstance(part, int) else _short(repr(part)[1:-1])

@@ -9,7 +9,7 @@ import httpx2
 
 from serve_app.errors import DeadlineExceeded, Forbidden, ServiceError, ServiceUnavailable, Unauthorized
 from serve_app.ingress.auth import OPERATOR_KEYS, configured_keys
-from serve_app.ingress.drain import DRAIN_PATH, UNDRAIN_PATH
+from serve_app.ingress.health import DRAIN_PATH, UNDRAIN_PATH
 
 POLL_S = 0.5
 SETTLE_S = 1.0

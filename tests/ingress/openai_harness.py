@@ -32,12 +32,12 @@ Part = tuple[str, str | bytes]
 
 @dataclass
 class FakeJobs:
-    """A JobsPort that keeps what it is given and runs it when it is waited for.
+    """A JobsPort that stores jobs and runs them when they are waited for.
 
     Attributes:
         ends: the state that every job ends in.
         problem: what the jobs that FAILED failed with.
-        num_waits: how often a job is told to be unfinished first; None: for ever.
+        num_waits: how often `wait` returns an unfinished job first; None: it never returns.
     """
 
     service: EditService
@@ -112,7 +112,7 @@ class FakeJobs:
 
 @dataclass
 class Harness:
-    """The app over HTTP, and what stands behind it."""
+    """The app over HTTP, and its ports."""
 
     settings: AppSettings
     backend: Backend
@@ -184,8 +184,8 @@ def local(app: FastAPI) -> TestClient:
     return TestClient(app, client=("127.0.0.1", 1), base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
-def told(response: Response, status: int) -> dict[str, Any]:
-    """The error in an answer, once it is sure that it is told in both shapes."""
+def error_of(response: Response, status: int) -> dict[str, Any]:
+    """The error of a response, which must be in both shapes."""
     assert response.status_code == status, response.text
     body = response.json()
     assert body.keys() == {"detail", "error"}

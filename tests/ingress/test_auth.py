@@ -22,7 +22,6 @@ from serve_app.ingress.auth import (
     KEY_NAME,
     KEYS_VARIABLE,
     OPERATOR_KEYS,
-    ApiKeys,
     Key,
     KeyFile,
     Keys,
@@ -30,6 +29,7 @@ from serve_app.ingress.auth import (
     is_loopback,
     require_keys,
 )
+from serve_app.ingress.middleware import ApiKeys
 from tests.ingress.openai_harness import DATA_URL, harness, keys_of
 
 
@@ -131,8 +131,8 @@ def test_a_name_without_a_key_admits_nobody(tiny_settings: AppSettings, monkeypa
     keys = configured_keys(None)
     assert keys is not None
     client = client_with(keys, tiny_settings)
-    for given, status in (("", 401), ("acme:", 401), ("Bearer", 401), ("k", 200)):
-        assert client.get("/v1/models", headers={"authorization": given}).status_code == status, given
+    for credential, status in (("", 401), ("acme:", 401), ("Bearer", 401), ("k", 200)):
+        assert client.get("/v1/models", headers={"authorization": credential}).status_code == status, credential
 
 
 def test_a_key_is_not_printed_with_its_name() -> None:

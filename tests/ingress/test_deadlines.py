@@ -19,7 +19,7 @@ from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store
 from tests.fakes import FakeEditor
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Call, events, harness, told
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Call, error_of, events, harness
 from tests.pictures import photograph, to_base64
 from tests.waiting import until_async
 
@@ -89,7 +89,7 @@ def test_an_openai_edit_past_its_deadline(
     fields = {"prompt": "x", "stream": json_flag(stream), **({"timeout_s": str(TIMEOUT_S)} if own else {})}
     with serving(tiny_settings, tmp_path, 600.0 if own else TIMEOUT_S) as (client, editor):
         response = client.post(EDITS, data=fields, files={"image": PNG}, headers=headers)
-        problem = told(response, 504)
+        problem = error_of(response, 504)
         assert problem["code"] == "deadline_exceeded"
         assert "within 10 s (timeout_s)" in problem["message"]
         check_that_it_left(editor)
@@ -167,7 +167,7 @@ def test_a_timeout_out_of_bounds_names_the_field(tiny_settings: AppSettings, tmp
             assert response.status_code == 400
             assert "input.timeout_s" in response.json()["error"]
         fields = {"prompt": "x", "timeout_s": str(timeout_s)}
-        assert told(client.post(EDITS, data=fields, files={"image": PNG}), 400)["param"] == "timeout_s"
+        assert error_of(client.post(EDITS, data=fields, files={"image": PNG}), 400)["param"] == "timeout_s"
         assert editor.jobs == []
 
 
@@ -176,14 +176,14 @@ def test_the_time_that_pictures_take_counts(
 ) -> None:
     decode = Preparer._decode_set
 
-    async def slowly(self: Preparer, given: Any) -> Any:
+    async def slowly(self: Preparer, sources: Any) -> Any:
         _jump(asyncio.get_running_loop())
-        return await decode(self, given)
+        return await decode(self, sources)
 
     monkeypatch.setattr(Preparer, "_decode_set", slowly)
     fields = {"prompt": "x", "timeout_s": str(LATER_S + TIMEOUT_S)}
     with serving(tiny_settings, tmp_path) as (client, editor):
-        told(client.post(EDITS, data=fields, files={"image": PNG}), 504)
+        error_of(client.post(EDITS, data=fields, files={"image": PNG}), 504)
         check_that_it_left(editor)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import AppSettings, JobSettings, LimitSettings
-from tests.ingress.openai_harness import PNG, WIDE, Part, harness, told
+from tests.ingress.openai_harness import PNG, WIDE, Part, error_of, harness
 
 SQUARE: Part = ("image", PNG)
 PROMPT: Part = ("prompt", "turn")
@@ -36,7 +36,7 @@ def test_both_sides_of_each_limit(tiny_settings: AppSettings, name: str) -> None
         return harness(tiny_settings.model_copy(update={"limits": limits})).form(*parts)
 
     assert ask(enough).status_code == 200
-    assert told(ask(too_little), status)["message"]
+    assert error_of(ask(too_little), status)["message"]
 
 
 def test_every_limit_is_tried_and_documented_with_its_default() -> None:

@@ -1,12 +1,14 @@
-"""OpenAI's dialect on the wire, what goes out: pictures, models and errors."""
+"""OpenAI's dialect on the wire, responses: pictures, events of a stream, models and errors."""
 
 import base64
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
-from serve_app.edits.request import EditOutcome, TokenCounts
+from serve_app.edits.request import EditOutcome, PictureFormat, TokenCounts
 from serve_app.errors import ServiceError
 
 
@@ -17,29 +19,29 @@ class OpenAIProblem(BaseModel):
     code: str | None
 
     @classmethod
-    def made(cls, status: int, code: str, message: str, field: str | None) -> Self:
+    def make(cls, status: int, code: str, message: str, field: str | None) -> Self:
         kind = "invalid_request_error" if status < 500 else "server_error"
         return cls(message=message, type=kind, param=field, code=code)
 
     @classmethod
     def of(cls, problem: ServiceError) -> Self:
-        return cls.made(problem.status, problem.code, problem.message, problem.field)
+        return cls.make(problem.status, problem.code, problem.message, problem.field)
 
 
 class OpenAIError(BaseModel):
-    """The message twice: `detail` where vLLM-Omni's clients look for it, `error` where OpenAI's do."""
+    """The message twice: vLLM-Omni's clients read `detail`, OpenAI's `error`."""
 
     detail: str
     error: OpenAIProblem
 
 
 class OpenAILook(BaseModel):
-    """What all pictures of one answer have in common."""
+    """What all pictures of one response have in common."""
 
-    output_format: Literal["png", "jpeg", "webp"]
+    output_format: PictureFormat
     size: str = Field(description="WIDTHxHEIGHT in pixels.")
     background: Literal["opaque"] = "opaque"
-    quality: str = Field(description="As asked for, or auto.")
+    quality: str = Field(description="As requested, or auto.")
 
 
 class OpenAIInputTokens(BaseModel):
@@ -70,15 +72,15 @@ class OpenAIUsage(BaseModel):
 
 
 class OpenAIDrawn(BaseModel):
-    """A finished picture. `seed` and `rewrite_problem` are this server's own."""
+    """A finished picture. `seed` and `rewrite_problem` are extensions of this server."""
 
     b64_json: str
-    revised_prompt: str = Field(description="The prompt that ran: rewritten where that was asked for, camera words.")
+    revised_prompt: str = Field(description="The prompt that ran: rewritten if requested, with the camera's words.")
     seed: int
     rewrite_problem: str | None = Field(
         None,
         exclude_if=lambda problem: problem is None,
-        description="Only where rewriting was asked for and failed: why the prompt stayed.",
+        description="Only if a requested rewrite failed: why the prompt was not rewritten.",
     )
 
 
@@ -105,7 +107,7 @@ class OpenAIModels(BaseModel):
 
 
 def images(outcomes: Sequence[EditOutcome], created: float, look: OpenAILook) -> OpenAIImages:
-    """The answer with all pictures, in order."""
+    """The response with all pictures, in order."""
     return OpenAIImages(
         **look.model_dump(),
         created=int(created),
@@ -128,5 +130,76 @@ def base64_of(data: bytes) -> str:
 
 
 def error_body(status: int, code: str, message: str, field: str | None) -> OpenAIError:
-    """What a request that is rejected gets."""
-    return OpenAIError(detail=message, error=OpenAIProblem.made(status, code, message, field))
+    """The body of an error response."""
+    return OpenAIError(detail=message, error=OpenAIProblem.make(status, code, message, field))
+
+
+@dataclass(frozen=True)
+class Preview:
+    """An encoded preview of the picture at `index`; `number` counts its previews, from 0 on."""
+
+    index: int
+    number: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The picture at `index` is done."""
+
+    index: int
+    outcome: EditOutcome
+
+
+Event = Preview | Finished
+
+_IMAGE_INDEX = Field(
+    None,
+    exclude_if=lambda index: index is None,
+    description="Only if several pictures were requested: the index of this one.",
+)
+
+
+class OpenAIPartialEvent(OpenAILook):
+    """A preview of a picture."""
+
+    type: Literal["image_edit.partial_image"] = "image_edit.partial_image"
+    b64_json: str
+    created_at: int
+    partial_image_index: int
+    image_index: int | None = _IMAGE_INDEX
+
+
+class OpenAICompletedEvent(OpenAILook, OpenAIDrawn):
+    """A finished picture. There is one such event for each picture, sent when it is done."""
+
+    type: Literal["image_edit.completed"] = "image_edit.completed"
+    created_at: int
+    usage: OpenAIUsage
+    image_index: int | None = _IMAGE_INDEX
+
+
+class OpenAIStreamError(BaseModel):
+    """The last event of a stream that failed."""
+
+    error: OpenAIProblem
+
+
+def event_of(event: Event, look: OpenAILook, *, alone: bool) -> OpenAIPartialEvent | OpenAICompletedEvent:
+    """The event as sent to clients; `alone`: no other picture was requested."""
+    index = None if alone else event.index
+    if isinstance(event, Preview):
+        return OpenAIPartialEvent(
+            **look.model_dump(),
+            b64_json=base64_of(event.data),
+            created_at=int(time.time()),
+            partial_image_index=event.number,
+            image_index=index,
+        )
+    return OpenAICompletedEvent(
+        **look.model_dump(),
+        **drawn(event.outcome).model_dump(),
+        created_at=int(time.time()),
+        usage=OpenAIUsage.of([event.outcome.result.tokens]),
+        image_index=index,
+    )

@@ -1,8 +1,8 @@
-"""A request's body, a form or JSON, as checked fields and pictures in their order of appearance."""
+"""The body of a request, a form or JSON, as checked fields and pictures in order."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,16 +14,16 @@ from starlette.requests import ClientDisconnect
 
 from serve_app.config import LimitSettings
 from serve_app.errors import EditCancelled, InvalidInput
-from serve_app.ingress.asked import PictureSource
+from serve_app.ingress.fields import View
 from serve_app.ingress.openai.request import OpenAIEdit, OpenAIForm, OpenAIJson
-from serve_app.ingress.openai.values import value_of
+from serve_app.ingress.prepare import PictureSource
 from serve_app.ingress.validation import NOT_JSON, echo, from_validation
 
 E = TypeVar("E", bound=OpenAIEdit)
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_PARTS = 100
-"""Of either kind, files and texts: above any number of pictures that an edit takes, so that ours is the refusal."""
+"""Of files, and of texts. More than any edit takes, so that our own check rejects too many pictures."""
 
 _FORM_PICTURES = ("image", "image[]", "url", "url[]")
 _JSON_PICTURES = ("images", "image", "url")
@@ -31,18 +31,18 @@ _JSON_PICTURES = ("images", "image", "url")
 
 @dataclass(frozen=True)
 class OpenAIBody:
-    """What came in a body."""
+    """The checked fields and the pictures of a body."""
 
     edit: OpenAIEdit
     pictures: tuple[PictureSource, ...]
 
 
-async def read_posted(request: Request, limits: LimitSettings) -> OpenAIBody:
+async def read_body(request: Request, limits: LimitSettings) -> OpenAIBody:
     """The body by its Content-Type; without one it is JSON.
 
     Raises:
         InvalidInput: the body cannot be read, or a field of it is wrong.
-        EditCancelled: the client went away before the body was whole.
+        EditCancelled: the client disconnected before the body was whole.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
@@ -57,7 +57,7 @@ async def read_posted(request: Request, limits: LimitSettings) -> OpenAIBody:
 
 async def _parts(request: Request, limits: LimitSettings) -> list[tuple[str, str | bytes]]:
     """The parts of a form with their names, in order."""
-    # Starlette refuses texts above 1 MB unless told otherwise, and data URLs are such texts.
+    # Starlette's default limit for texts is 1 MB, and data URLs are texts.
     form = request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=limits.max_body_bytes)
     try:
         async with form as parts:
@@ -66,14 +66,14 @@ async def _parts(request: Request, limits: LimitSettings) -> list[tuple[str, str
         if problem.status_code != 400:
             raise
         raise InvalidInput(f"The form cannot be read: {problem.detail}") from problem
-    except ValueError as problem:  # a charset that Python knows and that cannot decode the part, for one
+    except ValueError as problem:  # such as a charset of Python's that cannot decode the part
         raise InvalidInput("The form cannot be read: it is not valid multipart/form-data.") from problem
 
 
 async def _content(part: str | UploadFile) -> str | bytes:
     if isinstance(part, str):
         return part
-    # A file input that was left empty comes as an empty file without a name.
+    # Browsers send an empty file input as an empty file without a name.
     return await part.read() if part.size or part.filename else ""
 
 
@@ -87,13 +87,13 @@ def _from_form(parts: Sequence[tuple[str, str | bytes]]) -> OpenAIBody:
             continue
         if name in fields:
             raise InvalidInput(f"{name} comes more than once. Give it once.", name)
-        fields[name] = value_of(name, content)
+        fields[name] = _value_of(name, content)
     return OpenAIBody(_checked(OpenAIForm, fields), _numbered(pictures))
 
 
 def _from_json(body: bytes) -> OpenAIBody:
     try:
-        fields = json.loads(body, strict=False)  # as in LenientRoute: shells leave line breaks in base64
+        fields = json.loads(body, strict=False)  # as in RunPod's LenientRoute: shells leave line breaks in base64
     except (ValueError, RecursionError) as problem:
         raise InvalidInput(NOT_JSON) from problem
     edit = _checked(OpenAIJson, fields)
@@ -106,14 +106,55 @@ def _checked(model: type[E], fields: object) -> E:
         return model.model_validate(fields)
     except ValidationError as problem:
         first = problem.errors()[0]
-        # Located as FastAPI does it, lest a field called `query` be taken for a part of the request.
+        # Located as FastAPI does it, so that a field called `query` is not mistaken for a part of the request.
         raise from_validation([{**first, "loc": ("body", *first["loc"])}], model) from None
 
 
 def _numbered(pictures: Sequence[tuple[str, str | bytes]]) -> tuple[PictureSource, ...]:
-    """Pictures under their field's name, with a number where there are several of that name."""
-    totals, seen, given = Counter(name for name, _ in pictures), Counter[str](), []
+    """Pictures with their field's name, and an index where several have the same name."""
+    totals, seen, sources = Counter(name for name, _ in pictures), Counter[str](), []
     for name, content in pictures:
-        given.append(PictureSource(f"{name}[{seen[name]}]" if totals[name] > 1 else name, content))
+        sources.append(PictureSource(f"{name}[{seen[name]}]" if totals[name] > 1 else name, content))
         seen[name] += 1
-    return tuple(given)
+    return tuple(sources)
+
+
+class _File:
+    """A file in place of a text, as error messages show it."""
+
+    def __repr__(self) -> str:
+        return "a file"
+
+
+def _value_of(name: str, content: str | bytes) -> object:
+    """A form's part as JSON would have it: the number, boolean or list if its field is one and the text can be read so,
+    else the text."""
+    if isinstance(content, bytes):
+        return _File()
+    if not content and name != "prompt":
+        return None
+    known = OpenAIForm.model_fields.get(name)
+    return content if known is None else _READERS.get(known.annotation, str)(content)
+
+
+def _json_of(*kinds: type) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        return value if isinstance(value, kinds) else text
+
+    return read
+
+
+def _flag(text: str) -> object:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+_READERS: dict[object, Callable[[str], object]] = {
+    int | None: _json_of(int, float),
+    float | None: _json_of(int, float),
+    bool | None: _flag,
+    list[View] | None: _json_of(list),
+}

@@ -8,11 +8,11 @@ from dataclasses import replace
 from serve_app.config import AppSettings, LimitSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput, MissingField
-from serve_app.ingress.asked import MAX_SEED, ParsedRequest, checked_prompt, default, output_format, within
+from serve_app.ingress.fields import MAX_SEED, output_format
 from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.request import OpenAIEdit
-from serve_app.ingress.validation import echo
-from serve_app.ingress.views import poses
+from serve_app.ingress.prepare import ParsedRequest
+from serve_app.ingress.validation import checked_prompt, default, echo, within
 
 MAX_VARIANTS = 10
 MAX_PARTIAL_IMAGES = 3
@@ -21,17 +21,17 @@ RANDOM_SEEDS = 2**31
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 
 
-def parse_posted(posted: OpenAIBody, settings: AppSettings) -> ParsedRequest:
-    """Check an edit against the limits and give every absent field its default; a seed is drawn where none is given.
+def parse_body(body: OpenAIBody, settings: AppSettings) -> ParsedRequest:
+    """Check an edit against the limits and give every absent field its default; an absent seed becomes a random one.
 
     Raises:
         MissingField: no prompt and no camera, or no picture.
         InvalidInput: naming the field and the fix.
     """
-    edit, limits = posted.edit, settings.limits
-    cameras = poses(edit.views, edit.azimuth, edit.elevation, edit.distance)
+    edit, limits = body.edit, settings.limits
+    cameras = edit.cameras()
     prompt = _prompt(edit, cameras, limits)
-    _check_pictures(len(posted.pictures), limits)
+    _check_pictures(len(body.pictures), limits)
     _check_model(edit.model, settings.served_model_names)
     seeds = _seeds(edit, len(cameras), limits)
     options = edit.options(seeds[0], limits)
@@ -50,7 +50,7 @@ def parse_posted(posted: OpenAIBody, settings: AppSettings) -> ParsedRequest:
         for seed in seeds
     )
     return ParsedRequest(
-        picture_sets=(posted.pictures,),
+        picture_sets=(body.pictures,),
         edits=edits,
         pictures_of=(0,) * len(edits),
         width=width,
@@ -85,9 +85,9 @@ def _check_model(model: str | None, served: Sequence[str]) -> None:
 
 
 def _seeds(edit: OpenAIEdit, num_poses: int, limits: LimitSettings) -> Sequence[int]:
-    """The seed of each variant; beside views there is one variant of each."""
+    """The seed of each variant; with views there is one variant of each."""
     num_variants = within(default(edit.n, 1), 1, min(MAX_VARIANTS, limits.max_edits_per_request), "n")
-    # So that the last variant's seed is still a seed.
+    # So that the last variant's seed is valid, too.
     seed = within(default(edit.seed, secrets.randbelow(RANDOM_SEEDS)), 0, MAX_SEED - num_variants + 1, "seed")
     if edit.views is not None and num_variants > 1:
         raise InvalidInput("n cannot be above 1 beside views: each view is one picture.", "n")
@@ -99,7 +99,7 @@ def _seeds(edit: OpenAIEdit, num_poses: int, limits: LimitSettings) -> Sequence[
 
 
 def _size(size: str | None, limits: LimitSettings) -> tuple[int | None, int | None]:
-    """Width and height, or neither where the first picture decides."""
+    """Width and height, or neither if they follow from the first picture."""
     if size is None or size == "auto":
         return None, None
     sides = _SIZE.fullmatch(size)

@@ -1,24 +1,21 @@
-"""OpenAI's dialect on the wire, what comes in: the fields of an edit, and the pictures beside them in JSON."""
+"""OpenAI's dialect on the wire, requests: the fields of an edit, and in JSON also its pictures."""
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from serve_app.ingress.edit_fields import EditFields
-from serve_app.ingress.fields import Flag, Text, TextOrTexts, Whole
-from serve_app.ingress.validation import wrong
+from serve_app.ingress.fields import EditFields, Flag, Text, TextOrTexts, Whole
+from serve_app.ingress.validation import listed, wrong
 
 
 def _one_of(*names: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    """One of these names, or nothing; and how the docs tell it."""
-    *first, last = names
-    expected = f"{', '.join(first)} or {last}" if first else last
+    """The check that a field is absent or one of these names, and its schema."""
 
     def check(value: object) -> object:
         if value is None or value in names:
             return value
-        raise wrong(expected, value)
+        raise wrong(listed(names), value)
 
     return BeforeValidator(check), WithJsonSchema({"anyOf": [{"enum": names, "type": "string"}, {"type": "null"}]})
 
@@ -77,7 +74,7 @@ class OpenAIEdit(EditFields):
     mask: Annotated[None, BeforeValidator(_no_mask)] = Field(
         None, description="Refused: describe the region in the prompt."
     )
-    seed: Whole = Field(None, description="Same seed, same picture. Default: a random one, told in the answer.")
+    seed: Whole = Field(None, description="Same seed, same picture. Default: a random one, which the response returns.")
 
 
 _FILES: dict[str, Any] = {"type": "array", "items": {"type": "string", "format": "binary"}}
@@ -85,7 +82,8 @@ _TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 
 
 class OpenAIForm(OpenAIEdit):
-    """An edit as a form. Its pictures, parts that may repeat, are read apart; here they are named and told."""
+    """An edit as a form. Its pictures, parts that may repeat, are read separately; here they are declared for the
+    docs."""
 
     image: Annotated[None, WithJsonSchema(_FILES)] = Field(
         None,
@@ -106,7 +104,7 @@ _IMAGES: dict[str, Any] = {"anyOf": [{"type": "array", "items": OpenAIImageUrl.m
 
 
 class OpenAIJson(OpenAIEdit):
-    """An edit as JSON. At least one of images, image and url is required; all are kept, in order."""
+    """An edit as JSON. At least one of images, image and url is required; all are used, in order."""
 
     images: Annotated[list[OpenAIImageUrl] | None, BeforeValidator(_listed), WithJsonSchema(_IMAGES)] = Field(
         None, description="The pictures as OpenAI's JSON has them."

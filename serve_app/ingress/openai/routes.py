@@ -1,38 +1,154 @@
-"""OpenAI's routes."""
+"""OpenAI's routes, and what /docs shows of an edit's bodies, which the route reads itself."""
 
+import asyncio
 import time
+from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
+from serve_app.edits.deadline import Deadline
+from serve_app.edits.request import EditRequest
 from serve_app.errors import ModelNotFound
+from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.edit_fields import RepeatKeyHeader
-from serve_app.ingress.openai.answers import OpenAIError, OpenAIImages, OpenAIModel, OpenAIModels
-from serve_app.ingress.openai.docs import EDIT_REQUEST, EDIT_RESPONSE
-from serve_app.ingress.openai.edits import OpenAIEdits
-from serve_app.ingress.validation import echo
+from serve_app.ingress.fields import RepeatKeyHeader
+from serve_app.ingress.openai.answers import OpenAIError, OpenAIImages, OpenAILook, OpenAIModel, OpenAIModels, images
+from serve_app.ingress.openai.body import read_body
+from serve_app.ingress.openai.jobs import draw_as_job, find_or_submit
+from serve_app.ingress.openai.parse import parse_body
+from serve_app.ingress.openai.request import OpenAIForm, OpenAIJson
+from serve_app.ingress.openai.stream import Draw, DrawResult, EventStream, draw_now, server_sent
+from serve_app.ingress.openapi import SAMPLE
+from serve_app.ingress.validation import default, echo
 
 _ERRORS = {status: {"model": OpenAIError} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)}
+
+_DATA_URL = f"data:image/png;base64,{SAMPLE}"
+_PICTURE = {"images": [{"image_url": _DATA_URL}]}
+
+_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "single": ("One picture", {"prompt": "Make it sunset", "size": "1024x1024", "output_format": "png"}),
+    "camera": ("The camera moved", {"azimuth": 45, "elevation": 30, "distance": 1.0, "seed": 42}),
+    "views": ("All round, one picture each", {"views": "orbit", "elevation": 30}),
+    "stream": ("A stream with previews", {"prompt": "Make it sunset", "stream": True, "partial_images": 2}),
+}
+
+
+def _examples(pictures: dict[str, Any], several: dict[str, Any]) -> dict[str, Any]:
+    """The example requests with pictures in one encoding."""
+    examples = {
+        name: {"summary": summary, "value": {**pictures, **fields}} for name, (summary, fields) in _FIELDS.items()
+    }
+    both = {**several, "prompt": "Let the bears of both pictures walk together."}
+    return {**examples, "several": {"summary": "Several references", "value": both}}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(ref_template="#/components/schemas/{model}")
+
+
+_EDIT_REQUEST: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": _schema(OpenAIForm),
+            "examples": _examples({"image": ["@bear.png"]}, {"image": ["@bear.png"], "url": [_DATA_URL]}),
+        },
+        "application/json": {
+            "schema": _schema(OpenAIJson),
+            "examples": _examples(_PICTURE, {"images": 2 * _PICTURE["images"]}),
+        },
+    },
+}
+
+_STREAM = """event: image_edit.partial_image
+data: {"type": "image_edit.partial_image", "b64_json": "…", "created_at": 1767225600, "size": "1024x1024", \
+"quality": "auto", "background": "opaque", "output_format": "png", "partial_image_index": 0}
+
+event: image_edit.completed
+data: {"type": "image_edit.completed", "b64_json": "…", "created_at": 1767225602, "size": "1024x1024", \
+"quality": "auto", "background": "opaque", "output_format": "png", "revised_prompt": "Make it sunset", "seed": 42, \
+"usage": {"input_tokens": 4420, "input_tokens_details": {"image_tokens": 4096, "text_tokens": 324}, \
+"output_tokens": 4096, "total_tokens": 8516}}
+
+"""
+
+_EVENT = {
+    "description": "One event; its data is JSON.",
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "event": {"enum": ["image_edit.partial_image", "image_edit.completed"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+
+_EDIT_RESPONSE: dict[str, Any] = {
+    "description": "The pictures; or, with `stream`, events of the types image_edit.partial_image and "
+    "image_edit.completed. An error in mid-stream is a last event with `error` in its data.",
+    "content": {"text/event-stream": {"schema": _EVENT, "example": _STREAM}},
+}
 
 
 def openai_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=_ERRORS)  # type: ignore[arg-type]
-    _add_edits(router, OpenAIEdits(backend))
+    _add_edits(router, backend)
     _add_models(router, backend.settings.served_model_names)
     return router
 
 
-def _add_edits(router: APIRouter, edits: OpenAIEdits) -> None:
+def _add_edits(router: APIRouter, backend: Backend) -> None:
+    admission = JobAdmission(backend)
+
     @router.post(
         "/images/edits",
         response_model=OpenAIImages,
-        responses={200: EDIT_RESPONSE},
-        openapi_extra={"requestBody": EDIT_REQUEST},
+        responses={200: _EDIT_RESPONSE},
+        openapi_extra={"requestBody": _EDIT_REQUEST},
     )
     async def edit_images(request: Request, repeat_key: RepeatKeyHeader = None) -> Response:
         """Edit pictures: several variants or views of one upload, whole or as a stream."""
-        return await edits.answer(request, repeat_key)
+        return await _edit(backend, admission, request, repeat_key)
+
+
+async def _edit(backend: Backend, admission: JobAdmission, request: Request, repeat_key: str | None) -> Response:
+    """The pictures, or a stream of events. When this is cancelled because the client disconnected, its edits are, too,
+    unless they are a job.
+
+    Raises:
+        ServiceError: the request was rejected, or an edit failed before anything was sent.
+    """
+    settings = backend.settings
+    body = await read_body(request, settings.limits)
+    parsed = parse_body(body, settings)
+    deadline = Deadline.after(parsed.timeout_s)
+    draw: Draw
+    if repeat_key is None:
+        prepared = await deadline.bound(backend.prepare(request.state.request_id, parsed))
+        edits, draw = prepared.edits, partial(draw_now, backend, prepared, deadline)
+    else:
+        job = await find_or_submit(admission, settings, repeat_key, body.edit, parsed, deadline)
+        edits, draw = job.edits, partial(draw_as_job, backend.jobs, job.id, deadline)
+    look = _look(edits[0], body.edit.quality)
+    if body.edit.stream:
+        return await EventStream.begun(server_sent(draw, look, alone=len(edits) == 1))
+    return await asyncio.to_thread(_json, await draw(lambda _: None), look)
+
+
+def _look(edit: EditRequest, quality: str | None) -> OpenAILook:
+    """All edits of a request have one size, since they share their pictures."""
+    size = edit.size.final
+    return OpenAILook(
+        output_format=edit.output.format, size=f"{size.width}x{size.height}", quality=default(quality, "auto")
+    )
+
+
+def _json(drawn: DrawResult, look: OpenAILook) -> Response:
+    """Runs off the event loop, since encoding pictures in base64 takes time."""
+    return Response(images(drawn.outcomes, drawn.at, look).model_dump_json(), media_type="application/json")
 
 
 def _add_models(router: APIRouter, names: tuple[str, ...]) -> None:

@@ -1,72 +1,130 @@
-"""Edits told as server-sent events while they are drawn."""
+"""Runs a request's edits while its client waits, and sends their events as server-sent events."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Literal, Self
+from functools import partial
+from typing import Any, Literal, Self
 
-from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from serve_app.edits.deadline import Deadline
+from serve_app.edits.request import EditOutcome, EditRequest, Progress, SharedPictures
+from serve_app.edits.service import EditService, all_or_none
 from serve_app.errors import ServiceError
-from serve_app.ingress.error_responses import unexpected
-from serve_app.ingress.openai.answers import OpenAILook, OpenAIProblem
-from serve_app.ingress.openai.drawing import Draw
-from serve_app.ingress.openai.events import Event, OpenAIStreamError, event_of
+from serve_app.ingress.backend import Backend
+from serve_app.ingress.openai.answers import (
+    Event,
+    Finished,
+    OpenAILook,
+    OpenAIProblem,
+    OpenAIStreamError,
+    Preview,
+    event_of,
+)
+from serve_app.ingress.prepare import Prepared
+from serve_app.ingress.validation import unexpected
 
 KEEP_ALIVE_S = 15.0
-"""Silence after which a comment is sent, so that no proxy takes the connection for dead."""
+"""After so long without an event, a comment is sent, so that no proxy closes the connection."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class DrawResult:
+    """All pictures of a request, in order, and when the last one was done, in seconds since the epoch."""
+
+    outcomes: Sequence[EditOutcome]
+    at: float
+
+
+Draw = Callable[[OnEvent], Coroutine[Any, Any, DrawResult]]
+"""Draws all pictures of a request and reports its events; raises the error of an edit that failed."""
+
+
+async def draw_now(backend: Backend, prepared: Prepared, deadline: Deadline, on_event: OnEvent) -> DrawResult:
+    """Draw while the client waits. When this is cancelled, all edits are.
+
+    Raises:
+        DeadlineExceeded: not all were done in time.
+        ServiceError: of the first edit that failed.
+    """
+    shared = [backend.share(pictures) for pictures in prepared.pictures]
+    outcomes = await all_or_none(
+        _draw_one(backend.service, index, edit, shared[prepared.pictures_of[index]], deadline, on_event)
+        for index, edit in enumerate(prepared.edits)
+    )
+    return DrawResult(outcomes, time.time())
+
+
+async def _draw_one(
+    service: EditService, index: int, edit: EditRequest, pictures: SharedPictures, deadline: Deadline, on_event: OnEvent
+) -> EditOutcome:
+    on_progress = partial(_report_preview, on_event, index, edit.num_previews, [])
+    outcome = await service.run(edit, pictures, on_progress, deadline)
+    on_event(Finished(index, outcome))
+    return outcome
+
+
+def _report_preview(
+    on_event: OnEvent, index: int, num_previews: int, reported: list[Preview], progress: Progress
+) -> None:
+    # An edit that is repeated on another replica sends its previews again.
+    if progress.preview is not None and len(reported) < num_previews:
+        reported.append(Preview(index, len(reported), progress.preview))
+        on_event(reported[-1])
+
 
 class _Mark(Enum):
-    """What a queue of events holds or lacks besides them."""
+    """What a queue of events returns or holds besides them."""
 
     SILENCE = auto()
     END = auto()
 
 
-class EventStream(StreamingResponse):
-    """A response of server-sent events that ends its source when the client goes away."""
-
-    media_type = "text/event-stream"
+class EventStream(EventSourceResponse):
+    """A response of server-sent events that closes their generator when the client disconnects."""
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes]) -> None:
-        # nginx would keep events back until a buffer is full.
+        # nginx would hold events back until a buffer is full.
         super().__init__(_chained(first, rest), headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._rest = rest
 
     @classmethod
     async def begun(cls, events: AsyncGenerator[bytes]) -> Self:
-        """The response, once there is something to say: what fails before that is an HTTP error.
+        """The response, once there is a first event: an error before that becomes an HTTP error.
 
         Raises:
-            ServiceError: what the edits failed with before their first event.
+            ServiceError: of the edits, before their first event.
         """
         return cls(await anext(events), events)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette leaves the source to the garbage collector, and tells of a client that has gone as an error.
+        # Starlette leaves the generator to the garbage collector, and raises an error when a client has disconnected.
         async with aclosing(self._rest):
             with suppress(ClientDisconnect):
                 await super().__call__(scope, receive, send)
 
 
 async def server_sent(draw: Draw, look: OpenAILook, *, alone: bool) -> AsyncGenerator[bytes]:
-    """The events of `draw` as bytes. When this generator is closed, the drawing is cancelled.
+    """The events of `draw` as bytes. When this generator is closed, `draw` is cancelled.
 
     Raises:
-        Exception: what `draw` failed with, if nothing was sent before; else the last event tells it.
+        Exception: of `draw`, before the first event; after it, the error is sent as the last event.
     """
     begun = False
-    async with aclosing(_follow(draw)) as events:
+    async with aclosing(_events(draw)) as events:
         try:
             async for event in events:
-                # Rendered off the event loop: pictures in base64 take their time.
+                # Rendered off the event loop, since encoding pictures in base64 takes time.
                 if event is _Mark.SILENCE:
                     chunk = KEEP_ALIVE
                 else:
@@ -76,16 +134,17 @@ async def server_sent(draw: Draw, look: OpenAILook, *, alone: bool) -> AsyncGene
         except Exception as problem:
             if not begun:
                 raise
-            yield _data(OpenAIStreamError(error=_told(problem)))
+            error = problem if isinstance(problem, ServiceError) else unexpected(problem, "a stream")
+            yield format_sse_event(data_str=OpenAIStreamError(error=OpenAIProblem.of(error)).model_dump_json())
 
 
-async def _follow(draw: Draw) -> AsyncGenerator[Event | Literal[_Mark.SILENCE]]:
-    """What `draw` tells, and the silence between."""
-    told: asyncio.Queue[Event | Literal[_Mark.END]] = asyncio.Queue()
-    task = asyncio.create_task(draw(told.put_nowait))
-    task.add_done_callback(lambda _: told.put_nowait(_Mark.END))
+async def _events(draw: Draw) -> AsyncGenerator[Event | Literal[_Mark.SILENCE]]:
+    """The events of `draw`, and a mark after each `KEEP_ALIVE_S` without one."""
+    queue: asyncio.Queue[Event | Literal[_Mark.END]] = asyncio.Queue()
+    task = asyncio.create_task(draw(queue.put_nowait))
+    task.add_done_callback(lambda _: queue.put_nowait(_Mark.END))
     try:
-        while (event := await _next(told)) is not _Mark.END:
+        while (event := await _next(queue)) is not _Mark.END:
             yield event
         await task
     finally:
@@ -93,25 +152,17 @@ async def _follow(draw: Draw) -> AsyncGenerator[Event | Literal[_Mark.SILENCE]]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _next(told: asyncio.Queue[Event | Literal[_Mark.END]]) -> Event | _Mark:
+async def _next(queue: asyncio.Queue[Event | Literal[_Mark.END]]) -> Event | _Mark:
     try:
         async with asyncio.timeout(KEEP_ALIVE_S):
-            return await told.get()
+            return await queue.get()
     except TimeoutError:
         return _Mark.SILENCE
 
 
 def _render(event: Event, look: OpenAILook, alone: bool) -> bytes:
     body = event_of(event, look, alone=alone)
-    return f"event: {body.type}\n".encode() + _data(body)
-
-
-def _data(body: BaseModel) -> bytes:
-    return f"data: {body.model_dump_json()}\n\n".encode()
-
-
-def _told(problem: Exception) -> OpenAIProblem:
-    return OpenAIProblem.of(problem if isinstance(problem, ServiceError) else unexpected(problem, "a stream"))
+    return format_sse_event(event=body.type, data_str=body.model_dump_json())
 
 
 async def _chained(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -1,4 +1,4 @@
-"""RunPod's dialect on the wire, what goes out: envelopes, streams, counts and errors. Times in milliseconds."""
+"""RunPod's dialect on the wire, responses: envelopes, streams, counts and errors. Times in milliseconds."""
 
 import base64
 import json
@@ -14,14 +14,14 @@ from serve_app.edits.request import EditOutcome, Progress
 class RunPodOutput(BaseModel):
     images: list[str] = Field(description="Encoded pictures in base64, one for each edit, in order.")
     seed: int
-    final_prompts: list[str] = Field(description="The prompts that ran, camera words included.")
+    final_prompts: list[str] = Field(description="The prompts that ran, with the camera's words.")
     rewritten_log: list[dict[str, str | None]] = Field(
-        description="When rewriting was asked for: each prompt, what it became, or why it stayed."
+        description="If rewriting was requested: each prompt, the rewritten one, or why it was not rewritten."
     )
 
 
 class RunPodEnvelope(BaseModel):
-    """A job as it stands: `output` when it is COMPLETED, `error` when it is FAILED or TIMED_OUT."""
+    """A job's current state: `output` when it is COMPLETED, `error` when it is FAILED or TIMED_OUT."""
 
     id: str
     status: JobState
@@ -38,7 +38,7 @@ class RunPodAccepted(BaseModel):
 
 
 class RunPodPurged(BaseModel):
-    removed: int = Field(description="Jobs that waited and are cancelled now.")
+    removed: int = Field(description="Waiting jobs that are cancelled now.")
     status: Literal["completed"] = "completed"
 
 
@@ -53,7 +53,7 @@ class RunPodPicture(BaseModel):
 
 
 class RunPodStep(BaseModel):
-    """Steps that are done of the picture at `index`."""
+    """How many steps of the picture at `index` are done."""
 
     type: Literal["progress"] = "progress"
     index: int
@@ -97,16 +97,16 @@ def envelope(job: Job) -> RunPodEnvelope:
 
 
 def stream(news: JobNews) -> RunPodStream:
-    """What is new, pictures first."""
+    """What is new in a job, pictures first."""
     pictures = [RunPodStreamItem(output=_picture(*each)) for each in sorted(news.outcomes.items())]
     steps = [RunPodStreamItem(output=_step(*each)) for each in sorted(news.progress.items())]
     return RunPodStream(status=news.state, stream=[*pictures, *steps])
 
 
 def webhook_body(spec: JobSpec, job: Job) -> bytes:
-    """What a webhook is told: the envelope, the input without its pictures, and the webhook itself."""
-    told = envelope(job).model_dump(mode="json", exclude_none=True)
-    return json.dumps({**told, "input": spec.input_without_pictures, "webhook": spec.webhook}).encode()
+    """What a webhook receives: the envelope, the input without its pictures, and the webhook itself."""
+    body = envelope(job).model_dump(mode="json", exclude_none=True)
+    return json.dumps({**body, "input": spec.input_without_pictures, "webhook": spec.webhook}).encode()
 
 
 def _output(seed: int, outcomes: Sequence[EditOutcome]) -> RunPodOutput:
@@ -141,5 +141,5 @@ def _milliseconds(since_s: float | None, until_s: float | None) -> int | None:
 
 
 def error_body(status: int, code: str, message: str, field: str | None) -> RunPodError:
-    """What a request that is rejected gets: RunPod's clients read a message alone."""
+    """The body of an error response: RunPod's clients read only a message."""
     return RunPodError(error=message)

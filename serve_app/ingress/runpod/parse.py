@@ -6,65 +6,59 @@ from dataclasses import replace
 from serve_app.config import LimitSettings
 from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
-from serve_app.ingress.asked import (
-    MAX_SEED,
-    ParsedRequest,
-    PictureSource,
-    checked_prompt,
-    default,
-    output_format,
-    within,
-)
+from serve_app.ingress.fields import MAX_SEED, output_format
+from serve_app.ingress.prepare import ParsedRequest, PictureSource
 from serve_app.ingress.runpod.request import RunPodInput
-from serve_app.ingress.views import poses
+from serve_app.ingress.validation import checked_prompt, default, within
 
 
-def parse_input(given: RunPodInput, limits: LimitSettings, *, low_priority: bool = False) -> ParsedRequest:
+def parse_input(fields: RunPodInput, limits: LimitSettings, *, low_priority: bool = False) -> ParsedRequest:
     """Check an `input` against the limits and give every absent field its default.
 
     Raises:
         InvalidInput: naming the field and the fix.
     """
-    options = given.options(within(default(given.seed, 42), 0, MAX_SEED, "input.seed"), limits, "input.")
-    cameras = poses(given.views, given.azimuth, given.elevation, given.distance, prefix="input.")
-    pictures = given_pictures(given)
-    if isinstance(given.prompt, list):
-        _check_batch(given, len(pictures), len(given.prompt))
+    options = fields.options(within(default(fields.seed, 42), 0, MAX_SEED, "input.seed"), limits, "input.")
+    cameras = fields.cameras("input.")
+    pictures = _pictures(fields)
+    if isinstance(fields.prompt, list):
+        _check_batch(fields, len(pictures), len(fields.prompt))
         sets: tuple[tuple[PictureSource, ...], ...] = tuple((picture,) for picture in pictures)
-        edits = [replace(options, prompt=prompt, camera=cameras[0]) for prompt in given.prompt]
+        edits = [replace(options, prompt=prompt, camera=cameras[0]) for prompt in fields.prompt]
     else:
         sets = (pictures,)
-        edits = [replace(options, prompt=given.prompt or "", camera=camera) for camera in cameras]
-    _check(sets, edits, isinstance(given.prompt, list), limits)
-    width, height = _side(given.width, "input.width", limits), _side(given.height, "input.height", limits)
-    quality = within(default(given.output_quality, 95), 1, 100, "input.output_quality")
-    output = output_format(given.output_format, quality, "input.output_format")
+        edits = [replace(options, prompt=fields.prompt or "", camera=camera) for camera in cameras]
+    _check(sets, edits, isinstance(fields.prompt, list), limits)
+    width, height = _side(fields.width, "input.width", limits), _side(fields.height, "input.height", limits)
+    quality = within(default(fields.output_quality, 95), 1, 100, "input.output_quality")
+    output = output_format(fields.output_format, quality, "input.output_format")
     return ParsedRequest(
         picture_sets=sets,
         edits=tuple(replace(edit, output=output, low_priority=low_priority) for edit in edits),
         pictures_of=tuple(range(len(sets))) if len(sets) > 1 else (0,) * len(edits),
         width=width,
         height=height,
-        timeout_s=given.timeout(limits, "input."),
+        side_fields=("input.width", "input.height"),
+        timeout_s=fields.timeout(limits, "input."),
     )
 
 
-def given_pictures(given: RunPodInput) -> tuple[PictureSource, ...]:
+def _pictures(fields: RunPodInput) -> tuple[PictureSource, ...]:
     """All pictures of an `input` with their fields, in order.
 
     Raises:
         InvalidInput: there is none.
     """
-    single = [PictureSource("input.image", given.image)] if given.image is not None else []
-    several = [PictureSource(f"input.images[{i}]", picture) for i, picture in enumerate(given.images or [])]
+    single = [PictureSource("input.image", fields.image)] if fields.image is not None else []
+    several = [PictureSource(f"input.images[{i}]", picture) for i, picture in enumerate(fields.images or [])]
     if not single and not several:
         raise InvalidInput("No picture: give input.image, or input.images, in base64.", "input.image")
     return (*single, *several)
 
 
-def _check_batch(given: RunPodInput, num_pictures: int, num_prompts: int) -> None:
-    """A list of prompts needs as many pictures."""
-    if given.views is not None:
+def _check_batch(fields: RunPodInput, num_pictures: int, num_prompts: int) -> None:
+    """Check that a list of prompts comes with as many pictures, and without views."""
+    if fields.views is not None:
         raise InvalidInput("input.views needs one prompt, a string, not a list of them.", "input.views")
     if num_prompts != num_pictures:
         raise InvalidInput(

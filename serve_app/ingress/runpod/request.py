@@ -1,12 +1,11 @@
-"""RunPod's dialect on the wire, what comes in: jobs as RunPod's own endpoints take them."""
+"""RunPod's dialect on the wire, requests: jobs as RunPod's own endpoints take them."""
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from serve_app.ingress.edit_fields import EditFields
-from serve_app.ingress.fields import Flag, Text, TextOrTexts, Texts, Whole
+from serve_app.ingress.fields import EditFields, Flag, Text, TextOrTexts, Texts, Whole
 
 
 class RunPodInput(EditFields):
@@ -29,7 +28,7 @@ class RunPodInput(EditFields):
 
 
 class RunPodPolicy(BaseModel):
-    """How a job may take its time. Times in milliseconds."""
+    """A job's time limits, in milliseconds, and its priority."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,7 +51,7 @@ class RunPodRequest(BaseModel):
 
     input: RunPodInput
     policy: RunPodPolicy | None = None
-    webhook: Text = Field(None, description="A URL that is told the job's end; its origin must be allowed.")
+    webhook: Text = Field(None, description="A URL that is notified of the job's end; its origin must be allowed.")
     s3Config: Annotated[Any, BeforeValidator(_no_s3)] = Field(  # noqa: N815
         None, description="Refused: pictures are answered in base64."
     )

@@ -1,13 +1,18 @@
-"""RunPod's routes. They stand at the root, as RunPod's local server has them, and under any endpoint's id."""
+"""RunPod's routes. They exist at the root, as on RunPod's local server, and under any endpoint's id."""
 
+import json
 import uuid
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi.openapi.models import Example
+from fastapi.routing import APIRoute
 
 from serve_app.edits.job import JobState
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.edit_fields import RepeatKeyHeader
+from serve_app.ingress.fields import RepeatKeyHeader
+from serve_app.ingress.openapi import SAMPLE
 from serve_app.ingress.runpod.answers import (
     RunPodAccepted,
     RunPodEnvelope,
@@ -16,12 +21,36 @@ from serve_app.ingress.runpod.answers import (
     RunPodPurged,
     RunPodStream,
 )
-from serve_app.ingress.runpod.docs import JOB_EXAMPLES
 from serve_app.ingress.runpod.jobs import RunPodJobs
-from serve_app.ingress.runpod.lenient import LenientRoute
 from serve_app.ingress.runpod.request import RunPodRequest
 
-NewJob = Annotated[RunPodRequest, Body(openapi_examples=JOB_EXAMPLES)]
+
+def _example(summary: str, fields: dict[str, Any], **more: Any) -> Example:
+    return Example(summary=summary, value={"input": fields, **more})
+
+
+_JOB_EXAMPLES: dict[str, Example] = {
+    "edit": _example("One edit", {"image": SAMPLE, "prompt": "Make it sunset"}),
+    "camera": _example("The camera moved", {"image": SAMPLE, "azimuth": 45, "elevation": 30, "distance": 1.0}),
+    "views": _example("All round, one picture each", {"image": SAMPLE, "views": "orbit", "elevation": 30}),
+    "batch": _example(
+        "A batch: each picture with its own prompt",
+        {"images": [SAMPLE, SAMPLE], "prompt": ["Make it sunset", "Remove the car"]},
+    ),
+    "references": _example(
+        "Several references of one edit",
+        {"images": [SAMPLE, SAMPLE], "prompt": "Draw picture 1 in the style of picture 2"},
+    ),
+    "rewriting": _example("A vague wish", {"image": SAMPLE, "prompt": "make it better", "rewrite_prompt": True}),
+    "policy": _example(
+        "Deadlines and a webhook",
+        {"image": SAMPLE, "prompt": "Make it sunset"},
+        policy={"executionTimeout": 60_000, "ttl": 600_000, "lowPriority": True},
+        webhook="https://example.com/done",
+    ),
+}
+
+NewJob = Annotated[RunPodRequest, Body(openapi_examples=_JOB_EXAMPLES)]
 WaitMs = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the job's end.")]
 StreamWaitMs = Annotated[int, Query(ge=0, le=300_000, description="Milliseconds to wait for something new.")]
 _ERRORS = {status: {"model": RunPodError} for status in (400, 401, 413, 429, 500, 503, 504)}
@@ -30,51 +59,71 @@ _OPERATORS = {403: {"model": RunPodError, "description": "The request does not c
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
 
 
+class LenientRequest(Request):
+    """Accepts JSON with control characters in strings. Shell scripts, the users' documented one among them, paste the
+    output of GNU `base64` with its line breaks into a JSON string."""
+
+    async def json(self) -> Any:
+        return json.loads(await self.body(), strict=False)
+
+
+class LenientRoute(APIRoute):
+    """A route that reads its body as LenientRequest does."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_leniently(request: Request) -> Response:
+            return await handle(LenientRequest(request.scope, request.receive))
+
+        return handle_leniently
+
+
 def runpod_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
     router = APIRouter(route_class=LenientRoute, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
     jobs = RunPodJobs(backend)
     _add_submitting(router, jobs)
-    _add_watching(router, jobs)
-    _add_steering(router, backend)
+    _add_reading(router, jobs)
+    _add_changing(router, backend)
     return router
 
 
 def _add_submitting(router: APIRouter, jobs: RunPodJobs) -> None:
     @router.post("/runsync", response_model=RunPodEnvelope, responses=_REPEATED)  # type: ignore[arg-type]
     async def runsync(request: NewJob, wait: WaitMs = 90_000, repeat_key: RepeatKeyHeader = None) -> Response:
-        """Run a job and answer with its end, or after the wait as it stands; it goes on then."""
+        """Run a job and return it at its end; or its current state after the wait, and it goes on."""
         return await jobs.run(request, repeat_key, wait)
 
     @router.post("/run", responses=_REPEATED)  # type: ignore[arg-type]
     async def run(request: NewJob, repeat_key: RepeatKeyHeader = None) -> RunPodAccepted:
-        """Queue a job and answer at once."""
+        """Queue a job and return at once."""
         return RunPodAccepted(id=await jobs.submit(request, repeat_key, sync=False), status=JobState.IN_QUEUE)
 
 
-def _add_watching(router: APIRouter, jobs: RunPodJobs) -> None:
+def _add_reading(router: APIRouter, jobs: RunPodJobs) -> None:
     @router.get("/status/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)  # type: ignore[arg-type]
     async def status(job_id: str) -> Response:
-        """The job as it stands."""
-        return await jobs.told(job_id, 0)
+        """The job's current state."""
+        return await jobs.status(job_id, 0)
 
     @router.post("/status/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)  # type: ignore[arg-type]
     async def status_by_post(job_id: str) -> Response:
         """The same by POST."""
-        return await jobs.told(job_id, 0)
+        return await jobs.status(job_id, 0)
 
     @router.get("/status-sync/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)  # type: ignore[arg-type]
     async def status_sync(job_id: str, wait: WaitMs = 90_000) -> Response:
-        """The job at its end, or after the wait as it stands."""
-        return await jobs.told(job_id, wait)
+        """The job at its end, or its current state after the wait."""
+        return await jobs.status(job_id, wait)
 
     @router.get("/stream/{job_id}", response_model=RunPodStream, responses=_UNKNOWN)  # type: ignore[arg-type]
     async def stream(job_id: str, wait: StreamWaitMs = 8_000) -> Response:
         """What is new since the last call: each picture once, when it is done, and how far the others are."""
-        return await jobs.news(job_id, wait)
+        return await jobs.stream(job_id, wait)
 
 
-def _add_steering(router: APIRouter, backend: Backend) -> None:
+def _add_changing(router: APIRouter, backend: Backend) -> None:
     jobs = backend.jobs
 
     @router.post("/cancel/{job_id}", responses=_UNKNOWN)  # type: ignore[arg-type]
@@ -91,7 +140,7 @@ def _add_steering(router: APIRouter, backend: Backend) -> None:
 
     @router.post("/purge-queue", responses=_OPERATORS)  # type: ignore[arg-type]
     async def purge_queue() -> RunPodPurged:
-        """Cancel all jobs that wait."""
+        """Cancel all waiting jobs."""
         return RunPodPurged(removed=await jobs.purge())
 
     @router.get("/health")

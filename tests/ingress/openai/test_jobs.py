@@ -18,7 +18,7 @@ from serve_app.errors import (
     ServiceUnavailable,
 )
 from serve_app.ingress.prepare import Preparer
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, events, harness, told
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, error_of, events, harness
 from tests.waiting import until_async
 
 KEY = {"Idempotency-Key": "key-1"}
@@ -82,7 +82,7 @@ def test_the_same_in_another_encoding_is_a_repeat(app: Harness, request_: dict[s
 )
 def test_another_edit_with_the_same_key_is_refused(app: Harness, fields: dict[str, Any]) -> None:
     keyed(app)
-    assert told(keyed(app, **fields), 422)["code"] == "idempotency_key_reused"
+    assert error_of(keyed(app, **fields), 422)["code"] == "idempotency_key_reused"
 
 
 def test_without_a_key_there_is_no_job(app: Harness) -> None:
@@ -103,7 +103,7 @@ def test_a_job_that_did_not_complete_is_an_error(
     app: Harness, state: JobState, status: int, code: str, stream: bool
 ) -> None:
     app.jobs.ends = state
-    problem = told(keyed(app, stream=stream), status)
+    problem = error_of(keyed(app, stream=stream), status)
     assert (problem["code"], problem["message"]) == (code, "broken")
 
 
@@ -122,10 +122,10 @@ def test_a_job_that_did_not_complete_is_an_error(
 )
 def test_a_jobs_error_is_that_of_the_same_edit_without_a_key(app: Harness, problem: ServiceError, stream: bool) -> None:
     app.editor.problem = problem
-    without = told(app.edit("json", stream=stream), problem.status)
+    without = error_of(app.edit("json", stream=stream), problem.status)
     app.jobs.ends, app.jobs.problem = JobState.FAILED, problem
     with_key = keyed(app, stream=stream)
-    assert told(with_key, problem.status) == without
+    assert error_of(with_key, problem.status) == without
     assert ("retry-after" in with_key.headers) == (problem.status in (429, 503))
 
 
@@ -135,8 +135,8 @@ def test_a_repeat_is_answered_while_the_service_drains_and_nothing_else(app: Har
     assert keyed(app).json() == first.json()
     assert len(app.shared) == 0
     new = app.client.post(EDITS, json={"prompt": "x", "image": DATA_URL}, headers={"Idempotency-Key": "new"})
-    assert "takes no new work" in told(new, 503)["message"]
-    assert told(keyed(app, prompt="y"), 422)["code"] == "idempotency_key_reused"
+    assert "takes no new work" in error_of(new, 503)["message"]
+    assert error_of(keyed(app, prompt="y"), 422)["code"] == "idempotency_key_reused"
     assert len(app.jobs.specs) == 1
 
 
@@ -179,5 +179,5 @@ def test_a_job_goes_on_when_its_client_leaves(app: Harness, stream: bool) -> Non
 
 def test_an_empty_key_is_refused(app: Harness) -> None:
     response = app.client.post(EDITS, json={"prompt": "x", "image": DATA_URL}, headers={"Idempotency-Key": ""})
-    assert "Idempotency-Key" in told(response, 400)["message"]
+    assert "Idempotency-Key" in error_of(response, 400)["message"]
     assert app.editor.jobs == []

@@ -14,7 +14,7 @@ from serve_app.edits.camera import CameraPose
 from serve_app.edits.request import EditRequest, OutputFormat, Rewrite, Sampling
 from serve_app.edits.sizes import Size
 from serve_app.errors import DeadlineExceeded, EditFailed, Overloaded, ServiceError, ServiceUnavailable
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Harness, Part, harness, told
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Harness, Part, error_of, harness
 from tests.pictures import photograph, to_base64
 
 both = pytest.mark.parametrize("encoding", ["form", "json"])
@@ -137,7 +137,7 @@ def test_true_cfg_scale_wins_and_needs_no_negative_prompt(app: Harness, encoding
     assert only(app).sampling.negative_prompt == " "
 
 
-# How clients send pictures. The first one gives the size, so it tells the order.
+# How clients send pictures. The first one gives the size, so it shows the order.
 
 COPIES: dict[str, list[Part]] = {
     "a file": [("image", WIDE)],
@@ -207,7 +207,7 @@ def test_a_body_above_the_limit_is_refused(app: Harness, kind: str, chunked: boo
     head = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' if "boundary" in kind else b'{"prompt": "'
     body = head + b"A" * app.settings.limits.max_body_bytes
     content = iter([body]) if chunked else body
-    problem = told(app.client.post(EDITS, content=content, headers={"content-type": kind}), 413)
+    problem = error_of(app.client.post(EDITS, content=content, headers={"content-type": kind}), 413)
     assert "larger than the 20971520 bytes" in problem["message"]
 
 
@@ -234,7 +234,7 @@ def test_auto_keeps_the_aspect_and_not_the_size_of_a_large_photo(app: Harness, e
 def test_a_size_that_follows_from_the_picture_is_bounded(tiny_settings: AppSettings) -> None:
     limits = tiny_settings.limits.model_copy(update={"max_side_px": 300})
     app = harness(tiny_settings.model_copy(update={"limits": limits}))
-    problem = told(app.form(("prompt", "x"), ("image", WIDE)), 400)
+    problem = error_of(app.form(("prompt", "x"), ("image", WIDE)), 400)
     assert problem["param"] == "size"
     assert problem["message"].startswith("size would be 320 pixels")
 
@@ -363,7 +363,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_bad_values_name_the_field_and_the_fix(
     app: Harness, encoding: str, fields: dict[str, Any], param: str, message: str
 ) -> None:
-    problem = told(app.edit(encoding, **fields), 400)
+    problem = error_of(app.edit(encoding, **fields), 400)
     assert message in problem["message"]
     assert (problem["param"], problem["type"]) == (param, "invalid_request_error")
     assert app.editor.jobs == []
@@ -372,7 +372,7 @@ def test_bad_values_name_the_field_and_the_fix(
 
 def test_the_documents_error_for_a_size_holds_to_the_letter(app: Harness) -> None:
     shown = "Invalid size format: '1024x'. Expected format: 'WIDTHxHEIGHT' (e.g., '1024x1024')."
-    assert told(app.edit("form", size="1024x"), 400)["message"] == shown
+    assert error_of(app.edit("form", size="1024x"), 400)["message"] == shown
 
 
 @both
@@ -382,10 +382,10 @@ def test_missing_fields_are_422(app: Harness, encoding: str) -> None:
         if encoding == "json"
         else (app.form(("prompt", "x")), app.form(("image", PNG)))
     )
-    problem = told(no_picture, 422)
+    problem = error_of(no_picture, 422)
     assert problem["message"] == "Field 'image' or 'url' is required"
     assert problem["code"] == "missing_field"
-    assert told(no_prompt, 422)["message"] == "Field 'prompt' is required"
+    assert error_of(no_prompt, 422)["message"] == "Field 'prompt' is required"
 
 
 PICTURES: dict[str, tuple[list[Part], str, str]] = {
@@ -404,7 +404,7 @@ PICTURES: dict[str, tuple[list[Part], str, str]] = {
 
 @pytest.mark.parametrize(("parts", "param", "message"), PICTURES.values(), ids=PICTURES.keys())
 def test_bad_pictures_are_named(app: Harness, parts: list[Part], param: str, message: str) -> None:
-    problem = told(app.form(("prompt", "x"), *parts), 400)
+    problem = error_of(app.form(("prompt", "x"), *parts), 400)
     assert message in problem["message"]
     assert problem["param"] == param
     assert app.editor.jobs == []
@@ -423,7 +423,7 @@ PARTS: dict[str, tuple[list[Part], str]] = {
 
 @pytest.mark.parametrize(("parts", "message"), PARTS.values(), ids=PARTS.keys())
 def test_odd_forms_are_refused(app: Harness, parts: list[Part], message: str) -> None:
-    assert message in told(app.form(("image", PNG), *parts), 400)["message"]
+    assert message in error_of(app.form(("image", PNG), *parts), 400)["message"]
 
 
 BODIES: dict[str, tuple[str, bytes, int, str]] = {
@@ -469,7 +469,7 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
 @pytest.mark.parametrize(("kind", "body", "status", "message"), BODIES.values(), ids=BODIES.keys())
 def test_bad_bodies_are_told(app: Harness, kind: str, body: bytes, status: int, message: str) -> None:
     response = app.client.post(EDITS, content=body, headers={"content-type": kind})
-    assert message in told(response, status)["message"]
+    assert message in error_of(response, status)["message"]
 
 
 @pytest.mark.parametrize(
@@ -488,7 +488,7 @@ def test_what_becomes_of_an_edit_is_the_status(
     app.editor.problem = problem
     response = app.edit("form", stream=stream, n=2)
     expected = {"message": problem.message, "type": kind, "param": None, "code": code}
-    assert told(response, status) == expected
+    assert error_of(response, status) == expected
     assert ("retry-after" in response.headers) == (status in (429, 503))
 
 
@@ -497,16 +497,16 @@ def test_an_unexpected_error_tells_nothing_of_itself(app: Harness, stream: bool)
     app.editor.problem = RuntimeError("secret detail")
     response = app.edit("json", stream=stream)
     assert "secret" not in response.text
-    assert told(response, 500)["code"] == "internal_error"
+    assert error_of(response, 500)["code"] == "internal_error"
 
 
 def test_limits_are_the_settings(tiny_settings: AppSettings) -> None:
     limits = tiny_settings.limits.model_copy(update={"max_edits_per_request": 4, "max_pictures_per_edit": 1})
     app = harness(tiny_settings.model_copy(update={"limits": limits, "served_model_names": ("ours",)}))
-    assert told(app.edit("form", n=5), 400)["message"] == "n must be between 1 and 4, got 5."
-    assert "at most 4" in told(app.edit("form", views="orbit:5"), 400)["message"]
-    assert "at most 1" in told(app.form(("prompt", "x"), ("image", PNG), ("image", PNG)), 400)["message"]
-    assert "Use 'ours'" in told(app.edit("form", model="Qwen-Image-Edit-2511"), 400)["message"]
+    assert error_of(app.edit("form", n=5), 400)["message"] == "n must be between 1 and 4, got 5."
+    assert "at most 4" in error_of(app.edit("form", views="orbit:5"), 400)["message"]
+    assert "at most 1" in error_of(app.form(("prompt", "x"), ("image", PNG), ("image", PNG)), 400)["message"]
+    assert "Use 'ours'" in error_of(app.edit("form", model="Qwen-Image-Edit-2511"), 400)["message"]
     assert app.edit("form", model="ours").status_code == 200
 
 
@@ -522,7 +522,7 @@ def test_models_are_listed_and_found(app: Harness) -> None:
             assert model.keys() == {"id", "object", "created", "owned_by"}
             assert app.client.get(f"{prefix}/models/{model['id']}").json() == model
             assert app.client.get(f"{prefix}/models/{model['id'].replace('/', '%2F')}").json() == model
-    problem = told(app.client.get("/v1/models/dall-e-2"), 404)
+    problem = error_of(app.client.get("/v1/models/dall-e-2"), 404)
     assert (problem["param"], problem["code"]) == ("model", "model_not_found")
 
 
@@ -530,7 +530,7 @@ def test_edits_stand_under_any_endpoints_id(app: Harness) -> None:
     response = app.client.post(f"/v2/any/openai{EDITS}", json={"prompt": "x", "url": DATA_URL})
     assert response.status_code == 200
     refused = app.client.post(f"/v2/any/openai{EDITS}", json={"prompt": "x"})
-    assert told(refused, 422)["message"] == "Field 'image' or 'url' is required"
+    assert error_of(refused, 422)["message"] == "Field 'image' or 'url' is required"
 
 
 def test_a_sane_request_id_is_kept_and_names_the_edits(app: Harness) -> None:
@@ -541,14 +541,14 @@ def test_a_sane_request_id_is_kept_and_names_the_edits(app: Harness) -> None:
 
 def test_without_a_key_nothing_is_answered(tiny_settings: AppSettings) -> None:
     app = harness(tiny_settings, api_keys=("secret",))
-    assert told(app.edit("form"), 401)["code"] == "unauthorized"
-    told(app.client.get("/v1/models"), 401)
+    assert error_of(app.edit("form"), 401)["code"] == "unauthorized"
+    error_of(app.client.get("/v1/models"), 401)
     assert app.form(("prompt", "x"), ("image", PNG), authorization="Bearer secret").status_code == 200
 
 
 def test_wrong_routes_are_told_in_this_dialect(app: Harness) -> None:
-    assert "/docs" in told(app.client.post("/v1/images/edit"), 404)["message"]
-    assert "/docs" in told(app.client.get(EDITS), 405)["message"]
+    assert "/docs" in error_of(app.client.post("/v1/images/edit"), 404)["message"]
+    assert "/docs" in error_of(app.client.get(EDITS), 405)["message"]
 
 
 def test_the_docs_show_both_bodies(app: Harness) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's streams: what is told and when, what breaks in the middle, and what happens when a client leaves."""
+"""OpenAI's streams: their events, errors in the middle, and clients that disconnect."""
 
 import asyncio
 import base64
@@ -14,16 +14,15 @@ from serve_app.edits.deadline import Deadline
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import EditFailed, ServiceError
-from serve_app.ingress.asked import PictureSource
 from serve_app.ingress.openai import stream as openai_stream
 from serve_app.ingress.openai.answers import OpenAILook
 from serve_app.ingress.openai.body import OpenAIBody
-from serve_app.ingress.openai.drawing import draw_now
-from serve_app.ingress.openai.parse import parse_posted
+from serve_app.ingress.openai.parse import parse_body
 from serve_app.ingress.openai.request import OpenAIEdit
-from serve_app.ingress.openai.stream import KEEP_ALIVE, server_sent
+from serve_app.ingress.openai.stream import KEEP_ALIVE, draw_now, server_sent
+from serve_app.ingress.prepare import PictureSource
 from tests.fakes import TIMINGS, TOKENS
-from tests.ingress.openai_harness import DATA_URL, PNG, Call, Event, Harness, events, harness, told
+from tests.ingress.openai_harness import DATA_URL, PNG, Call, Event, Harness, error_of, events, harness
 from tests.waiting import until_async
 
 LOOK = OpenAILook(output_format="png", size="256x256", quality="auto")
@@ -92,15 +91,15 @@ def test_the_accept_header_makes_no_stream(app: Harness) -> None:
 
 
 def test_what_is_wrong_before_the_first_byte_is_a_status(app: Harness) -> None:
-    told(app.edit("form", stream=True, n=11), 400)
-    told(app.form(("prompt", "x"), ("stream", "true"), ("image", b"junk")), 400)
+    error_of(app.edit("form", stream=True, n=11), 400)
+    error_of(app.form(("prompt", "x"), ("stream", "true"), ("image", b"junk")), 400)
 
 
 async def stream_of(app: Harness, **fields: Any) -> AsyncGenerator[bytes]:
     """The stream of an edit, as the route makes it."""
     edit = OpenAIEdit.model_validate({"prompt": "x", "stream": True, **fields})
-    asked = parse_posted(OpenAIBody(edit, (PictureSource("image", PNG),)), app.settings)
-    prepared = await app.backend.prepare("request", asked)
+    parsed = parse_body(OpenAIBody(edit, (PictureSource("image", PNG),)), app.settings)
+    prepared = await app.backend.prepare("request", parsed)
     return server_sent(partial(draw_now, app.backend, prepared, Deadline()), LOOK, alone=len(prepared.edits) == 1)
 
 
@@ -129,20 +128,20 @@ def test_each_picture_is_told_when_it_is_done(app: Harness) -> None:
 
 
 class Stumbling:
-    """An EditorPort that shows a preview and then fails; or, when it is to try again, begins anew."""
+    """An EditorPort that sends a preview and then fails; without a problem it starts again."""
 
     def __init__(self, problem: Exception | None) -> None:
         self.problem = problem
 
     async def edit(
-        self, job: EditRequest, pictures: SharedPictures, tell: OnProgress, timeout_s: float | None = None
+        self, job: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
     ) -> EditResult:
         for step in (1, 2):
-            tell(Progress(step, 4, b"preview"))
+            on_progress(Progress(step, 4, b"preview"))
         if self.problem is not None:
             raise self.problem
         for step in (1, 2):
-            tell(Progress(step, 4, b"preview"))
+            on_progress(Progress(step, 4, b"preview"))
         return EditResult(b"drawn", "image/png", TIMINGS, TOKENS)
 
 
@@ -219,7 +218,7 @@ def test_a_cancelled_request_cancels_its_edits(app: Harness, stream: bool) -> No
 def test_leaving_a_stream_cancels_what_is_not_drawn_yet(
     app: Harness, spec: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(openai_stream, "KEEP_ALIVE_S", 0.05)  # under 2.4 only a failing send tells
+    monkeypatch.setattr(openai_stream, "KEEP_ALIVE_S", 0.05)  # under 2.4 only a failing send shows it
 
     async def scenario() -> None:
         gate = app.editor.gate = asyncio.Semaphore(0)

@@ -21,11 +21,11 @@ from serve_app.edits.request import EditOutcome, EditResult, OutputFormat, Pictu
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceUnavailable
+from serve_app.ingress import admission
+from serve_app.ingress.admission import fingerprint_of
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.fingerprint import fingerprint_of
 from serve_app.ingress.prepare import Preparer
-from serve_app.ingress.runpod import jobs as runpod_jobs
 from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs import service
 from serve_app.jobs.service import JobService
@@ -44,7 +44,7 @@ def body(**fields: Any) -> dict[str, Any]:
 
 @dataclass
 class Harness:
-    """The app over HTTP, and what stands behind it."""
+    """The app over HTTP, and its ports."""
 
     client: TestClient
     editor: FakeEditor
@@ -675,7 +675,7 @@ def test_pictures_are_hashed_off_the_event_loop(app: Harness, monkeypatch: pytes
         threads.append(threading.current_thread())
         return fingerprint_of(*args)
 
-    monkeypatch.setattr(runpod_jobs, "fingerprint_of", noted)
+    monkeypatch.setattr(admission, "fingerprint_of", noted)
     app.client.post("/run", json=body(), headers={"Idempotency-Key": "k-1"})
     assert app.client.portal is not None
     assert [thread is app.client.portal.call(_current_thread) for thread in threads] == [False]

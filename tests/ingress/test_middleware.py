@@ -1,4 +1,4 @@
-"""Who reaches the operator endpoints."""
+"""The application's middleware: who reaches the operator endpoints, and which control headers are rejected."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,7 +15,9 @@ from starlette.types import Receive, Scope, Send
 from serve_app.config import AppSettings
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import CHECK_EVERY_S, KeyFile
-from tests.ingress.openai_harness import Harness, harness, local
+from serve_app.ingress.middleware import DISCONNECT_HEADER
+from serve_app.ingress.proxy import TIMEOUT_HEADER
+from tests.ingress.openai_harness import Harness, error_of, harness, local
 
 OPERATOR_PATHS = ("/drain", "/undrain", "/purge-queue", "/v2/any/purge-queue")
 # Starlette's routes also match a path with a newline at its end.
@@ -262,3 +264,11 @@ def test_a_request_by_http_1_0_comes_from_a_proxy(app: Harness) -> None:
         await app.app({**scope, "http_version": "1.0"}, receive, send)
 
     assert not reached(app, TestClient(as_1_0, client=("127.0.0.1", 1), base_url="http://127.0.0.1").post("/drain"))
+
+
+def test_where_they_come_through_the_harmful_one_is_refused(tiny_settings: AppSettings) -> None:
+    app = harness(tiny_settings)
+    refused = app.client.get("/v1/models", headers={DISCONNECT_HEADER: "?1"})
+    assert DISCONNECT_HEADER in error_of(refused, 400)["message"]
+    assert app.client.get("/health", headers={DISCONNECT_HEADER: "?1"}).status_code == 400
+    assert app.client.get("/v1/models", headers={DISCONNECT_HEADER: "?0", TIMEOUT_HEADER: "0.01"}).status_code == 200

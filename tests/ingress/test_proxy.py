@@ -1,19 +1,35 @@
-"""A queue that was full a moment ago: who is refused in the proxy, and who is let through."""
+"""The middleware of Serve's proxy: stripped headers, rejections while the queue is full, rewritten errors."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx2
 import pytest
+import yaml
+from ray._common.utils import import_attr
+from ray.exceptions import RayActorError
+from ray.serve._private.http_util import (
+    convert_object_to_asgi_messages,
+    get_http_response_status,
+    parse_disconnect_disabled_header,
+    parse_request_timeout_header,
+    retry_after_headers,
+    validate_http_proxy_callback_return,
+)
+from ray.serve.exceptions import BackPressureError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.ingress import proxy_gate
-from serve_app.ingress.proxy_gate import FULL_S, LIMIT_HEADER, QueueFullMiddleware, QueueLimitHeader
+from serve_app.ingress import proxy
+from serve_app.ingress.middleware import DISCONNECT_HEADER, LIMIT_HEADER, QueueLimitHeader
+from serve_app.ingress.proxy import FULL_S, TIMEOUT_HEADER, ProxyErrorMiddleware, QueueFullMiddleware
+from tests.conftest import ROOT
 
 RUN, EDITS = "/v2/mine/run", "/v1/images/edits"
 
@@ -30,18 +46,18 @@ class Counted:
 
 @dataclass
 class Behind:
-    """An application that answers with the next of these statuses, once it may, and a clock."""
+    """An application that responds with the next of these statuses once `may_answer` is set, and a clock."""
 
     counted: Counted
     now: float = 100.0
     statuses: list[int] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
     app: Starlette = field(init=False)
 
     def __post_init__(self) -> None:
         async def answer(request: Request) -> JSONResponse:
-            self.asked.append(request.url.path)
+            self.paths.append(request.url.path)
             await request.body()
             await self.may_answer.wait()
             return JSONResponse({"from": "app"}, self.statuses.pop(0), {"retry-after": "42"})
@@ -52,23 +68,23 @@ class Behind:
         self.client = TestClient(self.gate(limit=1000))
 
     def gate(self, limit: int) -> QueueFullMiddleware:
-        """Before an application whose queue has so many places."""
+        """In front of an application whose queue has so many places."""
         return QueueFullMiddleware(QueueLimitHeader(self.app, limit), clock=lambda: self.now)
 
     def clients(self, limit: int) -> httpx2.AsyncClient:
         """Of another gate, for requests at the same time."""
         return httpx2.AsyncClient(transport=httpx2.ASGITransport(self.gate(limit)), base_url="http://gate")
 
-    async def asks(self, count: int) -> None:
-        """Wait until so many requests have come."""
-        while len(self.asked) < count:
+    async def arrive(self, count: int) -> None:
+        """Wait until so many requests have arrived."""
+        while len(self.paths) < count:
             await asyncio.sleep(0)
 
 
 @pytest.fixture
 def behind(monkeypatch: pytest.MonkeyPatch) -> Behind:
     counted = Counted()
-    monkeypatch.setattr(proxy_gate, "RequestMetrics", lambda: counted)
+    monkeypatch.setattr(proxy, "RequestMetrics", lambda: counted)
     return Behind(counted)
 
 
@@ -80,7 +96,7 @@ def test_after_a_429_the_next_ones_are_told_the_same_without_the_application(beh
     assert refused.headers["x-request-id"] == "mine"
     assert "try again later" in refused.json()["error"]
     assert behind.client.post(RUN).headers["x-request-id"].startswith("req-")
-    assert behind.asked == [RUN]
+    assert behind.paths == [RUN]
     assert behind.counted.ended_with == [("runpod", 429)] * 2
     behind.now += FULL_S
     assert behind.client.post(RUN).status_code == 200
@@ -88,27 +104,27 @@ def test_after_a_429_the_next_ones_are_told_the_same_without_the_application(beh
 
 def test_one_at_a_time_tries_until_there_is_room(behind: Behind) -> None:
     behind.statuses = [429, 429, 200, 200, 200]
-    told = []
+    statuses = []
     for _ in range(3):
-        told.append([behind.client.post(RUN).status_code for _ in range(2)])
+        statuses.append([behind.client.post(RUN).status_code for _ in range(2)])
         behind.now += FULL_S
-    assert told == [[429, 429], [429, 429], [200, 200]]
-    assert len(behind.asked) == 4
+    assert statuses == [[429, 429], [429, 429], [200, 200]]
+    assert len(behind.paths) == 4
 
 
 def test_one_who_tries_and_dawdles_closes_it_to_nobody_for_long(behind: Behind) -> None:
     async def ask() -> list[int]:
         async with behind.clients(limit=1000) as client:
             behind.statuses = [429, 200, 200]
-            told = [(await client.post(RUN)).status_code]
+            statuses = [(await client.post(RUN)).status_code]
             behind.now += FULL_S
             behind.may_answer.clear()
-            dawdler = asyncio.create_task(client.post(RUN))
-            await behind.asks(2)
-            told.append((await client.post(RUN)).status_code)
+            slow = asyncio.create_task(client.post(RUN))
+            await behind.arrive(2)
+            statuses.append((await client.post(RUN)).status_code)
             behind.may_answer.set()
             behind.now += FULL_S
-            return [*told, (await client.post(RUN)).status_code, (await dawdler).status_code]
+            return [*statuses, (await client.post(RUN)).status_code, (await slow).status_code]
 
     assert asyncio.run(ask()) == [429, 429, 200, 200]
 
@@ -125,7 +141,7 @@ def test_who_came_before_the_queue_was_full_does_not_open_it(behind: Behind) -> 
         async with behind.clients(limit=1000) as client:
             behind.may_answer.clear()
             early = [asyncio.create_task(client.post(RUN)) for _ in range(2)]
-            await behind.asks(2)
+            await behind.arrive(2)
             behind.statuses = [429, 200, 200]
             behind.may_answer.set()
             return [(await each).status_code for each in early] + [(await client.post(RUN)).status_code]
@@ -134,7 +150,7 @@ def test_who_came_before_the_queue_was_full_does_not_open_it(behind: Behind) -> 
 
 
 def test_no_more_are_let_in_at_once_than_the_queue_has_places(behind: Behind) -> None:
-    """Three places, told by the first answer. What is being asked or has just been queued takes one."""
+    """Three places, as in the first response. A request without a response, and one just queued, takes a place."""
     behind.statuses = [200] * 9
 
     async def ask() -> None:
@@ -143,12 +159,12 @@ def test_no_more_are_let_in_at_once_than_the_queue_has_places(behind: Behind) ->
             assert (await client.post(RUN)).status_code == 200
             behind.may_answer.clear()
             taken = [asyncio.create_task(client.post(path)) for path in (RUN, "/runsync")]
-            await behind.asks(4)
+            await behind.arrive(4)
             refused = await client.post(RUN)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
             behind.now += FULL_S  # The one that was queued may have ended.
             taken.append(asyncio.create_task(client.post(RUN)))
-            await behind.asks(5)
+            await behind.arrive(5)
             assert (await client.post(RUN)).status_code == 429
             behind.may_answer.set()
             assert [(await each).status_code for each in taken] == [200] * 3
@@ -223,3 +239,109 @@ def test_without_a_limit_only_the_last_moment_is_kept(behind: Behind) -> None:
         client.post(RUN, headers={"Idempotency-Key": "k"})
         behind.now += FULL_S / 4
     assert len(gate._queues["runpod"].queued_at) == 4
+
+
+SECRET = "Traceback: /home/ray/secret.py"
+
+
+def serves(status: int, headers: Any = None) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in convert_object_to_asgi_messages(SECRET, status, headers):
+            await send(message)
+
+    return app
+
+
+def test_the_death_of_a_replica_is_a_500_of_serve() -> None:
+    assert get_http_response_status(RayActorError(), None, "id").code == 500
+    refused = get_http_response_status(BackPressureError(1, 2, status_code=429, retry_after_s=7), None, "id")
+    assert (refused.code, refused.headers) == (429, retry_after_headers(7))
+
+
+@pytest.mark.parametrize(("status", "replaced"), [(500, 503), (503, 503), (429, 429)])
+@pytest.mark.parametrize("path", ["/runsync", "/v1/images/edits"])
+def test_its_refusals_are_told_in_the_dialect(path: str, status: int, replaced: int) -> None:
+    answer = TestClient(ProxyErrorMiddleware(serves(status, [(b"x-request-id", b"mine")]))).post(path)
+    assert answer.status_code == replaced
+    assert int(answer.headers["retry-after"]) == 5
+    assert answer.headers["x-request-id"] == "mine"
+    assert SECRET not in answer.text
+    error = answer.json()["error"]
+    message = error["message"] if path.startswith("/v1") else error
+    assert "again" in message
+
+
+def test_its_own_retry_after_stays() -> None:
+    answer = TestClient(ProxyErrorMiddleware(serves(429, retry_after_headers(7)))).post("/runsync")
+    assert answer.headers["retry-after"] == "7"
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_other_answers_of_serve_pass(status: int) -> None:
+    answer = TestClient(ProxyErrorMiddleware(serves(status))).get("/runsync")
+    assert (answer.status_code, answer.text) == (status, SECRET)
+
+
+def test_its_health_route_speaks_for_itself() -> None:
+    answer = TestClient(ProxyErrorMiddleware(serves(503))).get("/-/healthz")
+    assert (answer.status_code, answer.text) == (503, SECRET)
+
+
+@pytest.mark.parametrize(
+    "answer", [JSONResponse({"error": "x"}, 500), JSONResponse({"error": "x"}, 503), PlainTextResponse("x")]
+)
+def test_what_the_application_answers_passes(answer: Response) -> None:
+    app = Starlette(routes=[Route("/runsync", lambda _: answer)])
+    passed = TestClient(ProxyErrorMiddleware(app)).get("/runsync")
+    assert (passed.status_code, passed.text) == (answer.status_code, bytes(answer.body).decode())
+    assert "retry-after" not in passed.headers
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_no_answer_at_all_is_one(fails: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if fails:
+            raise RuntimeError(SECRET)
+
+    answer = TestClient(ProxyErrorMiddleware(app)).post("/runsync")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert SECRET not in answer.text
+
+
+def test_what_breaks_off_stays_broken() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError(SECRET)
+
+    with pytest.raises(RuntimeError):
+        TestClient(ProxyErrorMiddleware(app)).post("/runsync")
+
+
+CONFIGS = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_file_tells_serve_to_drop_them(path: Any) -> None:
+    options = yaml.safe_load(path.read_text())["controller_options"]
+    named = options["runtime_env"]["env_vars"]["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    middleware, *_ = validate_http_proxy_callback_return(import_attr(named)())
+    seen: list[dict[bytes, bytes]] = []
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(dict(scope["headers"]))
+
+    sent = [
+        (b"X-Request-Timeout-Seconds", b"0.01"),
+        (DISCONNECT_HEADER.encode(), b"?1"),
+        (b"x-request-id", b"mine"),
+    ]
+    scope = {"type": "http", "headers": sent}
+    app: Any = middleware.cls(proxy, *middleware.args, **middleware.kwargs)
+    asyncio.run(app(scope, None, None))
+    assert seen == [{b"x-request-id": b"mine"}]
+    assert len(scope["headers"]) == 3  # the caller's own is left alone
+
+
+def test_serve_reads_the_headers_that_are_dropped() -> None:
+    assert parse_request_timeout_header({TIMEOUT_HEADER.encode(): b"0.01"}, None) == 0.01
+    assert parse_disconnect_disabled_header({DISCONNECT_HEADER.encode(): b"?1"})
