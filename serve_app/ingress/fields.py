@@ -35,7 +35,7 @@ def _whole(value: object) -> object:
 def _encodable(text: str) -> str:
     # JSON can escape half of a surrogate pair; Python reads it, and no encoder accepts it afterwards.
     if not text.isascii() and _LONE_SURROGATE.search(text):
-        raise wrong("text of whole characters", text)
+        raise wrong("valid Unicode text", text)
     return text
 
 
@@ -155,7 +155,7 @@ class EditFields(CameraFields):
         if not self.views:
             raise InvalidInput(f"{prefix}views is empty: give at least one camera pose.", f"{prefix}views")
         if self.azimuth is not None:
-            message = f"{prefix}azimuth cannot stand beside {prefix}views: each view says its own."
+            message = f"{prefix}azimuth cannot be combined with {prefix}views: each view has its own."
             raise InvalidInput(message, f"{prefix}azimuth")
         return tuple(self._pose(view, f"{prefix}views[{index}]") for index, view in enumerate(self.views))
 

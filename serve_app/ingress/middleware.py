@@ -131,7 +131,7 @@ class RejectControlHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and Headers(scope=scope).get(DISCONNECT_HEADER) == "?1":
-            problem = InvalidInput(f"The header {DISCONNECT_HEADER} is not a client's to set; leave it out.")
+            problem = InvalidInput(f"The header {DISCONNECT_HEADER} must not be set by clients; leave it out.")
             await error_response(scope["path"], problem)(scope, receive, send)
             return
         await self._app(scope, receive, send)

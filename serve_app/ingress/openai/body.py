@@ -42,7 +42,7 @@ async def read_body(request: Request, limits: LimitSettings) -> OpenAIBody:
 
     Raises:
         InvalidInput: the body cannot be read, or a field of it is wrong.
-        EditCancelled: the client disconnected before the body was whole.
+        EditCancelled: the client disconnected before the body was complete.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
@@ -51,7 +51,7 @@ async def read_body(request: Request, limits: LimitSettings) -> OpenAIBody:
         if kind in ("", "application/json"):
             return _from_json(await request.body())
     except ClientDisconnect as problem:
-        raise EditCancelled("The connection closed before the body was whole.") from problem
+        raise EditCancelled("The connection closed before the body was complete.") from problem
     raise InvalidInput(f"Content-Type must be multipart/form-data or application/json, got {echo(kind)}.")
 
 

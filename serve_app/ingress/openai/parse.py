@@ -90,7 +90,7 @@ def _seeds(edit: OpenAIEdit, num_poses: int, limits: LimitSettings) -> Sequence[
     # So that the last variant's seed is valid, too.
     seed = within(default(edit.seed, secrets.randbelow(RANDOM_SEEDS)), 0, MAX_SEED - num_variants + 1, "seed")
     if edit.views is not None and num_variants > 1:
-        raise InvalidInput("n cannot be above 1 beside views: each view is one picture.", "n")
+        raise InvalidInput("n cannot be above 1 with views: each view is one picture.", "n")
     if num_poses > limits.max_edits_per_request:
         raise InvalidInput(
             f"views holds {num_poses} poses; at most {limits.max_edits_per_request} go into one request.", "views"

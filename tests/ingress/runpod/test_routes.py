@@ -709,7 +709,7 @@ def test_views_may_be_listed(app: Harness) -> None:
         ({"views": [{}]}, "input.views[0] is empty: give azimuth, elevation or distance."),
         ({"views": [{"azimut": 1}]}, "Unknown field 'input.views[0].azimut'. Did you mean 'azimuth'?"),
         ({"views": [{"azimuth": "left"}]}, "input.views[0].azimuth must be a finite number, got 'left'."),
-        ({"views": "orbit", "azimuth": 45}, "input.azimuth cannot stand beside input.views"),
+        ({"views": "orbit", "azimuth": 45}, "input.azimuth cannot be combined with input.views"),
         ({"views": [{"azimuth": 1}] * 17}, "input.views holds 17 edits; at most 16"),
         ({"views": "orbit", "prompt": ["x"], "images": [PICTURE], "image": None}, "input.views needs one prompt"),
     ],
