@@ -1,4 +1,4 @@
-"""Every limit: documented with its default, and a 4xx of its own on the far side of it alone."""
+"""Every limit is documented with its default, and is a 4xx beyond its value only."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Each request is counted once, by what it was and not by what it said."""
+"""Each request is counted once, under its route and never under text that a client chose."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -68,7 +68,7 @@ def host() -> Iterator[Receiver]:
 
 @pytest.fixture
 def listener() -> Iterator[Host]:
-    """A host that would answer whoever came."""
+    """A host that answers every request."""
     with hosting(says(OK + b"Content-Length: 6\r\n\r\nsecret")) as listener:
         yield listener
 
@@ -260,7 +260,7 @@ def test_proxies_of_the_environment_are_not_asked(listener: Host, monkeypatch: p
     ],
 )
 def test_a_host_that_misbehaves(script: Script) -> None:
-    """Those that are silent, drip or never end would do so for as long as the client listens."""
+    """Silent, slow and endless hosts go on for as long as the client reads."""
     with hosting(script) as host:
         assert refuses(f"{host.origin}/x", host.origin, timeout_s=DEADLINE_S)
         assert len(host.requests) == 1

@@ -155,7 +155,7 @@ def test_a_job_is_streamed_at_its_end(app: Harness) -> None:
     found = events(keyed(app, stream=True, partial_images=3, n=2, seed=5).text)
     assert [event.name for event in found] == ["image_edit.completed"] * 2
     assert [(event.data["image_index"], event.data["seed"]) for event in found] == [(0, 5), (1, 6)]
-    # Nobody would look at a job's previews.
+    # A job's previews are not stored.
     assert [job.num_previews for job in app.editor.jobs] == [0, 0]
 
 

@@ -240,7 +240,7 @@ def test_whatever_goes_wrong_with_an_accepted_job_is_its_end(app: Harness) -> No
 def test_what_only_the_editor_can_refuse_is_still_the_clients_fault(app: Harness) -> None:
     app.editor.problem = InvalidInput("The prompt is too long for the model.", "prompt")
     assert app.refusal(image=PICTURE, prompt="x") == "The prompt is too long for the model."
-    # A job that nobody waits for can only say so in its envelope.
+    # No request waits for this job, so only its envelope shows the error.
     assert app.status(app.start(), "FAILED")["error"] == "The prompt is too long for the model."
 
 
@@ -480,7 +480,7 @@ def test_a_stream_sends_steps_once_in_a_while(app: Harness, monkeypatch: pytest.
     assert pauses == [service.PROGRESS_INTERVAL_S]  # It would wait eight seconds for a picture.
     step = {"type": "progress", "index": 0, "step": 0, "num_steps": 4}
     assert news == {"status": "IN_PROGRESS", "stream": [{"output": step}]}
-    # Told once: the next call waits for something else.
+    # Returned once: the next call waits for something else.
     assert app.client.get(f"/stream/{job_id}?wait=100").json() == {"status": "IN_PROGRESS", "stream": []}
     app.release()
 
@@ -622,7 +622,7 @@ def test_a_webhook_that_nobody_answers_harms_nobody(app: Harness) -> None:
 def test_the_same_key_is_the_same_job(app: Harness) -> None:
     headers = {"Idempotency-Key": "k-1"}
     first = app.client.post("/runsync", json=body(), headers=headers).json()
-    # Spelled in another way, by another route: still the same wish.
+    # In another spelling, by another route: still the same request.
     again = {"input": {"prompt": "x", "image": PICTURE, "seed": None}}
     assert app.client.post("/run", json=again, headers=headers).json()["id"] == first["id"]
     assert app.client.post("/v2/any/runsync", json=again, headers=headers).json() == first
