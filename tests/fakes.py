@@ -1,4 +1,4 @@
-"""Stand-ins shared by the tests: a model that counts instead of drawing, and ports that answer at once."""
+"""Fakes shared by the tests: a model that counts its steps, and ports that answer at once."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from serve_app.editor.engine.stats import CacheStats
+from serve_app.editor.model.cache import CacheStats
 from serve_app.editor.model.edit_model import Draft, Prepared
 from serve_app.editor.model.schedule import Schedule
 from serve_app.edits.request import (
@@ -55,13 +55,13 @@ class FakeModel:
     """A StepModel that records which edits shared each step.
 
     Attributes:
-        packs: the names of the edits in each step, from the moment that the step begins.
-        begun: the names of the edits that were begun together.
-        failing: edits that fail, by the stage in which they do: prepare, begin, step, preview or finish.
-        problem: makes the error with which they fail, of a text.
-        memory: edits that there is memory for in one call of begin or step; with more, the call runs out of it.
-        num_freed: how often memory was freed.
-        gate: where set, every step waits for one release.
+        packs: the names of the edits in each step, added when the step begins.
+        begun: the names of the edits in each call of begin.
+        failing: by an edit's name the stage in which it fails: prepare, begin, step, preview or finish.
+        problem: makes the error from a text.
+        memory: the most edits that one call of begin or step has memory for.
+        num_freed: calls of free.
+        gate: if set, every step waits for one release.
     """
 
     packs: list[list[str]] = field(default_factory=list)

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "editor": {"editor", "editor.engine", "editor.engine.stats", "editor.loading", "edits", "config", "errors"},
     "editor.engine": {"editor.engine", "editor.engine.stats", "editor.model", "edits", "errors"},
     "editor.engine.stats": set(),
-    "editor.model": {"editor.model", "editor.engine.stats", "edits", "config", "errors"},
+    "editor.model": {"editor.model", "edits", "config", "errors"},
     "editor.loading": {"editor.loading", "editor.model", "weights", "weights.gpu_memory", "edits", "config", "errors"},
     "rewriter": {"rewriter", "edits", "weights", "weights.gpu_memory", "config", "errors"},
     "jobs": {"jobs", "jobs.stores", "net", "edits", "config", "errors"},

@@ -1,1 +1,4 @@
-"""The editor: the LoRA-fused pipeline and the engine that runs its edits packed. Only `deployment` knows Ray."""
+"""The editor: the LoRA-fused pipeline and the engine that runs edits in packs.
+
+Only `deployment` and `metrics` know Ray.
+"""

@@ -1,17 +1,19 @@
 """The engine's counts and times as Prometheus metrics, through Ray's exporter on each node."""
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ray.util.metrics import Gauge, Histogram
 
-from serve_app.editor.engine.stats import CacheStats, EngineStats
 from serve_app.edits.request import EditTimings
 from serve_app.serving.metrics import SECONDS, Totals
 
+if TYPE_CHECKING:
+    from serve_app.editor.engine.engine import Engine  # imports torch
+
 
 class EngineMetrics:
-    """`update` mirrors the engine's stats at each health check, `finished` takes the times of each edit: the engine's
-    own thread pays for neither."""
+    """`update` copies the engine's stats at each health check, `finished` records the times of an edit. Neither runs on
+    the engine thread."""
 
     def __init__(self) -> None:
         self._edits = Gauge("camera_edit_edits", "Edits in the engine now, by state.", ("state",))
@@ -25,7 +27,8 @@ class EngineMetrics:
         self._stages = Histogram("camera_edit_stage_seconds", "An edit's time in each stage.", SECONDS, ("stage",))
         self._step = Histogram("camera_edit_step_seconds", "One step, as the mean over an edit's steps.", SECONDS)
 
-    def update(self, stats: EngineStats, caches: Mapping[str, CacheStats]) -> None:
+    def update(self, engine: "Engine") -> None:
+        stats = engine.stats
         for state in ("preparing", "waiting", "running"):
             self._edits.set(getattr(stats, state), {"state": state})
         for end in ("completed", "failed", "cancelled", "expired"):
@@ -34,7 +37,7 @@ class EngineMetrics:
         self._edit_steps.set(stats.num_edit_steps)
         self._tokens.set(stats.num_step_tokens)
         self._budget.set(stats.token_budget)
-        for cache, counts in caches.items():
+        for cache, counts in engine.cache_stats.items():
             self._lookups.set(counts.hits, {"cache": cache, "result": "hit"})
             self._lookups.set(counts.misses, {"cache": cache, "result": "miss"})
             self._held.set(counts.held_bytes, {"cache": cache})

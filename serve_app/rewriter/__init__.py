@@ -1,1 +1,2 @@
-"""The rewriter: Qwen3-VL reads pictures and instruction and answers with a precise one. It may fail; edits go on."""
+"""The rewriter: Qwen3-VL turns an instruction and its pictures into a more precise instruction. An edit continues if it
+fails."""

@@ -5,35 +5,32 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import ray
-
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
 from serve_app.rewriter.metrics import RewriteMetrics
+from serve_app.serving.gpus import assigned_gpu_share
 from serve_app.serving.replica import join_serve_logs, without_collection
 
 logger = logging.getLogger(__name__)
 
 
 class Rewriter:
-    """One model on one thread. Undecorated: `serve_app.app` knows the deployment options."""
+    """One model on one thread. Undecorated: `serve_app.app` has the deployment options."""
 
     def __init__(self, settings: RewriterSettings) -> None:
-        # It takes seconds to import, with torch: whoever only builds the application does without it.
+        # Imported here because torch takes seconds, which building the application does not need.
         with without_collection():
             from serve_app.rewriter.model import RewriterModel
 
         join_serve_logs()
         self._settings = settings
         self._metrics = RewriteMetrics()
-        # Loaded and run on the same thread, which health checks and other requests do not wait for.
+        # Loads and runs the model, so that the event loop stays free for health checks and other requests.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewriter")
-        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-        gpu_share = assigned.get("GPU", 1.0)
-        self._model = self._thread.submit(RewriterModel, settings, gpu_share).result()
+        self._model = self._thread.submit(RewriterModel, settings, assigned_gpu_share()).result()
 
     async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
-        """A better instruction, or the reason why there is none. Waiting for the model counts as time, too."""
+        """A better instruction, or the reason why there is none. The time limit includes waiting for the model."""
         began = time.monotonic()
         rewrite = await self._rewrite(job, pictures)
         self._metrics.ended(rewrite, time.monotonic() - began)

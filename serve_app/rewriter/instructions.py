@@ -1,4 +1,4 @@
-"""The rewriter's prompt, and the parser of its answer."""
+"""The rewriter's prompt and the parser of its answer."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from serve_app.edits.request import Rewrite
 
 MAX_ANSWER_CHARS = 2000
 
-_DECODER = json.JSONDecoder(strict=False)  # not strict: models put bare newlines into strings
+_DECODER = json.JSONDecoder(strict=False)  # not strict: models put unescaped newlines into strings
 _OBJECT_START = re.compile(r"\{(?=\s*[\"}])")
 _MAX_STARTS = 64
 
@@ -37,7 +37,7 @@ Answer with one JSON object and nothing else: {"instruction": "..."}"""
 
 
 def user_message(prompt: str) -> str:
-    """The wish as the rewriter reads it. Control tokens in it are broken up, so that they stay text."""
+    """The prompt as the rewriter reads it, with control tokens split so that they stay text."""
     plain = prompt.replace("<|", "< |")
     return f"The user's wish: {plain}" if plain.strip() else "The user's wish: none. Describe no change."
 
@@ -45,7 +45,7 @@ def user_message(prompt: str) -> str:
 def parse_answer(answer: str) -> Rewrite:
     """The instruction of the first JSON object in the answer that has one, or the reason why there is none.
 
-    Never raises. At most `_MAX_STARTS` places of the answer are tried, each of which is read once.
+    Never raises. Tries to decode at no more than `_MAX_STARTS` positions of the answer.
     """
     if not 0 <= answer.find("{") < answer.rfind("}"):
         return Rewrite(None, "the rewriter's answer held no JSON object")
@@ -72,6 +72,6 @@ def _bounded(instruction: str) -> Rewrite:
         return Rewrite(None, f"the rewriter's instruction was longer than {MAX_ANSWER_CHARS} characters")
     if "<|" in instruction or TRIGGER in instruction.lower():
         return Rewrite(None, "the rewriter's instruction held control tokens")
-    if any("\ud800" <= character <= "\udfff" for character in instruction):  # An escape in JSON; UTF-8 has none.
+    if any("\ud800" <= character <= "\udfff" for character in instruction):  # UTF-8 cannot encode them.
         return Rewrite(None, "the rewriter's instruction held half of a surrogate pair")
     return Rewrite(instruction)

@@ -1,4 +1,4 @@
-"""Rewritings as Prometheus metrics, through Ray's exporter."""
+"""The rewriter's results and times as Prometheus metrics, through Ray's exporter on each node."""
 
 from ray.util.metrics import Counter, Histogram
 

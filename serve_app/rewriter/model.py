@@ -1,4 +1,4 @@
-"""Qwen3-VL as a rewriter of instructions. No Ray."""
+"""Qwen3-VL as a rewriter of instructions."""
 
 import time
 
@@ -18,7 +18,7 @@ class RewriterModel:
     """Model and processor on their device. Not thread-safe: one thread owns it.
 
     Args:
-        gpu_share: the part of a GPU whose memory the model may take.
+        gpu_share: part of a GPU whose memory this process may use.
 
     Raises:
         CheckpointError: weights are missing or of another kind, or the device is not there.
@@ -39,7 +39,7 @@ class RewriterModel:
         except (OSError, ValueError) as problem:
             raise CheckpointError(f"{folder} is not a Qwen3-VL model folder: {problem}") from problem
         self._model.to(settings.device).eval().requires_grad_(False)
-        # The default allows 16.7 megapixels a picture: far more tokens than an instruction is worth.
+        # The default allows 16.7 megapixels a picture, far more tokens than an instruction needs.
         self._processor.image_processor.size = {
             "longest_edge": settings.max_picture_px,
             "shortest_edge": settings.min_picture_px,
@@ -47,7 +47,8 @@ class RewriterModel:
         self._settings = settings
 
     def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
-        """Ask for a better instruction; greedy, so that a rewrite repeats. Bounded in tokens and time."""
+        """A better instruction, or the reason why there is none. Greedy decoding, so equal inputs give equal answers;
+        bounded in tokens and time."""
         began = time.monotonic()
         answer = self.generate(job.prompt, pictures)
         if time.monotonic() - began > self._settings.timeout_s:
@@ -58,7 +59,7 @@ class RewriterModel:
     def generate(self, prompt: str, pictures: Pictures) -> str:
         """The model's raw answer."""
         inputs = self._inputs(prompt, pictures).to(self._model.device)
-        # The whole of `inputs`: Qwen3-VL needs mm_token_type_ids for its positions.
+        # All of `inputs`: Qwen3-VL needs mm_token_type_ids for its positions.
         tokens = self._model.generate(
             **inputs,
             do_sample=False,

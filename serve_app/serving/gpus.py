@@ -109,3 +109,9 @@ def _is_serve_run(pid: int) -> bool:
         return False
     names = [PurePath(argument).name for argument in arguments[:3]]
     return "serve" in names and "run" in arguments
+
+
+def assigned_gpu_share() -> float:
+    """The part of a GPU that Ray has assigned to this replica; 1.0 where it has assigned none."""
+    assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    return assigned.get("GPU", 1.0)

@@ -1,1 +1,1 @@
-"""Weights: where they lie, which models they make, and the GPU memory that they are loaded into."""
+"""Weights: where they are found, their models' architectures, and the GPU memory that they are loaded into."""

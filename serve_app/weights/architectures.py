@@ -1,6 +1,6 @@
-"""The models behind weights sources, without their weights: instantiated on the meta device, to be counted.
+"""The models of weights sources, on the meta device and so without weights, to count their parameters.
 
-A source is known by its configuration on disk, or by its name: the repository's, which is also the usual name of a
+A source is recognised by its configuration on disk, or by its repository's name, which is also the usual name of a
 folder that holds it.
 """
 
@@ -32,12 +32,12 @@ class EditArchitecture:
 
 
 def find_edit_model(source: WeightsSource) -> EditArchitecture | None:
-    """The edit model that `source` holds; None where it is not known."""
+    """The edit model that `source` holds; None if unknown."""
     return _find(source, "model_index.json", _read_edit_model, _EDIT_MODELS)
 
 
 def find_rewriter(source: WeightsSource) -> Qwen3VLForConditionalGeneration | None:
-    """The rewriter that `source` holds; None where it is not known."""
+    """The rewriter that `source` holds; None if unknown."""
     return _find(source, "config.json", _read_rewriter, _REWRITERS)
 
 
@@ -51,7 +51,7 @@ def _find(
             try:
                 return read(folder)
             except (OSError, ValueError):
-                return None  # Loading will tell what is wrong with the folder; the plan does not know it.
+                return None  # Loading raises an error that says what is wrong with the folder.
         make = known.get(folder.name)
         return None if make is None else make()
 
@@ -71,7 +71,7 @@ def _read_rewriter(folder: Path) -> Qwen3VLForConditionalGeneration:
 
 
 def _edit_2511() -> EditArchitecture:
-    """Qwen/Qwen-Image-Edit-2511, by its public config.json files; transformer and VAE are the classes' defaults."""
+    """Qwen/Qwen-Image-Edit-2511 by its public config.json files; transformer and VAE have the classes' defaults."""
     config = Qwen2_5_VLConfig(
         text_config={
             "hidden_size": 3584,

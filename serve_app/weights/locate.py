@@ -1,4 +1,4 @@
-"""Finding weights: a folder, a repository of the Hugging Face hub, or one of the two embedded tiny checkpoints."""
+"""Finds weights: a folder, a repository of the Hugging Face hub, or one of the two embedded tiny checkpoints."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from serve_app.tiny.checkpoint import PARTS, cached_checkpoint
 
 TOY_PREFIX = "toy:"
 TOY_FOLDER = Path(__file__).parent.parent / "tiny" / "toy"
-"""The tiny weights that were trained on the toy world: `serve_app.tools.training` makes them."""
+"""The tiny weights trained on the toy world by `serve_app.tools.training`."""
 
 RANDOM_PREFIX = "tiny:"
-"""Of the same classes, random, and built when they are first asked for."""
+"""Random weights of the same classes, built at their first use."""
 
 EMBEDDED = (TOY_PREFIX, RANDOM_PREFIX)
 
 MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
-"""What a model's repository holds that we load."""
+"""The files of a model's repository that are loaded."""
 
 
 def locate(source: WeightsSource, patterns: Sequence[str] | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""The tiny model twice: as the engine runs it, and as diffusers' own pipeline does."""
+"""The tiny model twice: as the engine runs it, and in diffusers' own pipeline."""
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
@@ -12,7 +12,7 @@ from serve_app.weights.locate import locate
 
 @pytest.fixture(scope="session")
 def model(tiny_settings: AppSettings) -> EditModel:
-    """The model under test, through our own loading. Without caches, so that no test sees what another one encoded."""
+    """The model under test, loaded by the package. Without caches, so that no test reuses what another one encoded."""
     settings = tiny_settings.editor.model_copy(update={"latents_cache_bytes": 0, "prompts_cache_bytes": 0})
     return as_edit_model(load_pipeline(settings), settings)
 

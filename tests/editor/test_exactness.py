@@ -1,7 +1,7 @@
-"""Our pictures against diffusers' own pipeline, and packed edits against the same edits alone.
+"""Pictures compared with those of diffusers' own pipeline, and packed edits with the same edits alone.
 
 The reference is QwenImageEditPlusPipeline with adapters fused by diffusers and `prompt_embeds` computed from the
-processor's whole output, since the pipeline itself forgets `mm_token_type_ids` and so loses the M-RoPE positions.
+processor's whole output, since the pipeline itself omits `mm_token_type_ids` and so loses the M-RoPE positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ SEED_7 = Sampling(seed=7)
 
 @dataclass(frozen=True)
 class Case:
-    """An edit as both sides take it."""
+    """An edit for the engine and for the stock pipeline."""
 
     prompt: str = "Change the time of day to sunset with warm light"
     pictures: tuple[Image.Image, ...] = (ASTRONAUT,)
@@ -57,7 +57,7 @@ CASES = {
     "320x192": replace(PLAIN, size=Size(320, 192)),
 }
 
-# Unlike in everything that a pack could mix up.
+# They differ in everything that a pack could mix up.
 UNLIKE = [
     Case(size=Size(256, 256), sampling=Sampling(seed=1, num_inference_steps=4)),
     Case("x", (COFFEE, TALL), Size(320, 192), Sampling(seed=2, num_inference_steps=6, true_cfg_scale=1.5)),
@@ -98,7 +98,7 @@ def test_an_edit_may_join_while_another_is_at_step_2(model: EditModel, tiny_sett
 
 
 def test_unlike_edits_give_unlike_pictures(model: EditModel, tiny_settings: AppSettings) -> None:
-    """What the comparisons rest on: each condition moves the picture by far more than their tolerance."""
+    """The comparisons are meaningful: each condition changes the picture by far more than the tolerance."""
     others = {
         "prompt": replace(PLAIN, prompt="Change the time of day to midnight with cold light"),
         "picture": replace(PLAIN, pictures=(photograph("astronaut", 512, 500),)),
@@ -111,7 +111,7 @@ def test_unlike_edits_give_unlike_pictures(model: EditModel, tiny_settings: AppS
     assert {what: levels for what, levels in moved.items() if levels < 5} == {}
 
 
-# The same comparisons must fail when the code does what it must not.
+# The same comparisons must fail when the code is wrong.
 
 
 def test_lost_mrope_positions_are_noticed(
@@ -205,7 +205,7 @@ def draw_stock(pipeline: QwenImageEditPlusPipeline, case: Case) -> Pixels:
 
 @torch.inference_mode()
 def stock_embeds(pipeline: QwenImageEditPlusPipeline, prompt: str, pictures: tuple[Image.Image, ...]) -> torch.Tensor:
-    """Prompt embeddings from the processor's whole output, as transformers means it to be used."""
+    """Prompt embeddings from the processor's whole output, as transformers intends."""
     seen = []
     for picture in pictures:
         width, height = stock.calculate_dimensions(stock.CONDITION_IMAGE_SIZE, picture.width / picture.height)

@@ -1,4 +1,4 @@
-"""The rewriter's answers, good and bad."""
+"""Parsing of the rewriter's answers, valid and invalid."""
 
 import json
 

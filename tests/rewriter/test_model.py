@@ -35,7 +35,7 @@ def test_the_answer_repeats_and_depends_on_the_wish(model: RewriterModel, tiny_s
 
 
 def test_an_unusable_answer_is_no_rewriting(model: RewriterModel, tiny_settings: AppSettings) -> None:
-    """Random weights speak no JSON: the reason is told, nothing is raised."""
+    """Random weights generate no JSON: the result has a reason, and nothing is raised."""
     rewrite = model.rewrite(JOB, (prepare(photograph("coffee"), tiny_settings.sizes),))
     assert rewrite.prompt is None
     assert rewrite.reason == "the rewriter's answer held no JSON object"
@@ -59,11 +59,11 @@ def test_special_tokens_in_a_wish_stay_text(wish: str, model: RewriterModel, tin
         found: list[int] = model._inputs(prompt, pictures)["input_ids"][0].tolist()
         return found
 
-    plain, given = seen("x"), seen(wish)
+    plain, forged = seen("x"), seen(wish)
     for token in tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS):
-        assert given.count(token) == plain.count(token), tokenizer.decode(token)
-    # A space more in each of them is all that the model sees otherwise.
-    assert wish.replace(" ", "") in tokenizer.decode(given).replace(" ", "")
+        assert forged.count(token) == plain.count(token), tokenizer.decode(token)
+    # Apart from a space in each special token, the model sees the same text.
+    assert wish.replace(" ", "") in tokenizer.decode(forged).replace(" ", "")
 
 
 def test_time_is_bounded(settings: RewriterSettings, tiny_settings: AppSettings) -> None:

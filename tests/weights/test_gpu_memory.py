@@ -1,4 +1,4 @@
-"""Each replica's limit on its GPU's memory: computed from its share, and set on the loading thread before it loads."""
+"""Each replica's limit on its GPU's memory: computed from its share, and set on the loading thread before loading."""
 
 import os
 import subprocess
@@ -58,7 +58,7 @@ class Gpu:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     gpu = Gpu()
     for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=TOTAL_BYTES))
@@ -71,7 +71,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 def start(deployment: str, settings: AppSettings, device: str) -> None:
-    """Make a replica of the deployment. It fails where it would load its weights, if not earlier."""
+    """Make a replica of the deployment. It fails at the latest when it loads its weights."""
     if deployment == "engine":
         Editor(settings.editor.model_copy(update={"device": device}))
     else:

@@ -1,1 +1,1 @@
-"""The loop that runs edits packed, and all that stands around it. Knows neither Ray nor HTTP."""
+"""The engine that runs edits in packs: loop, scheduler, tickets and failure handling. Knows neither Ray nor HTTP."""

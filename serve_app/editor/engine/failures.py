@@ -1,4 +1,4 @@
-"""What an exception out of the model means: for the edit, for the memory, for the whole process."""
+"""Classifies exceptions from the model: does the edit fail, is memory short, or is the device lost?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ _DEVICE_LOST = (
 
 
 class Fault(Enum):
-    """EDIT: of one edit alone. MEMORY: there was too little, and the device works on. DEVICE: nothing that this process
-    asks of the device will work again."""
+    """EDIT: one edit failed. MEMORY: out of memory, and the device still works. DEVICE: no later call to the device can
+    succeed in this process."""
 
     EDIT = auto()
     MEMORY = auto()
@@ -30,15 +30,19 @@ class Fault(Enum):
 
 @dataclass(frozen=True)
 class Failed:
-    """A call of the model that failed. The exception itself is gone: its frames would hold on to the tensors that the
-    next attempt needs the room of."""
+    """A call of the model that failed. It holds no reference to the exception, whose frames would keep tensors alive
+    that the next attempt needs the memory of.
+
+    Attributes:
+        error: for the edit's owner.
+    """
 
     fault: Fault
-    told: ServiceError
+    error: ServiceError
 
 
 class DeviceLost(Exception):
-    """The device failed under a call. CUDA's errors stay for the life of the process.
+    """The device failed during a call. CUDA errors persist for the life of the process.
 
     Attributes:
         suspects: the edits of which one may have caused it.
@@ -50,22 +54,22 @@ class DeviceLost(Exception):
 
 
 def fault_of(problem: BaseException) -> Fault:
-    """The kind of fault. Torch and Triton tell most of them in a RuntimeError's text alone; no other text is read, for
-    it may be a client's."""
+    """The kind of fault. Torch and Triton report most faults only in a RuntimeError's text. The text of any other
+    exception is ignored, because it may quote a client."""
     if isinstance(problem, MemoryError):
         return Fault.MEMORY
     if not isinstance(problem, RuntimeError):
         return Fault.EDIT
     text = str(problem)
-    # First, for CUDA's own words for it begin with "CUDA error", too.
+    # Checked before DEVICE: CUDA's out-of-memory message also begins with "CUDA error".
     if isinstance(problem, torch.OutOfMemoryError) or any(words in text for words in _NO_MEMORY):
         return Fault.MEMORY
     lost = isinstance(problem, torch.AcceleratorError | torch.cuda.CudaError)
     return Fault.DEVICE if lost or any(words in text for words in _DEVICE_LOST) else Fault.EDIT
 
 
-def as_told(problem: Exception) -> ServiceError:
-    """What the edit's owner hears of an exception; it is for the log to have the rest."""
+def service_error(problem: Exception) -> ServiceError:
+    """The error that the edit's owner gets for an exception; the details are for the log."""
     if isinstance(problem, ServiceError):
         return problem
     if fault_of(problem) is Fault.MEMORY:
@@ -77,5 +81,5 @@ def as_told(problem: Exception) -> ServiceError:
 
 
 def device_failed() -> EditFailed:
-    """For an edit that may be the cause: whoever ran it again might lose the next replica as well."""
+    """The error of an edit that may be the cause. It is not retried: a retry might lose the next replica, too."""
     return EditFailed("The device failed or got stuck while it worked on this edit; the server's log has the reason.")

@@ -1,29 +1,102 @@
-"""Edits on their way to the engine's thread: prepared beside it, then waiting in their order."""
+"""Decides what runs next: which edits are admitted, which step in which pack, and which are dropped.
+
+An edit is prepared on a thread of its own, waits in order of rank, is admitted while the pack stays within the token
+budget, and runs until it is finished, dropped or failed.
+"""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 from serve_app.editor.engine.outbox import Outbox
-from serve_app.editor.engine.running import Waiting, first_within
 from serve_app.editor.engine.ticket import Ticket
-from serve_app.editor.model.edit_model import Prepared
-from serve_app.edits.request import EditRequest, Pictures
+from serve_app.editor.model.edit_model import Draft, Prepared
+from serve_app.edits.request import EditRequest, EditTimings, Pictures
 from serve_app.errors import Overloaded, ServiceUnavailable
 
 Prepare = Callable[[EditRequest, Pictures], Prepared]
 
+REGROWTH_PER_MIN = 0.1
+"""Share of the full token budget that comes back in a minute after a cut."""
 
-class Intake:
-    """Any thread may submit; the engine's thread takes. Closed until it is opened.
 
-    Args:
-        max_waiting: edits that may be here; one more is refused.
-        outbox: hears of edits that fail here.
-        clock: seconds, by which an edit's place in the queue is taken.
+@dataclass(eq=False)
+class Waiting:
+    """A prepared edit that has not begun."""
+
+    ticket: Ticket
+    prepared: Prepared
+
+    @property
+    def num_done(self) -> int:
+        """Steps done."""
+        return 0
+
+
+@dataclass(eq=False)
+class Running:
+    """An edit between its first and its last step.
+
+    Attributes:
+        began_steps_at: by the engine's clock.
+        previews_at: steps (from 1) after which a preview is due.
     """
 
-    def __init__(self, max_waiting: int, outbox: Outbox, clock: Callable[[], float]) -> None:
+    ticket: Ticket
+    draft: Draft
+    timings: EditTimings
+    began_steps_at: float
+    previews_at: frozenset[int]
+
+    @property
+    def num_done(self) -> int:
+        """Steps done."""
+        return self.draft.index
+
+
+E = TypeVar("E", Waiting, Running)
+
+
+class TokenBudget:
+    """Picture tokens that may share a step: all until a pack runs out of memory, then half of that pack. The budget
+    grows back with time, since what else used the device's memory may have ended. One thread cuts it; any may read it.
+
+    Args:
+        full: tokens of one step, as configured.
+        clock: seconds.
+    """
+
+    def __init__(self, full: int, clock: Callable[[], float]) -> None:
+        self._full = full
+        self._clock = clock
+        self._cut = (full, clock())
+
+    @property
+    def tokens(self) -> int:
+        """The budget as it is now."""
+        cut_to, cut_at = self._cut
+        regrown = self._full * REGROWTH_PER_MIN * (self._clock() - cut_at) / 60
+        return min(self._full, cut_to + int(regrown))
+
+    def cut(self, num_tokens: int) -> None:
+        """Halve the budget, because a pack of so many tokens was too large."""
+        self._cut = (max(1, min(self.tokens, num_tokens) // 2), self._clock())
+
+
+class Scheduler:
+    """Holds every edit from its submission to its end. It refuses edits until it is opened.
+
+    Args:
+        max_pack_tokens: picture tokens of one step; an edit above it runs alone.
+        max_waiting: edits that may wait or be prepared; one more is refused.
+        outbox: takes the edits that fail while they are prepared.
+        clock: seconds.
+    """
+
+    def __init__(self, max_pack_tokens: int, max_waiting: int, outbox: Outbox, clock: Callable[[], float]) -> None:
+        self.budget = TokenBudget(max_pack_tokens, clock)
         self._max_waiting = max_waiting
         self._outbox = outbox
         self._clock = clock
@@ -31,60 +104,40 @@ class Intake:
         self._prepare: Prepare | None = None
         self._preparing: set[int] = set()
         self._waiting: list[Waiting] = []
+        self._admitted: list[Waiting] = []
+        self._running: list[Running] = []
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
-    def open(self, prepare: Prepare) -> None:
-        """Take edits in from now on; `prepare` is called on the preparing thread."""
-        self._prepare = prepare
+    # Any thread
 
-    @property
-    def is_open(self) -> bool:
-        return self._prepare is not None
+    def open(self, prepare: Prepare) -> None:
+        """Accept edits from now on; `prepare` is called on the preparing thread."""
+        self._prepare = prepare
 
     def submit(self, ticket: Ticket) -> None:
         """Queue an edit.
 
         Raises:
             Overloaded: the queue is full.
-            ServiceUnavailable: the engine takes no edits any more.
+            ServiceUnavailable: the scheduler is closed.
         """
         with self._changed:
             if self._prepare is None:
                 raise ServiceUnavailable("The editor is shutting down; try again.")
             if len(self._preparing) + len(self._waiting) >= self._max_waiting:
                 raise Overloaded(f"{self._max_waiting} edits are waiting already; try again later.")
-            # From here on the engine alone ends this future: an asyncio task that awaits it would, when cancelled,
-            # cancel it as well, and the engine could no longer tell its end.
+            # From here on the engine alone ends this future. An asyncio task that awaits a future cancels it when it
+            # is cancelled itself, and the engine could no longer set its result.
             ticket.future.set_running_or_notify_cancel()
             ticket.submitted_at = self._clock()
             self._preparing.add(id(ticket))
             self._preparer.submit(self._enqueue, ticket)
 
-    def wait(self, busy: bool) -> bool:
-        """Block until something waits, unless the caller is busy anyway; False once closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: busy or self._waiting or not self.is_open)
-            return self.is_open
-
-    def take(self, room_tokens: int, *, at_least: int) -> list[Waiting]:
-        """The next edits in their order, as many as there is room for, but `at_least` so many, if they are there."""
-        with self._changed:
-            taken = first_within(self._waiting, room_tokens, at_least=at_least)
-            del self._waiting[: len(taken)]
-        return taken
-
-    def drop(self, now: float) -> list[Ticket]:
-        """Take edits out that nobody waits for any more."""
-        with self._changed:
-            tickets = [waiting.ticket for waiting in self._waiting if waiting.ticket.unwanted(now)]
-            self._waiting = [waiting for waiting in self._waiting if waiting.ticket not in tickets]
-        return tickets
-
     def close(self) -> list[Ticket]:
-        """Refuse edits from now on; returns those that wait. Those that are being prepared are failed here."""
+        """Refuse edits from now on; returns those that waited. Those that are being prepared fail when that is done."""
         with self._changed:
             self._prepare = None
-            tickets = [waiting.ticket for waiting in self._waiting]
+            tickets = _tickets(self._waiting)
             self._waiting.clear()
             self._changed.notify_all()
         return tickets
@@ -94,10 +147,89 @@ class Intake:
         self._preparer.shutdown()
 
     @property
+    def begun(self) -> list[Ticket]:
+        """The edits that were admitted and have not left."""
+        return _tickets(self._admitted) + _tickets(self._running)
+
+    @property
     def counts(self) -> dict[str, int]:
         """By the names of EngineStats."""
         with self._changed:
-            return {"preparing": len(self._preparing), "waiting": len(self._waiting)}
+            return {
+                "preparing": len(self._preparing),
+                "waiting": len(self._waiting),
+                "running": len(self._running),
+                "token_budget": self.budget.tokens,
+            }
+
+    # The engine thread
+
+    @property
+    def running(self) -> Sequence[Running]:
+        return self._running
+
+    def wait(self) -> bool:
+        """Block until an edit waits or runs; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._running or self._waiting or self._prepare is None)
+            return self._prepare is not None
+
+    def sweep(self) -> list[Ticket]:
+        """Drop the edits that were cancelled or have expired; returns them."""
+        now = self._clock()
+        with self._changed:
+            tickets = _tickets(self._waiting) + _tickets(self._running)
+            unwanted = [ticket for ticket in tickets if ticket.unwanted(now)]
+            self._waiting = [waiting for waiting in self._waiting if waiting.ticket not in unwanted]
+            self._running = [running for running in self._running if running.ticket not in unwanted]
+        return unwanted
+
+    def admit(self) -> list[Waiting]:
+        """Take waiting edits in their order while the pack stays within the budget. Each of them must be started or
+        removed."""
+        room = self.budget.tokens - num_tokens(self._running)
+        with self._changed:
+            self._admitted = _first_within(self._waiting, room, at_least=0 if self._running else 1)
+            del self._waiting[: len(self._admitted)]
+        return list(self._admitted)
+
+    def start(self, edit: Waiting, draft: Draft, began: float) -> Running:
+        """Let an admitted edit run, whose encoding began at `began` and ends now."""
+        now, num_steps = self._clock(), draft.schedule.num_steps
+        timings = EditTimings(
+            queue_s=began - edit.ticket.submitted_at,
+            encode_s=now - began,
+            steps_s=0.0,
+            decode_s=0.0,
+            compress_s=0.0,
+            num_steps=num_steps,
+            shared_steps=0,
+        )
+        previews_at = preview_steps(edit.ticket.request.num_previews, num_steps)
+        running = Running(edit.ticket, draft, timings, now, previews_at)
+        self._running.append(running)
+        self._admitted.remove(edit)
+        return running
+
+    def packs(self) -> Iterator[list[Running]]:
+        """All running edits, in one pack unless they exceed the budget. It is read for each pack, since running out of
+        memory in one cuts it for the next."""
+        left = list(self._running)
+        while left:
+            pack = _first_within(left, self.budget.tokens, at_least=1)
+            del left[: len(pack)]
+            yield pack
+
+    def remove(self, edit: Waiting | Running) -> None:
+        """Forget an edit that has finished or failed."""
+        if isinstance(edit, Running):
+            self._running.remove(edit)
+        else:
+            self._admitted.remove(edit)
+
+    def clear(self) -> None:
+        """Forget all edits that have begun."""
+        self._admitted, self._running = [], []
 
     # The preparing thread
 
@@ -109,7 +241,7 @@ class Intake:
             problem = caught
         with self._changed:
             self._preparing.discard(id(ticket))
-            if problem is None and self.is_open:
+            if problem is None and self._prepare is not None:
                 self._waiting.append(Waiting(ticket, prepared))
                 self._waiting.sort(key=lambda waiting: waiting.ticket.rank)
                 self._changed.notify_all()
@@ -123,6 +255,30 @@ class Intake:
         return prepare(ticket.request, ticket.pictures)
 
 
+def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
+    """The steps (from 1) after which previews are due: evenly spread, never after the last one."""
+    return frozenset(
+        round(number * num_steps / (num_previews + 1)) for number in range(1, num_previews + 1)
+    ) & frozenset(range(1, num_steps))
+
+
+def num_tokens(edits: Sequence[E]) -> int:
+    """Picture tokens of a pack."""
+    return sum(edit.ticket.num_tokens for edit in edits)
+
+
 def stopped() -> ServiceUnavailable:
-    """For an edit that the engine leaves undone, but that another one may do."""
+    """The error of an edit that the engine leaves undone, but that another one may do."""
     return ServiceUnavailable("The editor stopped before this edit was done; try again.")
+
+
+def _tickets(edits: Sequence[E]) -> list[Ticket]:
+    return [edit.ticket for edit in edits]
+
+
+def _first_within(edits: Sequence[E], max_tokens: int, *, at_least: int) -> list[E]:
+    """The first edits, as many as the tokens allow, but at least `at_least` of them."""
+    taken = 0
+    while taken < len(edits) and (taken < at_least or num_tokens(edits[: taken + 1]) <= max_tokens):
+        taken += 1
+    return list(edits[:taken])

@@ -1,18 +1,18 @@
-"""Counts of the engine and its caches."""
+"""The engine's counters."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Counts since the start, but for `preparing`, `waiting`, `running` and `token_budget`.
+    """Totals since the start, and current values: `preparing`, `waiting`, `running` and `token_budget`.
 
     Attributes:
         num_steps: packed transformer calls.
         num_edit_steps: steps of single edits; above `num_steps` where steps were shared.
         max_pack: most edits that shared one step.
         num_step_tokens: picture tokens in all packed transformer calls.
-        token_budget: picture tokens that a step may have now; below the configured ones after memory ran out.
+        token_budget: picture tokens that a step may have now; below the configured number after an out-of-memory error.
     """
 
     preparing: int = 0
@@ -27,13 +27,3 @@ class EngineStats:
     failed: int = 0
     cancelled: int = 0
     expired: int = 0
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """Look-ups since the start, and what is held now."""
-
-    hits: int
-    misses: int
-    entries: int
-    held_bytes: int

@@ -1,26 +1,31 @@
-"""What the engine hands out for each edit: a ticket, with progress on the way."""
+"""The caller's side of an edit in the engine: a ticket with its future and its progress."""
 
+import asyncio
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from serve_app.editor.model.tokens import num_picture_tokens
-from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, EditResult, EditTimings, Pictures, Progress
+from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, EditResult, Pictures, Progress
+
+MIN_INTERVAL_S = 0.1
+"""Between two steps that a ProgressChannel yields. The start of an edit and its previews are always yielded."""
 
 
 @dataclass(eq=False)
 class Ticket:
-    """An edit in the engine's hands, equal to nothing but itself. `future` ends with an EditResult or a ServiceError.
+    """An edit for the engine; compares by identity. `future` ends with an EditResult or a ServiceError.
 
     Attributes:
-        timeout_s: seconds from its submission after which it is dropped at the next step; None: never.
-        xmp: the XMP packet for its picture and previews.
-        on_progress: called when the edit is taken up and after each step, from a thread that it may block for a moment;
-            its errors are logged.
-        submitted_at: by the engine's clock, set when it is submitted.
-        ended: its end is decided; set by the outbox.
+        timeout_s: seconds from the submission after which the edit is dropped at the next step; None: never.
+        xmp: the XMP packet for the picture and the previews.
+        on_progress: called when the edit begins and after each step, from a thread that it may block for a moment; its
+            errors are logged.
+        submitted_at: by the engine's clock, set by the scheduler.
+        ended: whether the result or error is decided; set by the outbox.
     """
 
     request: EditRequest
@@ -50,7 +55,7 @@ class Ticket:
         return self.cancelled or self.expired(now)
 
     def cancel(self) -> None:
-        """Ask the engine to drop the edit at its next step. Any thread may call it, any number of times."""
+        """Have the engine drop the edit at its next step. Thread-safe and idempotent."""
         self._cancelled.set()
 
     @property
@@ -58,10 +63,25 @@ class Ticket:
         return self._cancelled.is_set()
 
 
-def describe(timings: EditTimings) -> str:
-    """The log line's figures, seconds by stage."""
-    return (
-        f"queue_s={timings.queue_s:.3f} encode_s={timings.encode_s:.3f} steps_s={timings.steps_s:.3f} "
-        f"decode_s={timings.decode_s:.3f} compress_s={timings.compress_s:.3f} "
-        f"num_steps={timings.num_steps} shared_steps={timings.shared_steps}"
-    )
+class ProgressChannel:
+    """Carries a ticket's progress from the engine's threads to a coroutine. Created and read on one event loop."""
+
+    def __init__(self, ticket: Ticket, clock: Callable[[], float] = time.monotonic) -> None:
+        self._events: asyncio.Queue[Progress | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        ticket.on_progress = self._put
+        ticket.future.add_done_callback(lambda _: self._put(None))
+
+    def _put(self, event: Progress | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def until_end(self) -> AsyncIterator[Progress]:
+        """The progress until the ticket's future ends, without steps that follow within MIN_INTERVAL_S."""
+        yielded_at = -MIN_INTERVAL_S
+        while (progress := await self._events.get()) is not None:
+            now = self._clock()
+            if progress.step == 0 or progress.preview is not None or now - yielded_at >= MIN_INTERVAL_S:
+                yielded_at = now
+                yield progress

@@ -1,12 +1,12 @@
-"""What the engine's thread does right now, how it fails, and whether it takes too long."""
+"""Runs the engine's calls of the model: classifies their failures and notices a call that takes too long."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from serve_app.editor.engine.failures import DeviceLost, Failed, Fault, as_told, fault_of
-from serve_app.editor.engine.running import E, newest
+from serve_app.editor.engine.failures import DeviceLost, Failed, Fault, fault_of, service_error
+from serve_app.editor.engine.scheduler import E
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.errors import ServiceError
 
@@ -20,7 +20,7 @@ class Stage:
     """One call of the model.
 
     Attributes:
-        suspects: the edits that are its likeliest cause, should it never end.
+        suspects: the edits that are the likeliest cause if the call never ends.
         began: by the engine's clock.
     """
 
@@ -30,10 +30,10 @@ class Stage:
 
 
 class Watchdog:
-    """Stands by while one thread calls the model; any thread may ask. An idle thread is never overdue.
+    """One thread calls the model through it; any thread may read `overdue`.
 
     Args:
-        limit_s: one call may take so long.
+        limit_s: the longest that one call may take.
         clock: seconds.
     """
 
@@ -48,7 +48,7 @@ class Watchdog:
         Raises:
             DeviceLost: no further call can succeed.
         """
-        stage = self._stage = Stage(name, newest(edits), self._clock())
+        stage = self._stage = Stage(name, _newest(edits), self._clock())
         try:
             return work()
         except Exception as problem:
@@ -56,19 +56,26 @@ class Watchdog:
             if fault is Fault.DEVICE:
                 raise DeviceLost(name, stage.suspects) from problem
             _log(name, edits, problem)
-            return Failed(fault, as_told(problem))
+            return Failed(fault, service_error(problem))
         finally:
             self._stage = None
 
     @property
     def overdue(self) -> Stage | None:
-        """The call that has gone on for longer than the limit."""
-        stage = self._stage  # read once: the engine's thread may leave it meanwhile
+        """The call that has taken longer than the limit; None while no call runs."""
+        stage = self._stage  # read once: the engine thread may set it to None meanwhile
         return stage if stage is not None and self._clock() - stage.began > self._limit_s else None
 
 
+def _newest(edits: Sequence[E]) -> list[Ticket]:
+    """The edits with the fewest steps done. The device has run the others' kernels before, so if a call breaks it, the
+    newest edits are the suspects."""
+    fewest = min(edit.num_done for edit in edits)
+    return [edit.ticket for edit in edits if edit.num_done == fewest]
+
+
 def _log(name: str, edits: Sequence[E], problem: Exception) -> None:
-    # Log handlers may keep what they are given for a while: for lack of memory that is text, not an exception whose
+    # Log handlers may keep records for a while. After an out-of-memory error they get text only: the exception's
     # frames hold tensors.
     known = isinstance(problem, ServiceError) or fault_of(problem) is Fault.MEMORY
     ids = ", ".join(edit.ticket.request.request_id for edit in edits)

@@ -1,1 +1,1 @@
-"""From weights on disk to an edit model on its device: LoRA fusion and quantization."""
+"""Loads an edit model from disk onto its device, with LoRA fusion and quantization."""

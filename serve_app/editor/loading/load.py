@@ -1,4 +1,4 @@
-"""From configuration to a model on its device: one path for the tiny checkpoint and the real one."""
+"""Loads the configured model onto its device, in the same way for the tiny checkpoint and the real one."""
 
 import logging
 import os
@@ -29,16 +29,18 @@ logger = logging.getLogger(__name__)
 
 
 def load_at_low_priority(settings: EditorSettings, gpu_share: float) -> EditModel:
-    """Load the model on the thread that alone will run it. Where that is on the cores that requests are answered on,
-    they go first: this thread, and those that it starts, get the lowest priority. On a GPU, keep within the share of
-    its memory.
+    """Load the model on the thread that will run it. On a CPU, this thread and those that it starts get the lowest
+    priority, so that requests are answered first on the same cores. On a GPU, limit torch to the replica's share.
+
+    Args:
+        gpu_share: part of a GPU whose memory this process may use.
 
     Raises:
         StartupError: as `load_model` and `prepare_gpu`.
     """
     if settings.device == "cpu":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    elif torch.cuda.is_available():  # else `load_model` says what is wrong
+    elif torch.cuda.is_available():  # otherwise `load_model` raises
         prepare_gpu(gpu_share)
     return load_model(settings)
 
@@ -58,7 +60,7 @@ def load_model(settings: EditorSettings) -> EditModel:
 
 
 def _warm_up(model: EditModel) -> None:
-    """Draw one small picture, so that the first user does not pay for lazy imports and kernel choices."""
+    """Run one small edit, so that the first request does not wait for lazy imports and kernel selection."""
     side = Size(64, 64)
     blank = np.zeros((side.height, side.width, 3), np.uint8)
     request = EditRequest(
@@ -68,9 +70,13 @@ def _warm_up(model: EditModel) -> None:
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
-    """The stock pipeline with the configured adapters fused in. Its own scheduler is never used by the engine.
+    """The stock pipeline with the configured adapters fused. The engine does not use the pipeline's scheduler.
 
-    It lies on the configured device, but for one whose transformer is to be made smaller: that one waits on the CPU.
+    It is on the configured device, or on the CPU where `as_edit_model` will make the transformer smaller first.
+
+    Raises:
+        CheckpointError: weights are missing or of another kind, or the device is not there.
+        LoraAuditError: an adapter does not fit the transformer.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("editor.device is cuda, but torch sees no CUDA device on this node; use device: cpu.")
@@ -114,7 +120,7 @@ def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings)
             pipeline.processor,
             template=pipeline.prompt_template_encode,
             num_template_tokens=pipeline.prompt_template_encode_start_idx,
-            # Text positions start after half the largest picture side; 256 leaves room for 4096 px.
+            # Text positions start after half the largest picture side in tokens; 256 allows sides of 4096 px.
             max_tokens=transformer.max_position - 256,
         ),
         scheduler=settings.scheduler,
@@ -128,10 +134,10 @@ def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings)
 
 @torch.inference_mode()
 def choose_modulation(transformer: QwenImageTransformer2DModel, settings: EditorSettings) -> Modulation:
-    """Tables where they are configured, for the timesteps of 1 to 16 steps; else the transformer's own weights.
+    """AdaLN tables for the timesteps of 1 to 16 steps if configured, otherwise the transformer's own weights.
 
     Raises:
-        ConfigError: the scheduler's shift depends on the picture's size, so that no timesteps are known beforehand.
+        ConfigError: the scheduler's shift depends on the picture's size, so no timesteps are known in advance.
     """
     if not settings.adaln_tables:
         return LiveModulation(transformer)
@@ -145,7 +151,7 @@ def choose_modulation(transformer: QwenImageTransformer2DModel, settings: Editor
 
 
 def _made_smaller(settings: EditorSettings) -> bool:
-    """Whether the transformer loses weight before it goes to its device, where all of it may not fit."""
+    """Whether the transformer is made smaller before it is moved to its device, where all of it may not fit."""
     return settings.adaln_tables or settings.quantization != "none"
 
 

@@ -1,8 +1,8 @@
 """LoRA files: read, audited tensor by tensor, fused into the transformer.
 
-A loader that skips what it does not know gives a silently weaker model, and one that drops `alpha` a silently wrong
-one. So every tensor of a file must find its module, every module its two factors, and after loading every adapted
-layer must compute exactly what the file says.
+A loader that skips unknown tensors silently gives a weaker model, and one that drops `alpha` a wrong one. So every
+tensor of a file must match a module, every module must have both factors, and after loading every adapted layer must
+compute what the file says.
 """
 
 import json
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Role = Literal["down", "up", "alpha"]
 
 PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.")
-"""Prefixes under which trainers write the transformer's module names; none is fine too."""
+"""Prefixes that trainers put before the transformer's module names. They are optional."""
 
 FLAT_PREFIX = "lora_unet_"
 """kohya's prefix: the module name follows with its dots turned into underscores."""
@@ -54,7 +54,7 @@ class Factors:
     Attributes:
         down: shape (rank, in_features).
         up: shape (out_features, rank).
-        alpha: None means "as the rank": scale 1.
+        alpha: None: equal to the rank, so that the scale is 1.
     """
 
     down: torch.Tensor
@@ -75,14 +75,14 @@ Adapter = dict[str, Factors]
 
 
 def fuse_adapters(pipeline: QwenImageEditPlusPipeline, adapters: list[tuple[LoraSettings, Path]]) -> None:
-    """Load, audit and fuse LoRA files into the pipeline's transformer, then take the adapter layers out again.
+    """Load, audit and fuse LoRA files into the pipeline's transformer, then remove the adapter layers.
 
     Raises:
-        LoraAuditError: with the list of what found no home or went missing.
+        LoraAuditError: lists tensors without a module and modules without a factor.
     """
     if not adapters:
         return
-    # All audits come first: loading an adapter wraps the layers whose names an audit looks for.
+    # All audits come before any loading, which wraps the layers whose names an audit looks up.
     audited = [(settings, audit_file(path, pipeline.transformer, settings)) for settings, path in adapters]
     for settings, adapter in audited:
         pipeline.load_lora_weights(_for_diffusers(adapter), adapter_name=settings.name)
@@ -119,12 +119,12 @@ def audit(
     settings: LoraSettings,
     metadata: Mapping[str, str] | None = None,
 ) -> Adapter:
-    """Give every tensor its module, or refuse the file.
+    """Assign every tensor to its module.
 
-    Only shapes and the alphas are read, so that a transformer and factors on the meta device will do.
+    Reads only shapes and alphas, so transformer and factors may be on the meta device.
 
     Raises:
-        LoraAuditError: tensors without a module, factors without their partner, shapes that do not fit, modules
+        LoraAuditError: tensors without a module, a factor without the other one, shapes that do not fit, modules
             adapted in some blocks only, or another number of modules than the settings expect.
     """
     linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
@@ -149,7 +149,7 @@ def audit(
 
 
 def describe(adapter: Adapter, settings: LoraSettings) -> str:
-    """One line for the log: how many modules, which ranks and scales, fused how strongly."""
+    """A log line with the number of modules, their ranks and scales, and the fusing weight."""
     ranks = sorted({factors.rank for factors in adapter.values()})
     scales = sorted({round(factors.scale, 6) for factors in adapter.values()})
     return (
@@ -165,7 +165,7 @@ def _sort(
     found: dict[str, dict[Role, torch.Tensor]] = defaultdict(dict)
     strays = []
     for key, tensor in tensors.items():
-        module, role = _home(key, modules, flat)
+        module, role = _module_of(key, modules, flat)
         if module is None or role is None or role in found[module]:
             strays.append(key)
         else:
@@ -173,7 +173,7 @@ def _sort(
     return {module: parts for module, parts in found.items() if parts}, strays
 
 
-def _home(key: str, modules: set[str], flat: Mapping[str, str]) -> tuple[str | None, Role | None]:
+def _module_of(key: str, modules: set[str], flat: Mapping[str, str]) -> tuple[str | None, Role | None]:
     # The longest suffix first: `.lora_B.alpha` also ends in `.alpha`.
     suffix = max((suffix for suffix in _SUFFIXES if key.endswith(suffix)), key=len, default=None)
     if suffix is None:
@@ -187,13 +187,13 @@ def _home(key: str, modules: set[str], flat: Mapping[str, str]) -> tuple[str | N
 
 
 def _shape_problems(module: str, factors: Factors, linear: nn.Linear) -> list[str]:
-    wanted = (factors.rank, linear.in_features), (linear.out_features, factors.rank)
-    given = tuple(factors.down.shape), tuple(factors.up.shape)
-    return [] if given == wanted else [f"{module}: factors of shapes {given} do not fit, {wanted} would"]
+    fitting = (factors.rank, linear.in_features), (linear.out_features, factors.rank)
+    shapes = tuple(factors.down.shape), tuple(factors.up.shape)
+    return [] if shapes == fitting else [f"{module}: factors of shapes {shapes} do not fit, {fitting} would"]
 
 
 def _gaps(adapter: Adapter, modules: set[str]) -> list[str]:
-    """A kind of module that is adapted in one block must be adapted in all."""
+    """Problems where a kind of module is adapted in some blocks only."""
 
     def kind(name: str) -> str:
         return re.sub(r"\.\d+\.", ".N.", name, count=1)
@@ -221,7 +221,7 @@ def _report(title: str, problems: list[str]) -> str:
 
 
 def _for_diffusers(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The state dict that diffusers reads without guessing, with alpha multiplied in."""
+    """A state dict in diffusers' own naming, with `alpha / rank` multiplied into the down factors."""
     state = {}
     for module, factors in adapter.items():
         state[f"transformer.{module}.lora_A.weight"] = factors.down * factors.scale
@@ -230,7 +230,7 @@ def _for_diffusers(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def _verify_loaded(transformer: nn.Module, adapter: Adapter, name: str) -> None:
-    """Compare what each adapted layer now adds to a probe vector with what the file says."""
+    """Compare each adapted layer's output for a probe vector with that of the file's factors."""
     loaded = {
         module_name: module
         for module_name, module in transformer.named_modules()
@@ -242,9 +242,9 @@ def _verify_loaded(transformer: nn.Module, adapter: Adapter, name: str) -> None:
         layer, factors = loaded[module_name], adapter[module_name]
         down, up = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
         probe = torch.linspace(-1.0, 1.0, down.shape[1], device=down.device)
-        gives = layer.scaling[name] * (up @ (down @ probe))
-        should = factors.scale * (factors.up.float() @ (factors.down.float() @ probe.cpu())).to(down.device)
-        if (gives - should).norm() > 0.02 * should.norm():  # bfloat16 keeps two to three digits
+        actual = layer.scaling[name] * (up @ (down @ probe))
+        expected = factors.scale * (factors.up.float() @ (factors.down.float() @ probe.cpu())).to(down.device)
+        if (actual - expected).norm() > 0.02 * expected.norm():  # bfloat16 has two to three digits
             problems.append(f"{module_name}: the loaded layer does not compute what the file says (alpha lost?)")
     if problems:
         raise LoraAuditError(_report(f"LoRA {name} was loaded wrongly", problems))

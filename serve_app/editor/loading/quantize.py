@@ -1,7 +1,7 @@
-"""Fewer bits for the transformer's linear layers, by torchao, after LoRA fusion.
+"""Quantizes the transformer's linear layers by torchao, after LoRA fusion.
 
 A LoRA on a quantized base leaves a grid in the picture, so the adapters are fused first. Modulation, embedders,
-proj_out and the image MLP's last layer keep their 16 bits: their errors show.
+proj_out and the image MLP's last layer keep 16 bits, because their rounding errors are visible.
 """
 
 import torch
@@ -17,11 +17,11 @@ _INT4_GROUP = 128
 
 
 def quantize(transformer: QwenImageTransformer2DModel, kind: Quantization, device: torch.device) -> int:
-    """Quantize in place and return how many layers were. Each of them is moved to `device` for it, one at a time, so
-    that the transformer need not fit there with all its bits.
+    """Quantize in place and return the number of quantized layers. They are moved to `device` one at a time, so the
+    unquantized transformer need not fit there.
 
     Raises:
-        ConfigError: the device cannot do it.
+        ConfigError: the device does not support it, or torchao is not installed.
     """
     if kind == "none":
         return 0
@@ -35,13 +35,13 @@ def quantize(transformer: QwenImageTransformer2DModel, kind: Quantization, devic
 
     if kind == "fp8":
         return apply(transformer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), device)
-    # The packing that torch's own kernel reads.
+    # The packing of torch's own kernel.
     int4 = Int4WeightOnlyConfig(group_size=_INT4_GROUP, int4_packing_format="tile_packed_to_4d")
     return apply(transformer, int4, device)
 
 
 def apply(transformer: QwenImageTransformer2DModel, config: object, device: torch.device) -> int:
-    """Quantize the layers that may be, as a torchao configuration says."""
+    """Quantize the quantizable layers by a torchao configuration; returns their number."""
     from torchao.quantization import quantize_
 
     num_layers = sum(is_quantizable(module, name) for name, module in transformer.named_modules())
@@ -50,7 +50,7 @@ def apply(transformer: QwenImageTransformer2DModel, config: object, device: torc
 
 
 def is_quantizable(module: nn.Module, name: str) -> bool:
-    """Whether a transformer's module of this name is among the layers that may lose bits."""
+    """Whether the transformer's module of this name may be quantized."""
     return (
         isinstance(module, nn.Linear)
         and name.startswith("transformer_blocks.")

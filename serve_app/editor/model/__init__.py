@@ -1,1 +1,1 @@
-"""The edit model and its parts, with nothing about queues or threads."""
+"""The edit model and its parts. Knows nothing of queues or threads."""

@@ -1,4 +1,4 @@
-"""Attention over a pack: each span sees its own tokens and no others."""
+"""Attention over a pack: each token attends to the tokens of its own span."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def choose_attention(backend: AttentionBackend, device: torch.device) -> Attend:
     """The function behind a backend's name.
 
     Raises:
-        ConfigError: the device or an absent library cannot do it.
+        ConfigError: the device does not support it, or its library is not installed.
     """
     if backend == "sdpa":
         return _sdpa
@@ -27,7 +27,7 @@ def choose_attention(backend: AttentionBackend, device: torch.device) -> Attend:
 
 
 def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """A loop of scaled_dot_product_attention, one call a span: runs anywhere."""
+    """One call of scaled_dot_product_attention per span. Runs on any device."""
     spans = zip(*(x.split(layout.lengths) for x in (query, key, value)), strict=True)
     outputs = [
         F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in span))[0].transpose(0, 1) for span in spans
@@ -36,7 +36,7 @@ def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: L
 
 
 def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """One FlashAttention call for the whole pack, from torch itself."""
+    """One call of torch's own FlashAttention for the whole pack."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(layout.lengths)

@@ -1,4 +1,4 @@
-"""The edit model as the engine sees it: prepare an edit, begin several, step several at once, finish one."""
+"""The edit model as the engine calls it: prepare one edit, begin several, step several at once, finish one."""
 
 import gc
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import BatchFeature
 
 from serve_app.config import SchedulerSettings
-from serve_app.editor.engine.stats import CacheStats
-from serve_app.editor.model.cache import Key, TensorCache, content_key
+from serve_app.editor.model.cache import CacheStats, Key, TensorCache, content_key
 from serve_app.editor.model.layout import Grid, SpanShape
 from serve_app.editor.model.packed import PackedTransformer, Span
 from serve_app.editor.model.prompt_encoder import PromptEncoder
@@ -24,12 +23,12 @@ from serve_app.errors import EditFailed
 
 @dataclass(frozen=True)
 class Prepared:
-    """All of an edit that needs no device: made beside the engine thread.
+    """The part of an edit that needs no device; computed beside the engine thread.
 
     Attributes:
-        prompts: the prompt and, under CFG, the negative one: cache key and the text encoder's inputs.
+        prompts: the prompt and, under CFG, the negative one; each with its cache key and the text encoder's inputs.
         pictures: cache key and pixels of each reference, at the VAE's size.
-        noise: the seed's noise as tokens, on the CPU.
+        noise: the seed's noise, shape (output tokens, channels), on the CPU.
     """
 
     size: Size
@@ -42,8 +41,13 @@ class Prepared:
 
 @dataclass(eq=False)
 class Draft:
-    """An edit being drawn: what it reads, its schedule, and the latents as they stand after `index` steps, of which the
-    last one followed `velocity`."""
+    """An edit while it runs.
+
+    Attributes:
+        references: tokens of the input pictures, shape (reference tokens, channels).
+        latents: after `index` steps, shape (output tokens, channels).
+        velocity: the last step's prediction, in the shape of `latents`.
+    """
 
     size: Size
     schedule: Schedule
@@ -65,14 +69,14 @@ class Draft:
 
     @property
     def spans(self) -> list[Span]:
-        """The edit's sequences in the next pack: itself and, under CFG, its unconditional twin."""
+        """The edit's sequences in the next pack: the conditional one and, under CFG, the unconditional one."""
         timestep = self.schedule.steps[self.index]
         return [Span(self.latents, self.references, prompt.embeds, prompt.shape, timestep) for prompt in self.prompts]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's embeddings, shape (tokens, hidden), and the shape of the span that it makes."""
+    """A prompt's embeddings, shape (tokens, hidden), and the shape of its span."""
 
     embeds: torch.Tensor
     shape: SpanShape
@@ -81,7 +85,7 @@ class Prompt:
 class EditModel:
     """Transformer, VAE and prompt encoder of one checkpoint, LoRAs fused.
 
-    Not thread-safe: one thread owns it, but for `prepare`, which one other thread may call meanwhile.
+    Not thread-safe: one thread owns it. Only `prepare` may be called by one other thread at the same time.
     """
 
     def __init__(
@@ -108,7 +112,7 @@ class EditModel:
         self._prompts_cache = TensorCache(prompts_cache_bytes)
 
     def prepare(self, request: EditRequest, pictures: Pictures) -> Prepared:
-        """Tokenise, hash, draw the seed's noise: the part that needs no device.
+        """Tokenize the prompts, hash the pictures, and sample the seed's noise, all on the CPU.
 
         Raises:
             InvalidInput: the prompt is too long for the model.
@@ -130,7 +134,7 @@ class EditModel:
 
     @torch.inference_mode()
     def begin(self, edits: Sequence[Prepared]) -> list[Draft]:
-        """Encode what the edits read; prompts that come together are encoded in one batch."""
+        """Encode the edits' prompts, in one batch, and pictures."""
         embeds = self._encode_prompts(edits)
         return [self._draft(prepared, embeds) for prepared in edits]
 
@@ -147,7 +151,7 @@ class EditModel:
 
     @torch.inference_mode()
     def preview(self, draft: Draft) -> Pixels:
-        """The picture as the last step's prediction says that it will end: all noise taken out at once."""
+        """The probable result: the last step's prediction is followed to sigma 0 at once."""
         if draft.velocity is None:
             return self.vae.decode(draft.latents, draft.size)
         noise_left = sum(draft.schedule.deltas[draft.index :])  # negative, down to sigma 0
@@ -158,14 +162,15 @@ class EditModel:
         """Decode a finished draft.
 
         Raises:
-            EditFailed: the latents are not finite numbers: a picture of them would be black.
+            EditFailed: the latents are not finite; the picture would be black.
         """
         if not torch.isfinite(draft.latents).all():
             raise EditFailed("The model produced numbers that are not finite, so there is no picture to show.")
         return self.vae.decode(draft.latents, draft.size)
 
     def draw(self, drafts: Sequence[Draft]) -> list[Pixels]:
-        """Step a pack to its end, whatever is left of each draft, and decode all; the engine lets edits come and go."""
+        """Run all remaining steps of the drafts in one pack and decode them. The engine steps by itself, since edits
+        join and leave its packs."""
         while running := [draft for draft in drafts if not draft.done]:
             self.step(running)
         return [self.finish(draft) for draft in drafts]
@@ -176,9 +181,9 @@ class EditModel:
         return {"latents": self._latents_cache.stats, "prompts": self._prompts_cache.stats}
 
     def free(self) -> None:
-        """Give back what memory can be spared: the caches', and what torch's allocator keeps for later."""
+        """Free memory: empty the caches and the unused blocks of torch's allocator."""
         self.forget()
-        gc.collect()  # a call that failed may have left its tensors in reference cycles
+        gc.collect()  # a failed call may have left tensors in reference cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -199,7 +204,7 @@ class EditModel:
         return embeds
 
     def _draft(self, prepared: Prepared, embeds: dict[Key, torch.Tensor]) -> Draft:
-        self._transformer.prepare(prepared.schedule.steps)
+        self._transformer.modulation.prepare(prepared.schedule.steps)
         shape = SpanShape(_grid(prepared.size), tuple(_grid(size_of(pixels)) for _, pixels in prepared.pictures), 0)
         prompts = [embeds[key] for key, _ in prepared.prompts]
         return Draft(
@@ -219,7 +224,7 @@ class EditModel:
         return latents
 
     def _noise(self, seed: int, size: Size) -> torch.Tensor:
-        # Drawn on the CPU, so that a seed means the same on every device, in the stock pipeline's order.
+        # On the CPU and in the stock pipeline's order, so that a seed gives the same noise on every device.
         rows, columns = (2 * side for side in _grid(size))
         shape = (1, self._latent_channels, rows, columns)
         generator = torch.Generator().manual_seed(seed)

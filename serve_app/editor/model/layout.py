@@ -1,4 +1,4 @@
-"""Where each token of a pack lies, and at which angles it is rotated: built once per combination of shapes."""
+"""Positions and rotary angles of a pack's tokens, computed once per combination of shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from diffusers import QwenImageTransformer2DModel
 Grid = tuple[int, int]
 """A picture's size in tokens: rows, columns."""
 
-_KEPT_LAYOUTS = 32  # at a megapixel, the frequencies of one take 4 MB
+_MAX_LAYOUTS = 32  # the angles of one edit at a megapixel take 4 MB
 
 
 @dataclass(frozen=True)
 class SpanShape:
-    """What a span's places in a pack depend on: its pictures' sizes and its prompt's length."""
+    """All that a span's layout depends on: its pictures' sizes and its prompt's length."""
 
     target: Grid
     references: tuple[Grid, ...]
@@ -39,15 +39,15 @@ class SpanShape:
 class Layout:
     """A pack's index tensors, on the model's device.
 
-    Two streams run through the model: the text of all spans and the pictures of all spans. For attention, both are
-    brought into joint order: each span's text followed by its pictures.
+    The model has two streams: the text of all spans and the pictures of all spans. Attention needs joint order: each
+    span's text followed by its pictures.
 
     Attributes:
         image_rows, text_rows: each token's modulation row; row i is span i's timestep, the last row is t = 0.
-        targets: places in the image stream of the tokens being drawn; `target_rows` are their rows.
-        joint_order: for each token in joint order, its place in text stream + image stream.
-        stream_order: the inverse, by which attention's output goes back.
-        boundaries: where each span begins in joint order, and the end: int32, shape (spans + 1,).
+        targets: positions of the output pictures' tokens in the image stream; `target_rows` are their rows.
+        joint_order: for each token in joint order, its position in text stream + image stream.
+        stream_order: the inverse permutation, for attention's output.
+        boundaries: the start of each span in joint order, and the end: int32, shape (spans + 1,).
         lengths: tokens of each span.
         image_angles, text_angles: cosine and sine, float32, shape (tokens, head_dim / 2) each.
     """
@@ -66,11 +66,11 @@ class Layout:
 
 
 class Layouts:
-    """Makes and keeps layouts for one transformer."""
+    """Computes and caches layouts for one transformer."""
 
     def __init__(self, transformer: QwenImageTransformer2DModel) -> None:
         self._model = transformer
-        self.of = lru_cache(_KEPT_LAYOUTS)(self._make)
+        self.of = lru_cache(_MAX_LAYOUTS)(self._make)
 
     def _make(self, shapes: tuple[SpanShape, ...]) -> Layout:
         device = self._model.device
@@ -104,7 +104,7 @@ class Layouts:
     def _angles(
         self, shapes: Sequence[SpanShape]
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-        """The stock model's rotary frequencies for each span alone, one after another."""
+        """The stock model's rotary frequencies of each span, concatenated."""
         pairs = [
             self._model.pos_embed(
                 [[(1, *shape.target), *((1, *grid) for grid in shape.references)]],
@@ -118,7 +118,7 @@ class Layouts:
 
 
 def _target_lengths(shapes: Sequence[SpanShape]) -> list[int]:
-    """Tokens being drawn and reference tokens, span by span."""
+    """For each span the number of output tokens, then that of reference tokens."""
     return [length for shape in shapes for length in (shape.num_target, shape.num_image - shape.num_target)]
 
 

@@ -1,8 +1,8 @@
-"""Where a step's modulation parameters come from: computed each time, or looked up in AdaLN tables.
+"""A step's modulation parameters: computed each time, or looked up in AdaLN tables.
 
-Each block shifts, scales and gates its tokens by parameters that depend on nothing but the timestep. With a fixed
-shift the few timesteps of the usual step counts are known beforehand. Their rows are computed once, after LoRA fusion,
-and the `img_mod` and `txt_mod` weights, a third of the whole transformer, leave the device.
+Each block shifts, scales and gates its tokens by parameters that depend on the timestep only. With a fixed shift the
+few timesteps of the usual step counts are known in advance. Their rows are computed once, after LoRA fusion, and the
+`img_mod` and `txt_mod` weights, a third of the transformer, are moved off the device.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from diffusers import QwenImageTransformer2DModel
 from torch import nn
 
 ZERO = 0.0  # the timestep of reference tokens
-MAX_EXTRA_ROWS = 128  # beside the first ones of a table; at full size a row takes 4.4 MB
+MAX_EXTRA_ROWS = 128  # in addition to the initial ones; at full size a row takes 4.4 MB
 
 
 def is_modulation(name: str) -> bool:
@@ -31,7 +31,7 @@ class BlockRows:
 
 
 class StepRows(Protocol):
-    """One step's rows: one a span, in order, and one for t = 0."""
+    """One step's rows: one per span, in order, and one for t = 0."""
 
     @property
     def embeds(self) -> torch.Tensor:
@@ -41,8 +41,10 @@ class StepRows(Protocol):
 
 
 class Modulation(Protocol):
+    """Provides each step's rows."""
+
     def prepare(self, timesteps: Iterable[float]) -> None:
-        """Get ready for an edit that will use these timesteps (0 to 1000)."""
+        """Compute in advance what these timesteps (0 to 1000) of an edit need."""
 
     def rows(self, timesteps: Sequence[float]) -> StepRows: ...
 
@@ -71,13 +73,13 @@ class _LiveRows:
 
 
 class TableModulation:
-    """Looks rows up, and keeps the weights on the CPU for timesteps that are not in the tables.
+    """Looks rows up in tables. Rows of other timesteps are computed from the weights, which it keeps on the CPU.
 
     Args:
-        transformer: its modulation weights are taken away from it, and the first rows are computed where it is.
-        timesteps: those to have rows for from the start.
-        device: where the tables lie and the transformer will run.
-        max_extra_rows: rows beyond those that are kept before the extra ones are dropped again.
+        transformer: loses its modulation weights. The initial rows are computed on its current device.
+        timesteps: those of the initial rows.
+        device: holds the tables; the transformer will run there.
+        max_extra_rows: additional rows to keep; beyond that, all additional rows are dropped.
     """
 
     def __init__(
@@ -107,15 +109,15 @@ class TableModulation:
         return sum(table.image.nbytes + table.text.nbytes for table in self._tables)
 
     def prepare(self, timesteps: Iterable[float]) -> None:
-        """Compute missing rows, all of an edit's at once: the weights are read once for all of them."""
-        wanted = list(dict.fromkeys(timesteps))
-        missing = [timestep for timestep in wanted if timestep not in self._index]
+        """Compute all missing rows at once, so that the weights are read once."""
+        needed = list(dict.fromkeys(timesteps))
+        missing = [timestep for timestep in needed if timestep not in self._index]
         if not missing:
             return
         if len(self._index) - self._num_first + len(missing) > self._max_extra_rows:
             self._drop_extra()
-            # Among what was dropped may be rows that are wanted now.
-            missing = [timestep for timestep in wanted if timestep not in self._index]
+            # Rows that are needed now may be among the dropped ones.
+            missing = [timestep for timestep in needed if timestep not in self._index]
         embeds = embed(self._model, missing)
         for place, (image_mod, text_mod) in enumerate(self._weights):
             table, seen = self._tables[place], embeds.cpu()
@@ -125,7 +127,7 @@ class TableModulation:
         self._index.update({timestep: len(self._index) + place for place, timestep in enumerate(missing)})
 
     def rows(self, timesteps: Sequence[float]) -> StepRows:
-        self.prepare(timesteps)  # rows that were dropped meanwhile come back
+        self.prepare(timesteps)  # recomputes rows that were dropped meanwhile
         places = torch.tensor([self._index[timestep] for timestep in (*timesteps, ZERO)], device=self._embeds.device)
         return _TableRows(self._tables, places, self._embeds[places])
 

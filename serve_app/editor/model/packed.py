@@ -1,9 +1,9 @@
-"""One transformer call for many edits: all their tokens in one sequence, no padding, no mask.
+"""One transformer call for many edits: all their tokens in one sequence, without padding or mask.
 
-Everything in the MMDiT but attention works token by token, so linear layers, norms and MLPs run once over the whole
-pack. Modulation takes each token's own row: its edit's timestep, or t = 0 for reference tokens where the checkpoint
-has `zero_cond_t`. Attention runs within each span. The arithmetic is that of diffusers' QwenImageTransformer2DModel, on
-its own modules.
+Everything in the MMDiT except attention works token by token, so linear layers, norms and MLPs run once over the whole
+pack. Modulation uses one row per token: its edit's timestep, or t = 0 for reference tokens where the checkpoint has
+`zero_cond_t`. Attention runs within each span. The arithmetic is that of diffusers' QwenImageTransformer2DModel, on the
+modules of that class.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Span:
-    """One sequence in the pack: an edit, or its unconditional twin under CFG.
+    """One sequence in the pack: an edit's conditional or, under CFG, unconditional one.
 
     Attributes:
-        latents: tokens of the picture being drawn, shape (target tokens, channels).
+        latents: tokens of the output picture, shape (target tokens, channels).
         references: tokens of the input pictures, shape (reference tokens, channels).
         prompt_embeds: shape (text tokens, joint_attention_dim).
         timestep: 0 to 1000.
@@ -45,9 +45,9 @@ class PackedTransformer:
     """Runs a QwenImageTransformer2DModel on a pack of spans.
 
     Args:
-        modulation: where the blocks' modulation parameters come from.
+        modulation: provides the blocks' modulation parameters.
         attend: attention over a pack in joint order.
-        compiled: compile the two halves of a block around attention. Their token counts are dynamic, so that one
+        compiled: compile the parts of a block before and after attention. Token counts are dynamic, so that one
             compilation serves all packs.
     """
 
@@ -60,7 +60,7 @@ class PackedTransformer:
         compiled: bool = False,
     ) -> None:
         self._model = transformer
-        self._modulation = modulation
+        self.modulation = modulation
         self._attend = attend
         self._layouts = Layouts(transformer)
         self._before: Callable[..., Heads] = _before_attention
@@ -71,18 +71,14 @@ class PackedTransformer:
 
     @property
     def max_position(self) -> int:
-        """Positions in the rotary table: a picture's half side plus the text must stay below."""
+        """Positions in the rotary table; half a picture's side in tokens plus the text's tokens must stay below it."""
         return len(self._model.pos_embed.pos_freqs)
-
-    def prepare(self, timesteps: Sequence[float]) -> None:
-        """Get ready for an edit that will use these timesteps."""
-        self._modulation.prepare(timesteps)
 
     def __call__(self, spans: Sequence[Span]) -> list[torch.Tensor]:
         """Each span's velocity prediction, shape (target tokens, channels), in the order of `spans`."""
         model = self._model
         layout = self._layouts.of(tuple(span.shape for span in spans))
-        rows = self._modulation.rows([span.timestep for span in spans])
+        rows = self.modulation.rows([span.timestep for span in spans])
         image = model.img_in(torch.cat([part for span in spans for part in (span.latents, span.references)]))
         text = model.txt_in(model.txt_norm(torch.cat([span.prompt_embeds for span in spans])))
         for index, block in enumerate(model.transformer_blocks):
@@ -150,7 +146,7 @@ def _after_attention(
 
 
 def _modulate(x: torch.Tensor, params: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Scale and shift each token by its own row. Params: (rows, 3D) as shift, scale, gate."""
+    """Scale and shift each token by its row of `params`, shape (rows, 3 * D): shift, scale and gate."""
     shift, scale, _ = params.chunk(3, dim=-1)
     return x * (1 + scale)[rows] + shift[rows]
 
@@ -166,12 +162,12 @@ def _project(attn: Attention, x: torch.Tensor, projections: tuple[str, str, str]
 
 
 def _rotate(heads: Heads, angles: Angles) -> Heads:
-    """Turn neighbouring pairs of query and key by their token's angles, in float32."""
+    """Rotary embedding of query and key: adjacent pairs are rotated by their token's angles, in float32."""
     query, key, value = heads
-    return _turned(query, angles), _turned(key, angles), value
+    return _rotate_pairs(query, angles), _rotate_pairs(key, angles), value
 
 
-def _turned(x: torch.Tensor, angles: Angles) -> torch.Tensor:
+def _rotate_pairs(x: torch.Tensor, angles: Angles) -> torch.Tensor:
     cosine, sine = (part[:, None] for part in angles)
     even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2).to(x.dtype)
@@ -180,7 +176,7 @@ def _turned(x: torch.Tensor, angles: Angles) -> torch.Tensor:
 def _norm_out(
     norm: AdaLayerNormContinuous, x: torch.Tensor, conditioning: torch.Tensor, rows: torch.Tensor
 ) -> torch.Tensor:
-    """AdaLayerNormContinuous with a row for each token."""
+    """AdaLayerNormContinuous with one row of `conditioning` per token."""
     scale, shift = norm.linear(norm.silu(conditioning).to(x.dtype)).chunk(2, dim=-1)
     normed: torch.Tensor = norm.norm(x) * (1 + scale[rows]) + shift[rows]
     return normed

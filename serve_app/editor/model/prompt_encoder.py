@@ -1,4 +1,4 @@
-"""What the transformer reads: a prompt and its pictures, as Qwen2.5-VL understands them."""
+"""Encodes a prompt and its pictures by Qwen2.5-VL for the transformer."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ class PromptEncoder:
 
     Args:
         template: the edit template with `{}` where pictures and prompt go (diffusers' `prompt_template_encode`).
-        num_template_tokens: how many tokens in front the transformer never sees.
-        max_tokens: the transformer's rotary table ends somewhere; longer prompts are refused.
+        num_template_tokens: leading tokens whose embeddings the transformer does not get.
+        max_tokens: limit of a prompt, set by the size of the transformer's rotary table.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class PromptEncoder:
         self._max_tokens = max_tokens
 
     def tokenize(self, prompt: str, pictures: list[Pixels]) -> BatchFeature:
-        """The encoder's inputs, on the CPU: what the processor gives for template and prompt, except that special
-        tokens in the user's prompt stay plain text. The prompt stands between two special tokens, where the tokenizer
-        splits anyway, so that cutting it apart changes nothing else.
+        """The encoder's inputs, on the CPU: those of the processor for template and prompt, except that special tokens
+        in the user's prompt stay plain text. The tokenizer splits at the special tokens around the prompt anyway, so
+        tokenizing the prompt on its own changes nothing else.
 
         Raises:
-            InvalidInput: the prompt has more tokens than the model can place.
+            InvalidInput: the prompt has more than `max_tokens` tokens.
         """
         tokenizer = self._processor.tokenizer
         vision = self._processor.image_processor(images=pictures, return_tensors="pt")
@@ -67,9 +67,9 @@ class PromptEncoder:
         """Embeddings of shape (num_tokens, hidden) in the encoder's dtype, for all prompts in one batch."""
         lengths = [each["input_ids"].shape[1] for each in inputs]
         batch = inputs[0] if len(inputs) == 1 else _padded(inputs, max(lengths))
-        # The whole of the inputs: without mm_token_type_ids the encoder silently uses 1-D positions.
+        # All inputs are passed: without mm_token_type_ids the encoder silently uses 1-D positions.
         hidden = self._model(**batch.to(self._model.device)).last_hidden_state
-        # Cloned, so that no cache keeps a whole padded batch alive.
+        # Cloned, so that the cache does not keep the whole padded batch alive.
         return [row[self._num_template_tokens : length].clone() for row, length in zip(hidden, lengths, strict=True)]
 
     def _check_length(self, num_tokens: int) -> None:
@@ -81,7 +81,7 @@ class PromptEncoder:
 
 
 def _padded(inputs: Sequence[BatchFeature], length: int) -> BatchFeature:
-    """Several prompts' inputs as one batch, padded on the right, where a causal model never looks."""
+    """Several prompts' inputs as one batch, padded on the right: no token of a causal model attends to the padding."""
     per_token = {
         name: torch.cat([torch.nn.functional.pad(each[name], (0, length - each[name].shape[1])) for each in inputs])
         for name in _PER_TOKEN
@@ -91,7 +91,7 @@ def _padded(inputs: Sequence[BatchFeature], length: int) -> BatchFeature:
 
 
 def picture_slots(num_image_tokens: list[int]) -> str:
-    """The text that stands for the pictures: numbered, each with its own count of `<|image_pad|>`."""
+    """The pictures' placeholder text: numbered, each with as many `<|image_pad|>` as it has tokens."""
     return "".join(
         f"Picture {number}: <|vision_start|>{'<|image_pad|>' * count}<|vision_end|>"
         for number, count in enumerate(num_image_tokens, start=1)

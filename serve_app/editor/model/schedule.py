@@ -1,4 +1,4 @@
-"""An edit's own noise schedule."""
+"""An edit's noise schedule."""
 
 from dataclasses import dataclass
 
@@ -26,11 +26,11 @@ class Schedule:
 
 
 TABLED_STEP_COUNTS = range(1, 17)
-"""Step counts whose timesteps the AdaLN tables hold from the start."""
+"""Step counts whose timesteps are in the AdaLN tables initially."""
 
 
 def tabled_timesteps(settings: SchedulerSettings) -> list[float]:
-    """All timesteps of those step counts, for a scheduler whose shift does not depend on the size."""
+    """All timesteps of TABLED_STEP_COUNTS, for a scheduler whose shift does not depend on the size."""
     schedules = (make_schedule(settings, num_steps, 1) for num_steps in TABLED_STEP_COUNTS)
     return [timestep for schedule in schedules for timestep in schedule.steps]
 
@@ -42,7 +42,7 @@ def make_schedule(settings: SchedulerSettings, num_steps: int, num_tokens: int) 
     make it constant.
     """
     if num_steps == 1:
-        # A single sigma cannot be stretched to a terminal one: diffusers divides by zero.
+        # With a single sigma, diffusers divides by zero when it stretches the schedule to the terminal sigma.
         settings = settings.model_copy(update={"shift_terminal": None})
     scheduler = FlowMatchEulerDiscreteScheduler(**settings.model_dump())
     slope = (settings.max_shift - settings.base_shift) / (settings.max_image_seq_len - settings.base_image_seq_len)

@@ -1,4 +1,4 @@
-"""How many picture tokens an edit takes: arithmetic that needs no model."""
+"""Picture tokens of an edit. Imports no model, so that the application is built without torch."""
 
 from serve_app.edits.request import EditRequest, Pictures, Pixels, Sampling
 from serve_app.edits.sizes import MADE_MULTIPLE_PX, Size
@@ -7,7 +7,7 @@ TOKEN_PX = MADE_MULTIPLE_PX
 
 
 def num_tokens(size: Size) -> int:
-    """Tokens that a picture of this size takes; one for each 16x16 pixels."""
+    """Tokens of a picture: one for each 16x16 pixels."""
     return (size.width // TOKEN_PX) * (size.height // TOKEN_PX)
 
 
@@ -23,5 +23,5 @@ def size_of(pixels: Pixels) -> Size:
 
 
 def prompts(prompt: str, sampling: Sampling) -> tuple[str, ...]:
-    """What is encoded for an edit: its prompt, and the negative one under CFG."""
+    """The prompts to encode for an edit: its prompt and, under CFG, the negative one."""
     return (prompt, sampling.negative_prompt) if sampling.true_cfg_scale > 1.0 else (prompt,)

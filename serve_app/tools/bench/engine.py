@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline
 from serve_app.config import AppSettings
 from serve_app.editor.loading.load import as_edit_model
 from serve_app.editor.model.edit_model import Draft, EditModel
-from serve_app.editor.model.still_vae import StillVae
 from serve_app.editor.model.tokens import num_picture_tokens
+from serve_app.editor.model.vae import StillVae
 from serve_app.edits.images import encode_picture
 from serve_app.tools.bench.contenders import (
     begin,

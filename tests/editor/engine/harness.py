@@ -1,4 +1,4 @@
-"""An engine around a model that counts, whose steps and clock the test moves."""
+"""An engine with a fake model, whose steps and clock the test controls."""
 
 import math
 import threading
@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
 
-from serve_app.editor.engine.engine import Engine
-from serve_app.editor.engine.step_model import StepModel
+from serve_app.editor.engine.engine import Engine, StepModel
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.edits.request import EditRequest
 from tests.fakes import FakeModel, picture
@@ -18,7 +17,7 @@ TOKENS_OF_64_PX = 32  # 16 for the output, 16 for the reference
 
 
 class Clock:
-    """A clock that goes only when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0

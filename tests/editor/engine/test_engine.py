@@ -1,13 +1,12 @@
-"""The engine's loop with a model that counts: who shares which step, and what becomes of whom."""
+"""The engine's loop with a fake model: which edits share which step, and how each one ends."""
 
 import threading
 from dataclasses import replace
 
 import pytest
 
-from serve_app.editor.engine.engine import Engine
-from serve_app.editor.engine.running import preview_steps
-from serve_app.editor.engine.step_model import StepModel
+from serve_app.editor.engine.engine import Engine, StepModel
+from serve_app.editor.engine.scheduler import preview_steps
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, Progress
 from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, Overloaded, ServiceUnavailable
@@ -59,7 +58,7 @@ def test_a_cancelled_edit_leaves_at_the_next_step(gated: FakeModel) -> None:
         stays = submit(engine, job("stays", steps=3))
         at_step(gated, 3)
         leaves.cancel()
-        leaves.cancel()  # as often as one likes
+        leaves.cancel()  # idempotent
         open_gate(gated)
         finish(stays, leaves)
         assert isinstance(leaves.future.exception(), EditCancelled)
@@ -68,7 +67,7 @@ def test_a_cancelled_edit_leaves_at_the_next_step(gated: FakeModel) -> None:
 
 
 def test_a_cancelled_waiter_does_not_end_the_engine(gated: FakeModel) -> None:
-    """What asyncio does with the future that a cancelled task awaits."""
+    """asyncio cancels the future that a cancelled task awaits."""
     with running(gated) as engine:
         left = submit(engine, job("left", steps=3))
         at_step(gated, 1)
@@ -79,8 +78,8 @@ def test_a_cancelled_waiter_does_not_end_the_engine(gated: FakeModel) -> None:
         assert submit(engine, job("next")).future.result(timeout=10)
 
 
-def test_equal_edits_are_told_apart(gated: FakeModel) -> None:
-    """Tickets hold arrays, whose comparison has no truth value: nothing may compare them."""
+def test_equal_edits_are_distinguished(gated: FakeModel) -> None:
+    """Tickets hold arrays, whose comparison has no truth value, so tickets must be compared by identity."""
     with running(gated) as engine:
         tickets = [Ticket(job("twin", steps=3), (picture(),)) for _ in range(3)]
         for ticket in tickets:
@@ -194,25 +193,25 @@ def test_what_is_admitted_together_is_encoded_together(gated: FakeModel) -> None
     assert gated.begun == [["first"], ["a", "b"]]
 
 
-def test_every_step_is_told_with_its_previews() -> None:
-    told: list[Progress] = []
+def test_every_step_is_reported_with_its_previews() -> None:
+    events: list[Progress] = []
     with running(FakeModel()) as engine:
-        ticket = Ticket(replace(job("a", steps=4), num_previews=1), PICTURES, on_progress=told.append)
+        ticket = Ticket(replace(job("a", steps=4), num_previews=1), PICTURES, on_progress=events.append)
         engine.submit(ticket)
         finish(ticket)
-    assert [(progress.step, progress.num_steps) for progress in told] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [progress.step for progress in told if progress.preview is not None] == [2]
-    assert told[2].preview is not None
-    assert told[2].preview.startswith(b"\x89PNG")
+    assert [(progress.step, progress.num_steps) for progress in events] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [progress.step for progress in events if progress.preview is not None] == [2]
+    assert events[2].preview is not None
+    assert events[2].preview.startswith(b"\x89PNG")
 
 
 def test_a_preview_that_fails_harms_nobody() -> None:
-    told: list[Progress] = []
+    events: list[Progress] = []
     with running(FakeModel(failing={"a": "preview"})) as engine:
-        ticket = Ticket(replace(job("a", steps=4), num_previews=3), PICTURES, on_progress=told.append)
+        ticket = Ticket(replace(job("a", steps=4), num_previews=3), PICTURES, on_progress=events.append)
         engine.submit(ticket)
         assert ticket.future.result(timeout=10)
-    assert [(progress.step, progress.preview) for progress in told] == [(step, None) for step in range(5)]
+    assert [(progress.step, progress.preview) for progress in events] == [(step, None) for step in range(5)]
 
 
 def test_a_listener_that_raises_harms_nobody() -> None:
@@ -255,7 +254,7 @@ def test_a_failing_edit_fails_alone(stage: str, gated: FakeModel) -> None:
         assert good.future.exception() is None
         assert other.future.exception() is None
         assert (engine.stats.completed, engine.stats.failed) == (2, 1)
-        # And the next one works.
+        # The engine still works.
         assert submit(engine, job("next")).future.result(timeout=10)
 
 
@@ -295,7 +294,7 @@ def test_a_model_that_does_not_load_fails_the_start() -> None:
         engine.start()
 
 
-def test_the_stats_tell_shared_steps(gated: FakeModel) -> None:
+def test_the_stats_count_shared_steps(gated: FakeModel) -> None:
     with running(gated) as engine:
         tickets = [submit(engine, job("a", steps=3))]
         at_step(gated, 1)

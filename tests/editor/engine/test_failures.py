@@ -1,5 +1,5 @@
-"""What the engine does when memory runs out, the device is lost or a call never ends: who ends how, and what comes
-after."""
+"""The engine after an out-of-memory error, a lost device and a call that never ends: how each edit ends, and whether
+the engine goes on."""
 
 import threading
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from serve_app.config import AppSettings
-from serve_app.editor.engine.budget import TokenBudget
-from serve_app.editor.engine.failures import Fault, as_told, fault_of
+from serve_app.editor.engine.failures import Fault, fault_of, service_error
+from serve_app.editor.engine.scheduler import TokenBudget
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.loading.load import load_model
 from serve_app.editor.model.edit_model import Draft, Prepared
@@ -48,7 +48,7 @@ def gated() -> FakeModel:
 
 
 def ends(*tickets: Ticket) -> list[type[BaseException] | None]:
-    """How edits have ended: None is a picture."""
+    """The edits' errors; None for one that ended with a picture."""
     finish(*tickets)
     problems = [ticket.future.exception() for ticket in tickets]
     return [None if problem is None else type(problem) for problem in problems]
@@ -73,7 +73,7 @@ def ends(*tickets: Ticket) -> list[type[BaseException] | None]:
         (InvalidInput("prompt: 'CUDA error: out of memory' is too long"), Fault.EDIT),
     ],
 )
-def test_faults_are_told_apart(problem: Exception, fault: Fault) -> None:
+def test_faults_are_classified(problem: Exception, fault: Fault) -> None:
     assert fault_of(problem) is fault
 
 
@@ -84,10 +84,10 @@ def test_what_torch_itself_raises_for_lack_of_memory_is_known() -> None:
 
 
 def test_the_message_names_the_fix() -> None:
-    told = as_told(no_memory(""))
-    assert (told.status, told.code) == (500, "out_of_memory")
-    assert "width, height" in str(told)
-    assert "GiB" not in str(told)
+    error = service_error(no_memory(""))
+    assert (error.status, error.code) == (500, "out_of_memory")
+    assert "width, height" in str(error)
+    assert "GiB" not in str(error)
 
 
 # Memory
@@ -105,9 +105,9 @@ def test_who_asks_for_too_much_fails_alone(stage: str, gated: FakeModel) -> None
 
 
 def test_a_preview_for_which_there_is_no_memory_is_left_out() -> None:
-    told: list[Progress] = []
+    events: list[Progress] = []
     with running(FakeModel(failing={"a": "preview"}, problem=no_memory)) as engine:
-        ticket = Ticket(job("a"), PICTURES, on_progress=told.append)
+        ticket = Ticket(job("a"), PICTURES, on_progress=events.append)
         engine.submit(ticket)
         assert ends(ticket) == [None]
 
@@ -150,7 +150,7 @@ def test_what_waits_respects_the_smaller_budget(gated: FakeModel) -> None:
         open_gate(gated)
         assert ends(*tickets) == [None] * 5
         assert engine.stats.token_budget == TOKENS_OF_64_PX
-    # Encoding b and c together was too much already.
+    # Encoding b and c together ran out of memory already.
     assert gated.begun == [["a"], ["b", "c"], ["b"], ["c"], ["d"], ["e"]]
     assert gated.packs[1:] == [["a"], ["b"], ["c"], ["d"], ["e"]]
 
@@ -194,7 +194,7 @@ def test_the_budget_never_falls_to_nothing() -> None:
 
 
 def test_what_failed_is_let_go_before_the_next_try(gated: FakeModel) -> None:
-    """Its frames hold tensors: with them, there would be no room for the second try."""
+    """Its frames hold tensors, whose memory the second attempt needs."""
     alive: list[int] = []
 
     class Activations:
@@ -288,7 +288,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_stuck_engine_is_found_and_its_edits_are_told(gated: FakeModel, clock: Clock) -> None:
+def test_a_stuck_engine_is_found_and_its_edits_are_failed(gated: FakeModel, clock: Clock) -> None:
     with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX, wedged_after_s=300, clock=clock) as engine:
         old = submit(engine, job("old", steps=9))
         at_step(gated, 1)
@@ -302,10 +302,10 @@ def test_a_stuck_engine_is_found_and_its_edits_are_told(gated: FakeModel, clock:
             engine.check_health()
         assert ends(old, new, waits) == [ServiceUnavailable, EditFailed, ServiceUnavailable]
         engine.close(timeout_s=NEVER_S)
-        assert engine._thread.is_alive()  # It was given up before, so that nothing was waited for.
+        assert engine._thread.is_alive()  # It was found stuck before, so `close` did not wait.
         with pytest.raises(ServiceUnavailable):
             submit(engine, job("next"))
-        # It wakes after all: nobody is told a second end, and it does not work on.
+        # The thread resumes after all: no edit ends twice, and no further step runs.
         open_gate(gated)
         eventually(lambda: not engine._thread.is_alive())
         assert engine.stats.failed == 3
@@ -340,7 +340,7 @@ def test_closing_leaves_a_stuck_thread_behind(gated: FakeModel) -> None:
         engine.close(timeout_s=0.1)
         assert engine._thread.is_alive()
         assert ends(ticket) == [ServiceUnavailable]
-        # Woken, it finds everything closed, and ends without a word.
+        # When it resumes, it finds the engine closed and ends.
         open_gate(gated)
         eventually(lambda: not engine._thread.is_alive())
 
@@ -366,7 +366,7 @@ def test_a_dead_thread_is_found_at_once() -> None:
         assert not engine.alive
         with pytest.raises(ServiceUnavailable):
             engine.check_health()
-        engine._thread.join(5)  # its last word is this test's, not the next one's
+        engine._thread.join(5)  # its exception must be reported in this test, not in the next one
 
 
 def test_the_real_model_gives_memory_back(tiny_settings: AppSettings) -> None:

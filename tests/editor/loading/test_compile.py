@@ -1,4 +1,4 @@
-"""Compiled blocks: the same pictures, and one compilation for packs of every make-up."""
+"""Compiled blocks: the same pictures, and one compilation for packs of every composition."""
 
 import os
 

@@ -130,7 +130,7 @@ def test_another_number_of_modules_than_expected_is_refused(transformer: QwenIma
 
 
 def test_alpha_beside_peft_keys_counts(transformer: QwenImageTransformer2DModel) -> None:
-    """diffusers drops `.lora_B.alpha` in silence and would run the adapter at eight times its strength."""
+    """diffusers silently drops `.lora_B.alpha` and would run the adapter at eight times its strength."""
     tensors = angles_like(transformer, "transformer.")
     for name in block_linears(transformer, modulation=True):
         tensors[f"transformer.{name}.lora_B.alpha"] = torch.tensor(2.0)

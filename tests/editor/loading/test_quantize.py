@@ -1,4 +1,4 @@
-"""Which layers lose bits, and that asking for what the device cannot do is refused."""
+"""Which layers are quantized, and that settings that the device does not support are refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Caches: bounded, by content, and without effect on any picture."""
+"""Caches: bounded, keyed by content, and without effect on any picture."""
 
 import numpy as np
 import pytest
@@ -56,8 +56,8 @@ def test_a_hit_gives_the_same_picture(caching: EditModel, model: EditModel, tiny
     astronaut, coffee = (prepare(photograph(name), tiny_settings.sizes) for name in ("astronaut", "coffee"))
     orders: list[tuple[str, Pictures, float]] = [
         ("front", (astronaut,), 1.0),
-        ("left", (astronaut,), 1.0),  # its picture is known
-        ("front", (astronaut,), 1.0),  # all of it is known
+        ("left", (astronaut,), 1.0),  # its picture is cached
+        ("front", (astronaut,), 1.0),  # picture and prompt are cached
         ("front", (coffee,), 1.0),  # the same words beside another picture are another prompt
         ("front", (coffee, astronaut), 1.0),
         ("front", (astronaut, coffee), 1.0),  # the same pictures in another order
@@ -66,7 +66,7 @@ def test_a_hit_gives_the_same_picture(caching: EditModel, model: EditModel, tiny
     before = caching.cache_stats
     for prompt, pictures, guidance in orders:
         cached, fresh = (draw(each, prompt, pictures, guidance) for each in (caching, model))
-        # With guidance two prompts are encoded, in one batch where neither is known, which rounds otherwise than alone.
+        # With guidance two prompts are encoded. If neither is cached they form one batch, which rounds differently.
         assert difference(cached, fresh) <= (0 if guidance == 1.0 else 1), (prompt, len(pictures))
     latents, prompts = caching.cache_stats["latents"], caching.cache_stats["prompts"]
     assert latents.misses - before["latents"].misses == 2

@@ -44,7 +44,7 @@ def draw(model: EditModel, settings: AppSettings, steps: Sequence[int]) -> list[
 def test_pictures_are_the_same(
     steps: list[int], tabled: EditModel, model: EditModel, tiny_settings: AppSettings
 ) -> None:
-    """In the tables, and beside them: 17 steps and more are computed from the weights on the CPU."""
+    """Both with tabled timesteps and with others: those of 17 steps and more are computed on the CPU."""
     pairs = zip(draw(tabled, tiny_settings, steps), draw(model, tiny_settings, steps), strict=True)
     assert [levels for levels in (difference(*pair) for pair in pairs) if levels > 1] == []
 
@@ -86,7 +86,7 @@ def test_extra_rows_are_bounded_and_come_back(settings: EditorSettings) -> None:
 
 
 def test_rows_that_a_pack_shares_survive_the_dropping(settings: EditorSettings) -> None:
-    """One edit's row is there, another's is not, and there is no room for it beside what is kept."""
+    """One edit's row is in the table, another's is not, and adding it exceeds the limit."""
     transformer = load_pipeline(settings).transformer
     live = LiveModulation(transformer)
     with torch.inference_mode():

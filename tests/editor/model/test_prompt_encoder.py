@@ -1,4 +1,4 @@
-"""The text encoder's inputs: as the processor makes them, but for special tokens in a user's prompt."""
+"""The text encoder's inputs: equal to the processor's, except for special tokens in a user's prompt."""
 
 import numpy as np
 import pytest
@@ -38,10 +38,10 @@ def test_inputs_equal_the_processors(
     slots = picture_slots([1] * len(pictures))
     text = stock_pipeline.prompt_template_encode.format(slots + prompt)
     expected = stock_pipeline.processor(text=[text], images=pictures, return_tensors="pt")
-    given = encoder.tokenize(prompt, pictures)
-    assert set(given) == set(expected)
+    inputs = encoder.tokenize(prompt, pictures)
+    assert set(inputs) == set(expected)
     for name, tensor in expected.items():
-        assert torch.equal(given[name], tensor), name
+        assert torch.equal(inputs[name], tensor), name
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>"])
@@ -78,13 +78,13 @@ def test_a_prompts_tokens_say_just_what_it_says(
         found: list[int] = encoder.tokenize(text, [noise(64, 64)])["input_ids"][0].tolist()
         return found
 
-    around, given = ids(""), ids(prompt)
-    # Behind the prompt, the template begins with the end of the user's turn.
+    around, forged = ids(""), ids(prompt)
+    # After the prompt, the template continues with the end of the user's turn.
     num_behind = around[::-1].index(tokenizer.convert_tokens_to_ids("<|im_end|>")) + 1
     begin = len(around) - num_behind
-    assert given[:begin] + given[-num_behind:] == around
-    assert tokenizer.decode(given[begin:-num_behind]) == prompt
-    assert not set(given[begin:-num_behind]) & set(tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS))
+    assert forged[:begin] + forged[-num_behind:] == around
+    assert tokenizer.decode(forged[begin:-num_behind]) == prompt
+    assert not set(forged[begin:-num_behind]) & set(tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS))
 
 
 def test_a_prompt_beyond_the_rotary_table_is_refused(encoder: PromptEncoder) -> None:

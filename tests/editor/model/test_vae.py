@@ -1,10 +1,10 @@
-"""The two-dimensional VAE against the stock one."""
+"""The 2-D VAE compared with the stock one."""
 
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 
-from serve_app.editor.model.still_vae import StillVae
+from serve_app.editor.model.vae import StillVae
 
 TOLERANCE = 1e-5
 
@@ -29,14 +29,14 @@ def test_it_equals_the_stock_vae(stock: AutoencoderKLQwenImage, height: int, wid
     decoded = stock.decode(latents[:, :, None]).sample[:, :, 0]
     assert (still.encode(picture) - encoded).abs().max() <= TOLERANCE
     assert (still.decode(latents) - decoded).abs().max() <= TOLERANCE
-    # Not a comparison of constants.
+    # The compared values are not constant.
     assert encoded.std() > 100 * TOLERANCE
     assert decoded.std() > 100 * TOLERANCE
 
 
 @torch.inference_mode()
 def test_the_last_temporal_slice_is_the_one_that_counts(stock: AutoencoderKLQwenImage) -> None:
-    """The comparison would see a wrong slice."""
+    """The comparison notices a wrong slice."""
     picture = torch.rand(1, 3, 64, 64) * 2 - 1
     right = StillVae(stock)
     wrong = StillVae(stock)
