@@ -92,7 +92,7 @@ class Editor:
         try:
             self._engine.check_health()
         except ServiceUnavailable:
-            if self._num_open == 0:  # otherwise at a later check, when the open requests have had their errors
+            if self._num_open == 0:  # otherwise at a later check, after the open requests have ended
                 _exit()
             raise
         self._metrics.update(self._engine)
@@ -104,8 +104,8 @@ class Editor:
 
 
 def _exit() -> None:
-    """End this process at once: Serve waits for three failed health checks, and the next replica needs the device's
-    memory."""
+    """End this process at once. Serve replaces it only after three failed health checks, and until then it would hold
+    the device's memory."""
     logger.critical("the engine has come to its end, and this replica with it")
     logging.shutdown()
     os._exit(1)
