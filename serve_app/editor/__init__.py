@@ -1,4 +1,1 @@
-"""The editor: the LoRA-fused pipeline and the engine that runs edits in packs.
-
-Only `deployment` and `metrics` know Ray.
-"""
+"""The editor: the LoRA-fused pipeline and the engine that runs its edits. Only `deployment` and `metrics` know Ray."""

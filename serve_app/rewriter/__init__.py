@@ -1,2 +1,1 @@
-"""The rewriter: Qwen3-VL turns an instruction and its pictures into a more precise instruction. An edit continues if it
-fails."""
+"""The rewriter: Qwen3-VL makes a precise instruction of an instruction and its pictures. If it fails, edits go on."""

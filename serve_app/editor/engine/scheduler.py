@@ -93,6 +93,9 @@ class Scheduler:
         max_waiting: edits that may wait or be prepared; one more is refused.
         outbox: takes the edits that fail while they are prepared.
         clock: seconds.
+
+    Attributes:
+        running: the edits that step; changed by the engine thread only.
     """
 
     def __init__(self, max_pack_tokens: int, max_waiting: int, outbox: Outbox, clock: Callable[[], float]) -> None:
@@ -105,7 +108,7 @@ class Scheduler:
         self._preparing: set[int] = set()
         self._waiting: list[Waiting] = []
         self._admitted: list[Waiting] = []
-        self._running: list[Running] = []
+        self.running: list[Running] = []
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
     # Any thread
@@ -149,7 +152,7 @@ class Scheduler:
     @property
     def begun(self) -> list[Ticket]:
         """The edits that were admitted and have not left."""
-        return _tickets(self._admitted) + _tickets(self._running)
+        return _tickets(self._admitted) + _tickets(self.running)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -158,38 +161,34 @@ class Scheduler:
             return {
                 "preparing": len(self._preparing),
                 "waiting": len(self._waiting),
-                "running": len(self._running),
+                "running": len(self.running),
                 "token_budget": self.budget.tokens,
             }
 
     # The engine thread
 
-    @property
-    def running(self) -> Sequence[Running]:
-        return self._running
-
     def wait(self) -> bool:
         """Block until an edit waits or runs; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._running or self._waiting or self._prepare is None)
+            self._changed.wait_for(lambda: self.running or self._waiting or self._prepare is None)
             return self._prepare is not None
 
     def sweep(self) -> list[Ticket]:
         """Drop the edits that were cancelled or have expired; returns them."""
         now = self._clock()
         with self._changed:
-            tickets = _tickets(self._waiting) + _tickets(self._running)
+            tickets = _tickets(self._waiting) + _tickets(self.running)
             unwanted = [ticket for ticket in tickets if ticket.unwanted(now)]
             self._waiting = [waiting for waiting in self._waiting if waiting.ticket not in unwanted]
-            self._running = [running for running in self._running if running.ticket not in unwanted]
+            self.running = [running for running in self.running if running.ticket not in unwanted]
         return unwanted
 
     def admit(self) -> list[Waiting]:
         """Take waiting edits in their order while the pack stays within the budget. Each of them must be started or
         removed."""
-        room = self.budget.tokens - num_tokens(self._running)
+        room = self.budget.tokens - num_tokens(self.running)
         with self._changed:
-            self._admitted = _first_within(self._waiting, room, at_least=0 if self._running else 1)
+            self._admitted = _first_within(self._waiting, room, at_least=0 if self.running else 1)
             del self._waiting[: len(self._admitted)]
         return list(self._admitted)
 
@@ -207,14 +206,14 @@ class Scheduler:
         )
         previews_at = preview_steps(edit.ticket.request.num_previews, num_steps)
         running = Running(edit.ticket, draft, timings, now, previews_at)
-        self._running.append(running)
+        self.running.append(running)
         self._admitted.remove(edit)
         return running
 
     def packs(self) -> Iterator[list[Running]]:
         """All running edits, in one pack unless they exceed the budget. It is read for each pack, since running out of
         memory in one cuts it for the next."""
-        left = list(self._running)
+        left = list(self.running)
         while left:
             pack = _first_within(left, self.budget.tokens, at_least=1)
             del left[: len(pack)]
@@ -223,36 +222,32 @@ class Scheduler:
     def remove(self, edit: Waiting | Running) -> None:
         """Forget an edit that has finished or failed."""
         if isinstance(edit, Running):
-            self._running.remove(edit)
+            self.running.remove(edit)
         else:
             self._admitted.remove(edit)
 
     def clear(self) -> None:
         """Forget all edits that have begun."""
-        self._admitted, self._running = [], []
+        self._admitted, self.running = [], []
 
     # The preparing thread
 
     def _enqueue(self, ticket: Ticket) -> None:
-        problem: Exception | None = None
+        prepare, prepared = self._prepare, None
+        problem: Exception = stopped()
         try:
-            prepared = self._prepared(ticket)
+            if prepare is not None:
+                prepared = prepare(ticket.request, ticket.pictures)
         except Exception as caught:
             problem = caught
         with self._changed:
             self._preparing.discard(id(ticket))
-            if problem is None and self._prepare is not None:
+            if prepared is not None and self._prepare is not None:
                 self._waiting.append(Waiting(ticket, prepared))
                 self._waiting.sort(key=lambda waiting: waiting.ticket.rank)
                 self._changed.notify_all()
                 return
-        self._outbox.failed(ticket, stopped() if problem is None else problem)
-
-    def _prepared(self, ticket: Ticket) -> Prepared:
-        prepare = self._prepare
-        if prepare is None:
-            raise stopped()
-        return prepare(ticket.request, ticket.pictures)
+        self._outbox.failed(ticket, problem)
 
 
 def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
