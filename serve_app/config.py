@@ -206,8 +206,11 @@ class RedisStoreSettings(Settings):
     )
 
 
+StoreSettings = SqliteStoreSettings | RedisStoreSettings
+
+
 class JobSettings(Settings):
-    store: SqliteStoreSettings | RedisStoreSettings = Field(default=SqliteStoreSettings(), discriminator="kind")
+    store: StoreSettings = Field(default=SqliteStoreSettings(), discriminator="kind")
     max_active_jobs: int = Field(default=64, ge=1, description="Jobs that are with the editors at once.")
     max_queued_jobs: int = Field(default=256, ge=0, description="Jobs that may wait for the editors; more get a 429.")
     sync_retention_s: float = Field(default=60.0, ge=1, description="How long a /runsync job is kept after its end.")

@@ -15,7 +15,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from serve_app.config import LimitSettings, SizeSettings
 from serve_app.edits.provenance import save_options
-from serve_app.edits.request import OutputFormat, PictureFormat, Pixels, PreparedPicture
+from serve_app.edits.request import OutputFormat, Pixels, PreparedPicture
 from serve_app.edits.sizes import Size, fit_area
 from serve_app.errors import InvalidInput
 
@@ -62,7 +62,7 @@ COLOUR_MODES = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
 # Pillow 13 converts these PNG samples to 8 bits, but not the transparent colour.
 TRANSPARENT_SCALES: dict[object, float] = {"L;2": 255 / 3, "L;4": 255 / 15, "RGB;16B": 1 / 256}
 
-ENCODER_OPTIONS: dict[PictureFormat, Callable[[int], dict[str, int]]] = {
+ENCODER_OPTIONS: dict[str, Callable[[int], dict[str, int]]] = {
     # Level 6, Pillow's default, takes four times as long as level 1 and saves a ninth of the bytes.
     "png": lambda _: {"compress_level": 1},
     # 0 keeps full colour resolution (4:4:4), -1 is the encoder's default (4:2:0).

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 from PIL.PngImagePlugin import PngInfo
 
 from serve_app.config import EditorSettings, LoraSettings, WeightsSource
-from serve_app.edits.request import EditRequest, PictureFormat
+from serve_app.edits.request import EditRequest
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -53,7 +53,7 @@ class Provenance:
         return _PACKET.format(properties=_elements(properties)).encode()
 
 
-def save_options(name: PictureFormat, packet: bytes) -> dict[str, Any]:
+def save_options(name: str, packet: bytes) -> dict[str, Any]:
     """Options of Pillow's `save` that write `packet`: into PNG's iTXt chunk "XML:com.adobe.xmp", JPEG's APP1 segment or
     WebP's XMP chunk."""
     if not packet:

@@ -1,21 +1,24 @@
 """What crosses between deployments: frozen records, pixels as arrays, never base64."""
 
 from dataclasses import dataclass
-from typing import Literal, NewType
+from typing import NewType
 
 import numpy as np
 import numpy.typing as npt
 
 from serve_app.edits.camera import CameraPose
-from serve_app.edits.sizes import OutputSize
+from serve_app.edits.sizes import OutputSize, Size
 
 Pixels = npt.NDArray[np.uint8]
 """An sRGB picture: uint8, shape (height, width, 3)."""
 
-PictureFormat = Literal["png", "jpeg", "webp"]
-
 LOW_PRIORITY_DELAY_S = 60.0
 """Low-priority edits queue as if they had arrived so much later: behind the others, but not forever."""
+
+
+def size_of(pixels: Pixels) -> Size:
+    """A picture's size in pixels."""
+    return Size(pixels.shape[1], pixels.shape[0])
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ SharedPictures = NewType("SharedPictures", object)
 class OutputFormat:
     """How the finished picture is encoded. `quality` (0 to 100) is for jpeg and webp."""
 
-    format: PictureFormat = "png"
+    format: str = "png"
     quality: int = 95
 
     @property
@@ -85,6 +88,17 @@ class EditRequest(EditOptions):
 
     request_id: str
     size: OutputSize
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts to encode: the edit's own and, under CFG, the negative one."""
+        is_guided = self.sampling.true_cfg_scale > 1.0
+        return (self.prompt, self.sampling.negative_prompt) if is_guided else (self.prompt,)
+
+    def num_tokens(self, pictures: Pictures) -> int:
+        """Picture tokens that the edit adds to every packed step; CFG doubles them."""
+        references = sum(size_of(picture.vae_pixels).num_tokens for picture in pictures)
+        return (self.size.made.num_tokens + references) * len(self.prompts)
 
 
 @dataclass(frozen=True)

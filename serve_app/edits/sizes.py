@@ -11,6 +11,10 @@ MADE_MULTIPLE_PX = 16
 FREE_MULTIPLE_PX = 32
 
 
+TOKEN_PX = MADE_MULTIPLE_PX
+"""The side of the square of pixels that one picture token stands for."""
+
+
 @dataclass(frozen=True)
 class Size:
     """Width and height in pixels."""
@@ -21,6 +25,11 @@ class Size:
     @property
     def pixels(self) -> int:
         return self.width * self.height
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a picture of this size."""
+        return (self.width // TOKEN_PX) * (self.height // TOKEN_PX)
 
 
 @dataclass(frozen=True)

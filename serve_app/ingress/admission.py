@@ -12,14 +12,13 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from serve_app.edits.deadline import Deadline
 from serve_app.edits.images import decode_base64
 from serve_app.edits.job import JobCounts, JobSpec, JobsPort, Policy, RepeatKey
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
-from serve_app.edits.service import EditorPort, OnProgress
-from serve_app.errors import Overloaded, ServiceError
+from serve_app.edits.service import Deadline, EditorPort, OnProgress
+from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.ingress.auth import KEY_NAME
-from serve_app.ingress.backend import RETRY_AFTER_S, Backend
+from serve_app.ingress.backend import DRAINS, RETRY_AFTER_S, Backend
 from serve_app.ingress.prepare import ParsedRequest
 
 logger = logging.getLogger(__name__)
@@ -75,7 +74,8 @@ class JobAdmission:
         if repeat_key is not None and (known := await jobs.find(repeat_key)) is not None:
             _log_accepted(known, repeated=True)
             return known
-        self._backend.draining.require_open()
+        if self._backend.draining.begun:
+            raise ServiceUnavailable(DRAINS)
         async with self._places.take():
             prepared = await deadline.bound(self._backend.prepare(job_id, parsed))
         spec = JobSpec(

@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from serve_app import __version__
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.dialects import DIALECTS
+from serve_app.ingress.dialects import add_routes
 from serve_app.ingress.error_responses import add_error_handlers
 from serve_app.ingress.health import health_router
 from serve_app.ingress.middleware import (
@@ -44,14 +44,6 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_middleware(RequestId, behind_proxy=backend.behind_serve)  # the outermost: the last one added
     add_error_handlers(app, backend.retry_after_s)
     app.include_router(health_router(backend))
-    for dialect in DIALECTS:
-        router = dialect.router(backend)
-        app.include_router(router)
-        app.include_router(router, prefix=dialect.prefix, dependencies=[Depends(_endpoint_id)])
+    add_routes(app, backend)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app
-
-
-def _endpoint_id(endpoint_id: str) -> str:
-    """Any endpoint id is accepted."""
-    return endpoint_id

@@ -7,12 +7,14 @@ from serve_app.config import AppSettings
 from serve_app.edits.job import JobsPort
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
-from serve_app.errors import ServiceUnavailable
 from serve_app.ingress.auth import Keys
 from serve_app.ingress.prepare import Preparer
 
 RETRY_AFTER_S = 5
 """The Retry-After of 503, and of 429 until throughput has been measured."""
+
+
+DRAINS = "The service is shutting down and takes no new work; try again later."
 
 
 @dataclass
@@ -26,14 +28,6 @@ class Draining:
 
     begun: bool = False
     num_requests: int = 0
-
-    def require_open(self) -> None:
-        """
-        Raises:
-            ServiceUnavailable: the service drains.
-        """
-        if self.begun:
-            raise ServiceUnavailable("The service is shutting down and takes no new work; try again later.")
 
     def begin(self) -> int:
         """Reject new work from now on; returns the number of requests in flight."""

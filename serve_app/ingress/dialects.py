@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, FastAPI
 from pydantic import BaseModel
+from starlette._utils import get_route_path
+from starlette.types import Scope
 
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.openai.answers import error_body as openai_error
@@ -29,12 +31,12 @@ class Dialect:
         prefix: the routes exist at the root and under this prefix.
         paths: all paths of the dialect, known or not.
         work: the routes whose POST requests ask for edits. The drain and admission apply to these only.
-        unrepeatable: the routes among them that ignore an Idempotency-Key.
-        queueing: the routes among them that respond as soon as a job is queued.
-        operator: the routes for operators only.
-        makes_jobs: its work takes places in the queue of jobs.
         request: the body of a request for edits; its fields are suggested for an unknown one.
         error_body: makes an error's body from its status, code, message and field.
+        repeatable: the routes among `work` that read an Idempotency-Key. With one they pass the drain and a full queue.
+        queueing: the routes among `work` that respond as soon as a job is queued.
+        operator: the routes for operators only.
+        makes_jobs: its work takes places in the queue of jobs.
     """
 
     name: str
@@ -42,12 +44,12 @@ class Dialect:
     prefix: str
     paths: re.Pattern[str]
     work: re.Pattern[str]
-    unrepeatable: re.Pattern[str]
-    queueing: re.Pattern[str]
-    operator: re.Pattern[str]
-    makes_jobs: bool
     request: type[BaseModel]
     error_body: Callable[[int, str, str, str | None], BaseModel]
+    repeatable: re.Pattern[str] = _NONE
+    queueing: re.Pattern[str] = _NONE
+    operator: re.Pattern[str] = _NONE
+    makes_jobs: bool = False
 
 
 DIALECTS = (
@@ -57,12 +59,9 @@ DIALECTS = (
         prefix="/v2/{endpoint_id}/openai",
         paths=re.compile(r"/v1/|.*/openai/v1/", re.DOTALL),
         work=re.compile(r"(/v2/[^/]+/openai)?/v1/images/edits$"),
-        unrepeatable=_NONE,
-        queueing=_NONE,
-        operator=_NONE,
-        makes_jobs=False,
         request=OpenAIJson,
         error_body=openai_error,
+        repeatable=re.compile(r"(/v2/[^/]+/openai)?/v1/images/edits$"),
     ),
     # The last row, since it matches every other path.
     Dialect(
@@ -71,14 +70,33 @@ DIALECTS = (
         prefix="/v2/{endpoint_id}",
         paths=re.compile(""),
         work=re.compile(r"(/v2/[^/]+)?/(run|runsync|retry/[^/]+)$"),
-        unrepeatable=re.compile(r"(/v2/[^/]+)?/retry/[^/]+$"),
+        request=RunPodRequest,
+        error_body=runpod_error,
+        repeatable=re.compile(r"(/v2/[^/]+)?/(run|runsync)$"),
         queueing=re.compile(r"(/v2/[^/]+)?/(run|retry/[^/]+)$"),
         operator=re.compile(r"(/v2/[^/]+)?/purge-queue$"),
         makes_jobs=True,
-        request=RunPodRequest,
-        error_body=runpod_error,
     ),
 )
+
+
+def add_routes(app: FastAPI, backend: Backend) -> None:
+    """Add every dialect's routes, at the root and under its prefix."""
+    for dialect in DIALECTS:
+        router = dialect.router(backend)
+        app.include_router(router)
+        app.include_router(router, prefix=dialect.prefix, dependencies=[Depends(_endpoint_id)])
+
+
+def _endpoint_id(endpoint_id: str) -> str:
+    """Any endpoint id is accepted."""
+    return endpoint_id
+
+
+def route_path(scope: Scope) -> str:
+    """The path that Starlette's router compares with the routes: without the application's route prefix, which Serve
+    leaves in `path` and repeats in `root_path`."""
+    return get_route_path(scope)
 
 
 def dialect_of(path: str) -> Dialect:
@@ -92,7 +110,7 @@ def is_work(method: str, path: str) -> bool:
 
 def is_repeatable_work(method: str, path: str) -> bool:
     """Whether a request asks for edits and its Idempotency-Key is read."""
-    return is_work(method, path) and not any(dialect.unrepeatable.match(path) for dialect in DIALECTS)
+    return is_work(method, path) and any(dialect.repeatable.match(path) for dialect in DIALECTS)
 
 
 def is_operator_route(path: str) -> bool:

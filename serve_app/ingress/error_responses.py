@@ -5,7 +5,6 @@ from collections.abc import Callable
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -30,12 +29,6 @@ def route_template(scope: Scope) -> str:
     text of the client's, so logs and metrics may show it."""
     template: str = getattr(scope.get("route"), "path", NO_ROUTE)
     return template
-
-
-def route_path(scope: Scope) -> str:
-    """The path that Starlette's router compares with the routes: without the application's route prefix, which Serve
-    leaves in `path` and repeats in `root_path`."""
-    return get_route_path(scope)
 
 
 def error_response(path: str, problem: ServiceError) -> JSONResponse:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from serve_app.config import LimitSettings
 from serve_app.edits.camera import CameraPose, snap
 from serve_app.edits.images import ENCODER_OPTIONS
-from serve_app.edits.request import EditOptions, OutputFormat, PictureFormat, Sampling
+from serve_app.edits.request import EditOptions, OutputFormat, Sampling
 from serve_app.errors import InvalidInput
 from serve_app.ingress.validation import checked_prompt, default, echo, listed, within, wrong
 
@@ -19,7 +19,7 @@ MIN_TIMEOUT_S = 0.1
 MAX_ORBIT = 8
 """The adapter knows eight azimuths; an orbit of more views would repeat some."""
 
-FORMATS: dict[str, PictureFormat] = {**{name: name for name in ENCODER_OPTIONS}, "jpg": "jpeg"}
+FORMATS = {**{name: name for name in ENCODER_OPTIONS}, "jpg": "jpeg"}
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 

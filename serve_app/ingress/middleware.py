@@ -8,9 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import InvalidInput, ServiceUnavailable, Unauthorized
 from serve_app.ingress.auth import KEY_NAME, Keys, credentials, matching, operator_error
-from serve_app.ingress.backend import Draining
-from serve_app.ingress.dialects import dialect_of, is_operator_route, is_repeatable_work, is_work
-from serve_app.ingress.error_responses import error_response, route_path
+from serve_app.ingress.backend import DRAINS, Draining
+from serve_app.ingress.dialects import dialect_of, is_operator_route, is_repeatable_work, is_work, route_path
+from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
 from serve_app.serving.replica import is_sane
 
@@ -149,12 +149,9 @@ class DrainGate:
         if scope["type"] != "http" or route_path(scope).startswith(_UNCOUNTED):
             await self._app(scope, receive, send)
             return
-        if _is_new_work(scope):
-            try:
-                self._draining.require_open()
-            except ServiceUnavailable as problem:
-                await error_response(scope["path"], problem)(scope, receive, send)
-                return
+        if self._draining.begun and _is_new_work(scope):
+            await error_response(scope["path"], ServiceUnavailable(DRAINS))(scope, receive, send)
+            return
         self._draining.num_requests += 1
         try:
             await self._app(scope, receive, send)

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serve_app.edits.deadline import too_late
 from serve_app.edits.job import EXECUTION_TIMEOUT, JobNews, JobRecord, JobSpec, JobState
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditOutcome, Progress
+from serve_app.edits.service import too_late
 from serve_app.errors import DeadlineExceeded
 
 

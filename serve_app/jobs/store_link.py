@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from serve_app.config import RedisStoreSettings, SqliteStoreSettings
+from serve_app.config import RedisStoreSettings, SqliteStoreSettings, StoreSettings
 from serve_app.errors import JobUnreadable, ServiceUnavailable
 from serve_app.jobs.stores.redis_store import RedisStore
 from serve_app.jobs.stores.sqlite_store import SqliteStore
@@ -34,7 +34,7 @@ RETRY_S = 0.5
 """Between two attempts of a call that must succeed, and how long a failed call counts as an outage."""
 
 
-def open_store(settings: SqliteStoreSettings | RedisStoreSettings) -> Store:
+def open_store(settings: StoreSettings) -> Store:
     """The configured store. It opens its file or connection at its first use."""
     return STORES[type(settings)](settings)
 

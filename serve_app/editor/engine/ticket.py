@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from serve_app.editor.model.tokens import num_picture_tokens
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, EditResult, Pictures, Progress
 
 MIN_INTERVAL_S = 0.1
@@ -41,7 +40,7 @@ class Ticket:
     @cached_property
     def num_tokens(self) -> int:
         """Picture tokens that the edit adds to every packed step."""
-        return num_picture_tokens(self.request, self.pictures)
+        return self.request.num_tokens(self.pictures)
 
     @property
     def rank(self) -> float:

@@ -14,10 +14,9 @@ from serve_app.editor.model.layout import Grid, SpanShape
 from serve_app.editor.model.packed import PackedTransformer, Span
 from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import Schedule, make_schedule
-from serve_app.editor.model.tokens import TOKEN_PX, num_tokens, prompts, size_of
 from serve_app.editor.model.vae import Vae, pack
-from serve_app.edits.request import EditRequest, Pictures, Pixels, TokenCounts
-from serve_app.edits.sizes import Size
+from serve_app.edits.request import EditRequest, Pictures, Pixels, TokenCounts, size_of
+from serve_app.edits.sizes import TOKEN_PX, Size
 from serve_app.errors import EditFailed
 
 
@@ -122,12 +121,9 @@ class EditModel:
         seen_keys = tuple(content_key(pixels) for pixels in seen)
         return Prepared(
             size=size,
-            schedule=make_schedule(self._scheduler, sampling.num_inference_steps, num_tokens(size)),
+            schedule=make_schedule(self._scheduler, sampling.num_inference_steps, size.num_tokens),
             guidance=sampling.true_cfg_scale,
-            prompts=tuple(
-                ((text, *seen_keys), self.prompt_encoder.tokenize(text, seen))
-                for text in prompts(request.prompt, sampling)
-            ),
+            prompts=tuple(((text, *seen_keys), self.prompt_encoder.tokenize(text, seen)) for text in request.prompts),
             pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
             noise=self._noise(sampling.seed, size),
         )

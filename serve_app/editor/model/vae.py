@@ -14,9 +14,8 @@ from diffusers.models.autoencoders import autoencoder_kl_qwenimage as stock
 from torch import nn
 
 from serve_app.config import VaeKind
-from serve_app.editor.model.tokens import TOKEN_PX
 from serve_app.edits.request import Pixels
-from serve_app.edits.sizes import Size
+from serve_app.edits.sizes import TOKEN_PX, Size
 
 PATCH = 2
 

@@ -4,11 +4,12 @@ import base64
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
-from serve_app.edits.request import EditOutcome, PictureFormat, TokenCounts
+from serve_app.edits.images import ENCODER_OPTIONS
+from serve_app.edits.request import EditOutcome, TokenCounts
 from serve_app.errors import ServiceError
 
 
@@ -38,7 +39,7 @@ class OpenAIError(BaseModel):
 class OpenAILook(BaseModel):
     """What all pictures of one response have in common."""
 
-    output_format: PictureFormat
+    output_format: Annotated[str, WithJsonSchema({"type": "string", "enum": list(ENCODER_OPTIONS)})]
     size: str = Field(description="WIDTHxHEIGHT in pixels.")
     background: Literal["opaque"] = "opaque"
     quality: str = Field(description="As requested, or auto.")

@@ -7,8 +7,8 @@ client, and the repeated request finds the same job.
 import uuid
 
 from serve_app.config import AppSettings
-from serve_app.edits.deadline import Deadline
 from serve_app.edits.job import Job, JobSpec, JobsPort, JobState, Policy
+from serve_app.edits.service import Deadline
 from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, ServiceError, error_class
 from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.openai.answers import Finished

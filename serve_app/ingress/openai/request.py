@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from serve_app.ingress.fields import EditFields, Flag, Text, TextOrTexts, Whole
+from serve_app.ingress.fields import FORMATS, EditFields, Flag, Text, TextOrTexts, Whole
 from serve_app.ingress.validation import listed, wrong
 
 
@@ -53,9 +53,9 @@ class OpenAIEdit(EditFields):
         None, description="WIDTHxHEIGHT in pixels, or auto: about 1 megapixel with the first picture's aspect."
     )
     response_format: Annotated[str | None, *_one_of("b64_json")] = Field(None, description="b64_json only.")
-    output_format: Text = Field(None, description="png (default), jpg, jpeg or webp.")
+    output_format: Text = Field(None, description=f"{listed(FORMATS)}. Default png.")
     output_compression: Whole = Field(
-        None, description="0 to 100, the quality of jpeg and webp; png is always lossless. Default 100."
+        None, description="0 to 100, the quality of lossy formats; png is always lossless. Default 100."
     )
     background: Annotated[str | None, *_one_of("auto", "opaque"), BeforeValidator(_opaque)] = Field(
         None, description="auto or opaque; the model draws opaque pictures."

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from serve_app.edits.deadline import Deadline
 from serve_app.edits.request import EditRequest
+from serve_app.edits.service import Deadline
 from serve_app.errors import ModelNotFound
 from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.backend import Backend

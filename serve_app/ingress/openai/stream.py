@@ -13,9 +13,8 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from serve_app.edits.deadline import Deadline
 from serve_app.edits.request import EditOutcome, EditRequest, Progress, SharedPictures
-from serve_app.edits.service import EditService, all_or_none
+from serve_app.edits.service import Deadline, EditService, all_or_none
 from serve_app.errors import ServiceError
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.openai.answers import (

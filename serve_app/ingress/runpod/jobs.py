@@ -8,8 +8,8 @@ from typing import TypeVar
 from fastapi import Response
 from pydantic import BaseModel
 
-from serve_app.edits.deadline import Deadline
 from serve_app.edits.job import EXECUTION_TIMEOUT, Policy
+from serve_app.edits.service import Deadline
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.backend import Backend

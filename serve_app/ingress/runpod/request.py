@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from serve_app.ingress.fields import EditFields, Flag, Text, TextOrTexts, Texts, Whole
+from serve_app.ingress.fields import FORMATS, EditFields, Flag, Text, TextOrTexts, Texts, Whole
+from serve_app.ingress.validation import listed
 
 
 class RunPodInput(EditFields):
@@ -23,8 +24,8 @@ class RunPodInput(EditFields):
     seed: Whole = Field(None, description="Same seed, same picture. Default 42.")
     width: Whole = Field(None, description="Width in pixels; alone it keeps the aspect. Default: about 1 megapixel.")
     height: Whole = Field(None, description="Height in pixels; alone it keeps the aspect.")
-    output_format: Text = Field(None, description="png (default), jpeg or webp.")
-    output_quality: Whole = Field(None, description="1 to 100, for jpeg and webp. Default 95.")
+    output_format: Text = Field(None, description=f"{listed(FORMATS)}. Default png.")
+    output_quality: Whole = Field(None, description="1 to 100, the quality of lossy formats. Default 95.")
 
 
 class RunPodPolicy(BaseModel):

@@ -11,7 +11,6 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline
 from serve_app.config import AppSettings
 from serve_app.editor.loading.load import as_edit_model
 from serve_app.editor.model.edit_model import Draft, EditModel
-from serve_app.editor.model.tokens import num_picture_tokens
 from serve_app.editor.model.vae import StillVae
 from serve_app.edits.images import encode_picture
 from serve_app.tools.bench.contenders import (
@@ -203,7 +202,7 @@ def step_cost(bench: Bench) -> None:
     drafts = begin(model, edits)
     for number in PACK_SIZES:
         pack = drafts[:number]
-        tokens = sum(num_picture_tokens(edit.request, edit.pictures) for edit in edits[:number])
+        tokens = sum(edit.request.num_tokens(edit.pictures) for edit in edits[:number])
         bench.compare(
             f"step of {number} edits, {tokens} picture tokens",
             {"one by one": partial(_steps, model, pack), "packed": partial(_step, model, pack)},

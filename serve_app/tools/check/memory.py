@@ -21,9 +21,8 @@ from serve_app.config import AppSettings, EditorSettings, RewriterSettings
 from serve_app.editor.loading.quantize import is_quantizable
 from serve_app.editor.model.modulation import MAX_EXTRA_ROWS, ZERO, is_modulation
 from serve_app.editor.model.schedule import tabled_timesteps
-from serve_app.editor.model.tokens import TOKEN_PX
 from serve_app.editor.model.vae import StillVae
-from serve_app.edits.sizes import Size, fit_area
+from serve_app.edits.sizes import TOKEN_PX, Size, fit_area
 from serve_app.rewriter.instructions import INSTRUCTIONS
 from serve_app.tools.check.plan import Row
 from serve_app.weights.architectures import EditArchitecture, find_edit_model, find_rewriter

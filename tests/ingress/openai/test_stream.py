@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from serve_app.config import AppSettings
-from serve_app.edits.deadline import Deadline
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
-from serve_app.edits.service import OnProgress
+from serve_app.edits.service import Deadline, OnProgress
 from serve_app.errors import EditFailed, ServiceError
 from serve_app.ingress.openai import stream as openai_stream
 from serve_app.ingress.openai.answers import OpenAILook
