@@ -1,4 +1,4 @@
-"""The queries of configs/grafana, and what they ask for."""
+"""The PromQL queries of configs/grafana, and the metrics and labels that they use."""
 
 import json
 import re
@@ -13,8 +13,8 @@ FOLDER = ROOT / "configs" / "grafana"
 
 
 def dashboard() -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
-    return told
+    board: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
+    return board
 
 
 def rules() -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def targets() -> Iterator[dict[str, Any]]:
-    """What the dashboard's panels ask the data source."""
+    """The queries of the dashboard's panels."""
     for panel in dashboard()["panels"]:
         yield from panel.get("targets", [])
 
@@ -35,12 +35,12 @@ def queries() -> list[str]:
 
 
 def metrics(query: str) -> list[tuple[str, set[str]]]:
-    """The metrics of a query, each with the labels by which it is selected."""
+    """The metrics of a query, each with the labels that it is filtered by."""
     found = re.findall(r"\b(ray_\w+)(?:\{([^}]*)\})?", query)
     return [(name, set(re.findall(r"(\w+)\s*[=!]~?", selector))) for name, selector in found]
 
 
 def grouping(query: str) -> set[str]:
-    """The labels by which a query's results are told apart, the buckets' own left out."""
+    """The labels that a query groups by, except `le`, the buckets' own."""
     lists = re.findall(r"\bby \(([^)]*)\)", query)
     return {label.strip() for labels in lists for label in labels.split(",")} - {"le"}

@@ -1,5 +1,5 @@
-"""configs/grafana: a dashboard that Grafana takes, rules that Prometheus takes, and nothing in them that nobody emits.
-tests/service/test_metrics.py holds the same queries against a running service."""
+"""configs/grafana: a valid Grafana dashboard and valid Prometheus rules that use only metrics that are emitted.
+tests/service/test_metrics.py checks the same queries against a running service."""
 
 import re
 
@@ -9,7 +9,7 @@ from tests.configs.queries import dashboard, metrics, queries, rules, targets
 from tests.conftest import ROOT
 
 SOURCES = "\n".join(path.read_text() for path in (ROOT / "serve_app").rglob("metrics.py"))
-OURS = set(re.findall(r'"(camera_edit_\w+)"', SOURCES))
+EMITTED = set(re.findall(r'"(camera_edit_\w+)"', SOURCES))
 SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
 
 
@@ -23,10 +23,10 @@ def test_the_dashboard_has_what_grafana_needs() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_every_panel_asks_the_chosen_data_source() -> None:
-    asked = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
-    assert asked
-    for panel in asked:
+def test_every_panel_queries_the_chosen_data_source() -> None:
+    panels = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    assert panels
+    for panel in panels:
         assert panel["title"]
         assert panel["targets"], panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
@@ -45,7 +45,7 @@ def test_panels_do_not_cover_each_other() -> None:
         cells |= own
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_a_summary_and_a_description() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
     for rule in rules():
@@ -56,16 +56,16 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("query", queries())
-def test_every_query_asks_for_metrics_that_we_or_ray_emit(query: str) -> None:
-    asked = metrics(query)
-    assert asked
-    for name, _ in asked:
+def test_every_query_uses_metrics_that_the_service_or_ray_emits(query: str) -> None:
+    used = metrics(query)
+    assert used
+    for name, _ in used:
         if name.startswith("ray_camera_edit_"):
-            assert SUFFIX.sub("", name.removeprefix("ray_")) in OURS
+            assert SUFFIX.sub("", name.removeprefix("ray_")) in EMITTED
         else:
             assert name.startswith(("ray_serve_", "ray_node_"))
 
 
-def test_every_metric_of_ours_is_shown() -> None:
-    asked = {SUFFIX.sub("", name.removeprefix("ray_")) for query in queries() for name, _ in metrics(query)}
-    assert asked >= OURS
+def test_every_metric_of_the_service_is_queried() -> None:
+    queried = {SUFFIX.sub("", name.removeprefix("ray_")) for query in queries() for name, _ in metrics(query)}
+    assert queried >= EMITTED

@@ -1,4 +1,4 @@
-"""The KubeRay manifest: it fits its schema, read strictly, and says the same as the files beside it."""
+"""The KubeRay manifest: valid by its CRD's schema without unknown keys, and consistent with the files beside it."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ MANIFEST = ROOT / "configs" / "kuberay" / "rayservice.yaml"
 # The schema of the RayService CRD, too large for this repository.
 CRD_SCHEMA = ROOT / "../shared/data/rayservice-v1.schema.json"
 
-Yaml = Any  # A document as it comes; each test names what it expects in it.
+Yaml = Any  # A parsed document of any shape.
 
 
 def load(kind: str) -> Yaml:
@@ -63,7 +63,7 @@ def without_sources(serve_config: str) -> Yaml:
     return config
 
 
-def test_serve_config_passes_the_check_and_all_weights_lie_on_the_volume() -> None:
+def test_serve_config_passes_the_check_and_all_weights_are_on_the_volume() -> None:
     (settings,) = check_file(MANIFEST).settings
     paths = [source.path for source in sources_of(settings)]
     assert len(set(paths)) == 4
@@ -91,10 +91,10 @@ def test_init_container_fetches_each_configured_file_from_its_configured_reposit
     (fetch,) = worker["spec"]["initContainers"]
     commands = re.findall(r"^fetch (/.+)$", fetch["args"][0].replace("\\\n", " "), re.MULTILINE)
     fetched = {folder: rest for folder, *rest in (command.split() for command in commands)}
-    (ours,) = check_file(MANIFEST).settings
+    (mounted,) = check_file(MANIFEST).settings
     (default,) = check_file(ROOT / "serve_config.yaml").settings
-    files = [[], *([lora.file] for lora in ours.editor.loras), []]
-    expected = zip(sources_of(ours), sources_of(default), files, strict=True)
+    files = [[], *([lora.file] for lora in mounted.editor.loras), []]
+    expected = zip(sources_of(mounted), sources_of(default), files, strict=True)
     assert fetched == {folder.path: [hub.revision, hub.path, *file] for folder, hub, file in expected}
 
 
@@ -119,7 +119,7 @@ def crd() -> Draft202012Validator:
     return Draft202012Validator(strict(json.loads(CRD_SCHEMA.read_text(encoding="utf-8"))["openAPIV3Schema"]))
 
 
-def test_strict_closes_only_what_the_schema_leaves_unsaid() -> None:
+def test_strict_closes_only_objects_that_the_schema_does_not_open() -> None:
     closed: Yaml = {"type": "object", "properties": {"a": {}}}
     free: Yaml = {"type": "object", "properties": {"a": {}}, "x-kubernetes-preserve-unknown-fields": True}
     mapping: Yaml = {"type": "object", "additionalProperties": closed}
@@ -216,14 +216,14 @@ def test_worker_has_its_gpu_port_shared_memory_and_weights(worker: Yaml) -> None
     ("variable", "name"),
     [("CAMERA_EDIT_API_KEYS_FILE", "api-keys"), ("CAMERA_EDIT_OPERATOR_KEYS_FILE", "operator-keys")],
 )
-def test_worker_finds_the_keys_where_its_environment_says(worker: Yaml, variable: str, name: str) -> None:
+def test_worker_mounts_the_keys_where_its_environment_points(worker: Yaml, variable: str, name: str) -> None:
     (container,) = worker["spec"]["containers"]
     file = next(each["value"] for each in container["env"] if each["name"] == variable)
     mount = next(each for each in container["volumeMounts"] if each["name"] == name)
     secret = next(each["secret"] for each in worker["spec"]["volumes"] if each["name"] == name)
     assert file == f"{mount['mountPath']}/keys"
     assert mount["readOnly"] is True
-    # Without the key in the Secret there is no file, and the service does not start: the head says how to make it.
+    # Without the key in the Secret there is no file, and the service does not start: the manifest shows the command.
     command = f"kubectl create secret generic {secret['secretName']} --from-file=keys="
     assert command in MANIFEST.read_text(encoding="utf-8")
 

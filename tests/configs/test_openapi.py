@@ -1,4 +1,4 @@
-"""configs/openapi.json and the code, which must not part ways."""
+"""configs/openapi.json matches the code, and has examples."""
 
 import json
 
@@ -8,11 +8,11 @@ from tests.conftest import ROOT
 DOCUMENT = ROOT / "configs" / "openapi.json"
 
 
-def test_the_document_is_that_of_the_code() -> None:
+def test_the_document_matches_the_code() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == openapi_text(), "run: camera-edit openapi > configs/openapi.json"
 
 
-def test_each_way_of_asking_has_an_example() -> None:
+def test_each_kind_of_request_has_an_example() -> None:
     paths = json.loads(DOCUMENT.read_text(encoding="utf-8"))["paths"]
     job = paths["/runsync"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert job.keys() == {"edit", "camera", "views", "batch", "references", "rewriting", "policy"}

@@ -1,4 +1,4 @@
-"""Bodies of both dialects, mutated: first as what they mean, then, now and then, as the bytes that they are."""
+"""Mutated request bodies of both dialects: mutations of the fields, sometimes followed by mutations of the bytes."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.fuzz import bytewise, forms
 from tests.fuzz.limits import SETTINGS
-from tests.fuzz.trees import mutated, written
+from tests.fuzz.trees import mutated, to_json
 from tests.ingress.openai_harness import DATA_URL, PNG
 
 RUNPOD_PATHS = ("/run", "/runsync", "/v2/any/run", "/v2/any/runsync")
@@ -16,7 +16,7 @@ OPENAI_PATHS = ("/v1/images/edits", "/v2/any/openai/v1/images/edits")
 JSON = "application/json"
 
 MAX_BODY_BYTES = 2 * SETTINGS.limits.max_body_bytes
-"""Of any more, nothing more could be learnt than that it is refused."""
+"""A longer body would only be refused as too large."""
 
 _CONTENT_TYPES = (
     "",
@@ -31,7 +31,7 @@ _ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32-be", "latin-1")
 
 @dataclass(frozen=True)
 class Call:
-    """A POST. `parts`: the lengths in which its body arrives; the rest comes at the end."""
+    """A POST request. `parts`: the lengths of the chunks of its body; the rest of it is the last chunk."""
 
     path: str
     content_type: str
@@ -42,7 +42,7 @@ class Call:
 @cache
 def runpod_seeds() -> tuple[dict[str, Any], ...]:
     picture = DATA_URL.partition(",")[2]
-    every = {
+    all_fields = {
         "image": picture,
         "prompt": "turn it",
         "seed": 7,
@@ -62,7 +62,7 @@ def runpod_seeds() -> tuple[dict[str, Any], ...]:
     policy = {"executionTimeout": 60_000, "ttl": 3_600_000, "lowPriority": True}
     return (
         {"input": {"image": picture, "prompt": "x"}},
-        {"input": every, "policy": policy, "webhook": None, "s3Config": None},
+        {"input": all_fields, "policy": policy, "webhook": None, "s3Config": None},
         {"input": {"images": [picture, DATA_URL], "prompt": ["one", "two"]}},
         {"input": {"images": [DATA_URL], "prompt": "x", "views": [{"azimuth": 45}, {"elevation": 30, "distance": 1}]}},
         {"input": {"image": picture, "views": "orbit:3"}},
@@ -71,7 +71,7 @@ def runpod_seeds() -> tuple[dict[str, Any], ...]:
 
 @cache
 def openai_seeds() -> tuple[dict[str, Any], ...]:
-    every = {
+    all_fields = {
         "prompt": "turn it",
         "model": "Qwen-Image-Edit-2511",
         "image": DATA_URL,
@@ -92,49 +92,49 @@ def openai_seeds() -> tuple[dict[str, Any], ...]:
     }
     return (
         {"prompt": "x", "image": DATA_URL},
-        every,
+        all_fields,
         {"prompt": "x", "images": [{"image_url": DATA_URL}, {"image_url": DATA_URL}], "stream": True},
         {"image": [DATA_URL, DATA_URL], "views": [{"azimuth": 90}, {"distance": 0.6}], "stream": False},
         {"prompt": "x", "url": DATA_URL, "n": 1, "stream": True, "partial_images": 2},
     )
 
 
-def make(dice: random.Random) -> Call:
-    """A request of either dialect; one in twenty is left as it should be."""
-    kind = dice.randrange(4)
+def make(rng: random.Random) -> Call:
+    """A request of either dialect; one in twenty is not mutated."""
+    kind = rng.randrange(4)
     if kind < 2:
-        call = _json_call(dice, dice.choice(RUNPOD_PATHS), dice.choice(runpod_seeds()))
+        call = _json_call(rng, rng.choice(RUNPOD_PATHS), rng.choice(runpod_seeds()))
     elif kind == 2:
-        call = _json_call(dice, dice.choice(OPENAI_PATHS), dice.choice(openai_seeds()))
+        call = _json_call(rng, rng.choice(OPENAI_PATHS), rng.choice(openai_seeds()))
     else:
-        path, fields = dice.choice(OPENAI_PATHS), dice.choice(openai_seeds())
-        call = as_form(dice, path, fields) if dice.random() < 0.05 else Call(path, *forms.make(dice, fields, PNG))
-    content_type = dice.choice(_CONTENT_TYPES) if dice.random() < 0.02 else call.content_type
+        path, fields = rng.choice(OPENAI_PATHS), rng.choice(openai_seeds())
+        call = as_form(rng, path, fields) if rng.random() < 0.05 else Call(path, *forms.make(rng, fields, PNG))
+    content_type = rng.choice(_CONTENT_TYPES) if rng.random() < 0.02 else call.content_type
     body = call.body[:MAX_BODY_BYTES]
-    cuts = tuple(dice.randint(1, max(1, len(body))) for _ in range(dice.choice((0, 0, 1, 3))))
+    cuts = tuple(rng.randint(1, max(1, len(body))) for _ in range(rng.choice((0, 0, 1, 3))))
     return Call(call.path, content_type, body, cuts)
 
 
 def as_json(path: str, fields: dict[str, Any]) -> Call:
-    """The fields as they should be sent."""
+    """The fields as a valid JSON request."""
     return Call(path, JSON, json.dumps(fields).encode())
 
 
-def as_form(dice: random.Random, path: str, fields: dict[str, Any]) -> Call:
-    """The fields as a form as it should be sent."""
-    return Call(path, forms.CONTENT_TYPE, forms.multipart(forms.parts_of(dice, fields, PNG)))
+def as_form(rng: random.Random, path: str, fields: dict[str, Any]) -> Call:
+    """The fields as a valid form request."""
+    return Call(path, forms.CONTENT_TYPE, forms.multipart(forms.parts_of(rng, fields, PNG)))
 
 
-def _json_call(dice: random.Random, path: str, fields: dict[str, Any]) -> Call:
-    if dice.random() < 0.05:
+def _json_call(rng: random.Random, path: str, fields: dict[str, Any]) -> Call:
+    if rng.random() < 0.05:
         return as_json(path, fields)
-    text = written(dice, mutated(dice, fields))
-    body = _encoded(dice, text)
-    if dice.random() < 0.25:
-        body = bytewise.mutated(dice, body, [body, PNG], most=2)
+    text = to_json(rng, mutated(rng, fields))
+    body = _encoded(rng, text)
+    if rng.random() < 0.25:
+        body = bytewise.mutated(rng, body, [body, PNG], most=2)
     return Call(path, JSON, body)
 
 
-def _encoded(dice: random.Random, text: str) -> bytes:
-    encoding = dice.choice(_ENCODINGS) if dice.random() < 0.1 else "utf-8"
+def _encoded(rng: random.Random, text: str) -> bytes:
+    encoding = rng.choice(_ENCODINGS) if rng.random() < 0.1 else "utf-8"
     return text.encode(encoding, "replace" if encoding == "latin-1" else "surrogatepass")

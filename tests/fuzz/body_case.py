@@ -1,4 +1,4 @@
-"""One mutated body, through the whole HTTP application; behind it stand ports that answer at once."""
+"""Sends one mutated body through the whole HTTP application, on fake ports that return at once."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.ingress.openai_harness import harness
 
 
 class Application:
-    """The app on an event loop of its own."""
+    """The app on its own event loop."""
 
     def __init__(self) -> None:
         self._harness = harness(SETTINGS)
@@ -26,15 +26,15 @@ class Application:
     @classmethod
     @cache
     def of_this_process(cls) -> Self:
-        """One for all cases: its decoder threads are never stopped."""
+        """The instance for all cases, since its decoder threads are never stopped."""
         return cls()
 
     def run(self, call: Call) -> bool:
-        """Whether the request was taken.
+        """Whether the request was accepted.
 
         Raises:
-            Exception: the application raised something that no handler of it turns into an answer.
-            AssertionError: the answer is neither a 200 nor a refusal in the dialect's words.
+            Exception: the application raised an exception that none of its handlers turns into a response.
+            AssertionError: the response is neither a 200 nor a 4xx error in the dialect's format.
         """
         exchange = Exchange(call)
         self._loop.run(exchange.through(self._harness.app))
@@ -43,17 +43,17 @@ class Application:
         return exchange.status == 200
 
     def _forget(self) -> None:
-        """Empty what the ports remember, lest it be taken for a leak."""
+        """Clear what the fake ports record, so that it does not count as a leak."""
         self._harness.shared.clear()
         for port in (self._harness.editor, self._harness.rewriter, self._harness.jobs):
             for each in fields(port):
-                kept = getattr(port, each.name)
-                if isinstance(kept, dict | list):
-                    kept.clear()
+                recorded = getattr(port, each.name)
+                if isinstance(recorded, dict | list):
+                    recorded.clear()
 
 
 class Exchange:
-    """A request and its answer, on the ASGI level."""
+    """A request and its response on the ASGI level."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -83,7 +83,7 @@ class Exchange:
     async def _receive(self) -> dict[str, Any]:
         if self._rest:
             return {"type": "http.request", "body": self._rest.pop(0), "more_body": bool(self._rest)}
-        await asyncio.Event().wait()  # the client stays; whoever listens for its leaving is cancelled
+        await asyncio.Event().wait()  # the client stays connected; the task that waits for its disconnect is cancelled
         return {}
 
     async def _send(self, message: Any) -> None:
@@ -94,16 +94,16 @@ class Exchange:
         assert self.status == 200 or 400 <= self.status < 500, f"{self.status}: {self.text[:500]!r}"
         if self.status == 200:
             return
-        told = json.loads(self.text)
-        assert told.keys() == ({"detail", "error"} if dialect_of(self._call.path).name == "openai" else {"error"})
+        body = json.loads(self.text)
+        assert body.keys() == ({"detail", "error"} if dialect_of(self._call.path).name == "openai" else {"error"})
         assert len(self.text) <= MAX_REFUSAL_BYTES, f"an answer of {len(self.text)} bytes"
         assert b"Traceback" not in self.text
 
 
 def _cut(call: Call) -> list[bytes]:
-    """The body in the pieces in which it arrives."""
-    pieces, rest = [], call.body
+    """The chunks in which the body arrives."""
+    chunks, rest = [], call.body
     for length in call.parts:
-        pieces.append(rest[:length])
+        chunks.append(rest[:length])
         rest = rest[length:]
-    return [*pieces, rest]
+    return [*chunks, rest]

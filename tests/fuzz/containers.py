@@ -1,7 +1,7 @@
-"""Mutations that keep a picture's container in order, so that what is wrong inside it reaches the decoder.
+"""Mutations that keep a picture file's container valid, so that the damage inside it reaches the decoder.
 
-A PNG with a wrong checksum is refused at once: only with lengths and checksums mended is a mutated header, palette or
-profile ever looked at.
+A PNG with a wrong checksum is refused at once: a mutated header, palette or profile is decoded only if lengths and
+checksums are correct.
 """
 
 import random
@@ -15,17 +15,17 @@ from tests.fuzz.bytewise import EDGES
 from tests.fuzz.seeds import png_chunk
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_UNPACKED_BYTES = 2**20
-# Bytes in front of the zlib stream, by chunk; iCCP and zTXt have a name of any length and two bytes more.
-_PACKED = {b"IDAT": 0, b"fdAT": 4}
-_NAMED_PACKED = (b"iCCP", b"zTXt")
-_ALONE = {0xD8, 0xD9, *range(0xD0, 0xD8), 0x01}
+MAX_INFLATED_BYTES = 2**20
+# Bytes before the zlib stream, by chunk; in iCCP and zTXt, a name of any length and two bytes.
+_COMPRESSED = {b"IDAT": 0, b"fdAT": 4}
+_NAMED_COMPRESSED = (b"iCCP", b"zTXt")
+_WITHOUT_LENGTH = {0xD8, 0xD9, *range(0xD0, 0xD8), 0x01}
 _START_OF_SCAN = 0xDA
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A named part of a container. `length`: what is told of its size where that is a lie."""
+    """A named part of a container. `length`: the declared length, where it is not that of `body`."""
 
     name: bytes
     body: bytes
@@ -33,14 +33,14 @@ class Chunk:
 
 
 def split(data: bytes) -> list[Chunk]:
-    """The parts of a PNG, JPEG or WebP file, as far as they can be told apart; none of any other file."""
+    """The parts of a PNG, JPEG or WebP file, as far as they can be separated; empty for any other file."""
     if data.startswith(PNG_SIGNATURE):
         return _split_png(data)
     return _split_jpeg(data) if data.startswith(b"\xff\xd8") else _split_webp(data)
 
 
 def joined(like: bytes, chunks: Sequence[Chunk]) -> bytes:
-    """A file of the kind of `like` from its parts, with lengths and checksums that fit but where a part lies."""
+    """A file of the format of `like` from its parts, with correct checksums, and lengths unless a part declares one."""
     if like.startswith(PNG_SIGNATURE):
         return PNG_SIGNATURE + b"".join(map(_png_chunk, chunks))
     if like.startswith(b"\xff\xd8"):
@@ -49,40 +49,40 @@ def joined(like: bytes, chunks: Sequence[Chunk]) -> bytes:
     return b"RIFF" + struct.pack("<I", (len(body) + 4) & 0xFFFFFFFF) + b"WEBP" + body
 
 
-def mutated(dice: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """`data` with its parts swapped, dropped, doubled, borrowed, lied about, or mutated inside."""
+def mutated(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    """`data` with parts swapped, dropped, duplicated, copied from other files, of a wrong length, or mutated inside."""
     chunks = split(data)
-    for _ in range(dice.randint(1, 3) if chunks else 0):
-        at = dice.randrange(len(chunks))
-        match dice.randrange(7):
+    for _ in range(rng.randint(1, 3) if chunks else 0):
+        at = rng.randrange(len(chunks))
+        match rng.randrange(7):
             case 0:
-                to = dice.randrange(len(chunks))
+                to = rng.randrange(len(chunks))
                 chunks[at], chunks[to] = chunks[to], chunks[at]
             case 1 if len(chunks) > 1:
                 del chunks[at]
             case 2:
-                chunks.insert(at, dice.choice(chunks))
+                chunks.insert(at, rng.choice(chunks))
             case 3:
-                chunks.insert(at, dice.choice(split(dice.choice(others)) or chunks))
+                chunks.insert(at, rng.choice(split(rng.choice(others)) or chunks))
             case 4:
-                chunks[at] = replace(chunks[at], length=dice.choice((*EDGES, len(chunks[at].body) + 1)))
+                chunks[at] = replace(chunks[at], length=rng.choice((*EDGES, len(chunks[at].body) + 1)))
             case _:
-                chunks[at] = replace(chunks[at], body=_body(dice, chunks[at], others))
+                chunks[at] = replace(chunks[at], body=_body(rng, chunks[at], others))
     return joined(data, chunks)
 
 
-def _body(dice: random.Random, chunk: Chunk, others: Sequence[bytes]) -> bytes:
-    """The part's bytes mutated; every second time what is packed inside them, if anything is."""
-    front = _PACKED.get(chunk.name)
-    if chunk.name in _NAMED_PACKED:
+def _body(rng: random.Random, chunk: Chunk, others: Sequence[bytes]) -> bytes:
+    """The part's bytes mutated; half of the time, the compressed data inside them, if there is any."""
+    front = _COMPRESSED.get(chunk.name)
+    if chunk.name in _NAMED_COMPRESSED:
         front = chunk.body.find(b"\0") + 2
-    if front is not None and dice.random() < 0.5:
+    if front is not None and rng.random() < 0.5:
         try:
-            unpacked = zlib.decompressobj().decompress(chunk.body[front:], MAX_UNPACKED_BYTES)
+            inflated = zlib.decompressobj().decompress(chunk.body[front:], MAX_INFLATED_BYTES)
         except zlib.error:
-            unpacked = b""
-        return chunk.body[:front] + zlib.compress(bytewise.mutated(dice, unpacked, others), 1)
-    return bytewise.mutated(dice, chunk.body, others, most=2)
+            inflated = b""
+        return chunk.body[:front] + zlib.compress(bytewise.mutated(rng, inflated, others), 1)
+    return bytewise.mutated(rng, chunk.body, others, most=2)
 
 
 def _split_png(data: bytes) -> list[Chunk]:
@@ -100,20 +100,20 @@ def _png_chunk(chunk: Chunk) -> bytes:
 
 
 def _split_jpeg(data: bytes) -> list[Chunk]:
-    """Segments by their markers; from the first scan on all is one."""
+    """Segments by their markers; everything from the first scan on is one."""
     segments, at = [], 0
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == _START_OF_SCAN:
             break
-        length = 0 if marker in _ALONE else struct.unpack_from(">H", data, at + 2)[0]
+        length = 0 if marker in _WITHOUT_LENGTH else struct.unpack_from(">H", data, at + 2)[0]
         segments.append(Chunk(data[at : at + 2], data[at + 4 : at + 2 + length]))
         at += 2 + length
     return [*segments, Chunk(b"", data[at:])]
 
 
 def _jpeg_segment(chunk: Chunk) -> bytes:
-    if not chunk.name or chunk.name[-1] in _ALONE:
+    if not chunk.name or chunk.name[-1] in _WITHOUT_LENGTH:
         return chunk.name + chunk.body
     length = len(chunk.body) + 2 if chunk.length is None else chunk.length
     return chunk.name[:2] + struct.pack(">H", length & 0xFFFF) + chunk.body

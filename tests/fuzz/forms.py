@@ -1,4 +1,4 @@
-"""Multipart and url-encoded forms, mutated: their parts, their names, their headers, their boundaries, their bytes."""
+"""Mutated multipart and URL-encoded forms: parts, names, headers, boundaries, bytes."""
 
 import base64
 import random
@@ -41,32 +41,32 @@ class Part:
     headers: tuple[bytes, ...] = ()
 
 
-def make(dice: random.Random, fields: Mapping[str, Any], picture: bytes) -> tuple[str, bytes]:
-    """Content-Type and body of a form that says what `fields` say, mutated."""
-    parts = parts_of(dice, fields, picture)
-    for _ in range(dice.choice((0, 1, 1, 2, 3))):
-        parts = _changed(dice, parts, picture)
-    if dice.random() < 0.1:
+def make(rng: random.Random, fields: Mapping[str, Any], picture: bytes) -> tuple[str, bytes]:
+    """Content-Type and body of a mutated form with these fields."""
+    parts = parts_of(rng, fields, picture)
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        parts = _changed(rng, parts, picture)
+    if rng.random() < 0.1:
         body = b"&".join(
             quote_from_bytes(part.name).encode() + b"=" + quote_from_bytes(part.content).encode() for part in parts
         )
         content_type = "application/x-www-form-urlencoded"
     else:
         body = multipart(parts)
-        content_type = dice.choice(_TYPES) if dice.random() < 0.05 else "multipart/form-data; boundary={}"
-    if dice.random() < 0.3:
-        body = bytewise.mutated(dice, body, [body, picture], most=2)
+        content_type = rng.choice(_TYPES) if rng.random() < 0.05 else "multipart/form-data; boundary={}"
+    if rng.random() < 0.3:
+        body = bytewise.mutated(rng, body, [body, picture], most=2)
     return content_type.format(BOUNDARY.decode()), body
 
 
-def parts_of(dice: random.Random, fields: Mapping[str, Any], picture: bytes) -> list[Part]:
-    """The fields as texts, and one picture as a file or as a text."""
+def parts_of(rng: random.Random, fields: Mapping[str, Any], picture: bytes) -> list[Part]:
+    """The fields as text parts, and one picture as a file or as a data URL."""
     kept = {name: value for name, value in fields.items() if name not in ("image", "images", "url")}
     texts = [Part(name.encode(), _text(value)) for name, value in kept.items()]
-    name = dice.choice((b"image", b"image[]"))
+    name = rng.choice((b"image", b"image[]"))
     as_text = Part(name, b"data:image/png;base64," + base64.b64encode(picture))
     file = Part(name, picture, b"a.png", (b"Content-Type: image/png",))
-    return [*texts, file if dice.random() < 0.8 else as_text]
+    return [*texts, file if rng.random() < 0.8 else as_text]
 
 
 def _text(value: Any) -> bytes:
@@ -74,37 +74,37 @@ def _text(value: Any) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _changed(dice: random.Random, parts: list[Part], picture: bytes) -> list[Part]:
-    at = dice.randrange(len(parts)) if parts else 0
+def _changed(rng: random.Random, parts: list[Part], picture: bytes) -> list[Part]:
+    at = rng.randrange(len(parts)) if parts else 0
     if not parts:
         return [Part(b"prompt", b"x")]
     part, rest = parts[at], [*parts[:at], *parts[at + 1 :]]
-    match dice.randrange(8):
+    match rng.randrange(8):
         case 0:
             return rest
         case 1:
-            return [*parts, *[part] * dice.choice((1, 4, 101))]
+            return [*parts, *[part] * rng.choice((1, 4, 101))]
         case 2:
             return [*rest, part]
         case 3:
-            part = replace(part, name=dice.choice(ODD_NAMES).encode("utf-8", "surrogatepass"))
+            part = replace(part, name=rng.choice(ODD_NAMES).encode("utf-8", "surrogatepass"))
         case 4:
-            part = replace(part, filename=dice.choice((None, b"", b'a".png', b"a\0b", b"x" * 9000)))
+            part = replace(part, filename=rng.choice((None, b"", b'a".png', b"a\0b", b"x" * 9000)))
         case 5:
-            part = replace(part, headers=(*part.headers, dice.choice(_HEADERS)))
+            part = replace(part, headers=(*part.headers, rng.choice(_HEADERS)))
         case 6:
-            part = replace(part, content=bytewise.mutated(dice, part.content, [picture]))
+            part = replace(part, content=bytewise.mutated(rng, part.content, [picture]))
         case _:
-            part = replace(part, content=_text(dice.choice(ODD_VALUES)(dice)))
+            part = replace(part, content=_text(rng.choice(ODD_VALUES)(rng)))
     return [*rest, part]
 
 
 def multipart(parts: list[Part]) -> bytes:
     """The body of a form with these parts."""
-    return b"".join(map(_written, parts)) + b"--" + BOUNDARY + b"--\r\n"
+    return b"".join(map(_encoded, parts)) + b"--" + BOUNDARY + b"--\r\n"
 
 
-def _written(part: Part) -> bytes:
+def _encoded(part: Part) -> bytes:
     filename = b"" if part.filename is None else b'; filename="' + part.filename + b'"'
     head = b'Content-Disposition: form-data; name="' + part.name + b'"' + filename
     return b"\r\n".join((b"--" + BOUNDARY, head, *part.headers, b"", part.content, b""))

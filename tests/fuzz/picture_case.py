@@ -1,4 +1,4 @@
-"""One mutated picture, through base64, the decoder and the resizing that every upload passes."""
+"""Runs one mutated picture through base64, the decoder and the resizing, as every upload."""
 
 import base64
 import random
@@ -14,32 +14,32 @@ from tests.fuzz.seeds import bulky_pictures, pictures
 _WRAPPERS = ("{}", "{}", "data:image/png;base64,{}", " data:;charset=x;base64,{}\n")
 
 BULKY_SHARE = 0.01
-"""So that many small files are read in the time; each large one takes a hundred times as long."""
+"""Low, since a large file takes a hundred times as long as a small one."""
 
 
-def make(dice: random.Random) -> bytes:
+def make(rng: random.Random) -> bytes:
     """A picture as a client would send it in base64, mutated."""
     seeds = list(pictures().values())
-    data = dice.choice(list(bulky_pictures().values()) if dice.random() < BULKY_SHARE else seeds)
-    share = dice.random()
+    data = rng.choice(list(bulky_pictures().values()) if rng.random() < BULKY_SHARE else seeds)
+    share = rng.random()
     if share < 0.6:
-        data = containers.mutated(dice, data, seeds)
+        data = containers.mutated(rng, data, seeds)
     if share > 0.4:
-        data = bytewise.mutated(dice, data, seeds)
-    text = dice.choice(_WRAPPERS).format(base64.b64encode(data).decode()).encode()
-    return bytewise.mutated(dice, text, seeds, most=1) if dice.random() < 0.05 else text
+        data = bytewise.mutated(rng, data, seeds)
+    text = rng.choice(_WRAPPERS).format(base64.b64encode(data).decode()).encode()
+    return bytewise.mutated(rng, text, seeds, most=1) if rng.random() < 0.05 else text
 
 
-def run(given: bytes) -> bool:
-    """Whether the picture was taken.
+def run(payload: bytes) -> bool:
+    """Whether the picture was accepted.
 
     Raises:
-        Exception: anything but a refusal.
-        AssertionError: it was taken as something that it must not be.
+        Exception: anything but InvalidInput.
+        AssertionError: it was decoded to an unexpected type, mode or size.
     """
     limits = SETTINGS.limits
     try:
-        data = decode_base64(given.decode("latin-1"), "image", limits.max_picture_bytes)
+        data = decode_base64(payload.decode("latin-1"), "image", limits.max_picture_bytes)
         picture = read_picture(data, "image", limits)
     except InvalidInput as refusal:
         return _refused(refusal)

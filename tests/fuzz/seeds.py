@@ -1,4 +1,4 @@
-"""Small real files of every kind of picture that the decoder reads: what the mutations begin with."""
+"""Small valid files of every kind of picture that the decoder reads, from which the mutations start."""
 
 import math
 import struct
@@ -23,14 +23,14 @@ def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
 
 @cache
 def pictures() -> dict[str, bytes]:
-    """File contents by a name that says what is particular about the file."""
+    """File contents by a name that describes the file."""
     frames = [photograph(name, WIDTH, HEIGHT) for name in ("astronaut", "coffee", "chelsea")]
     return {**_pngs(frames), **_jpegs(frames), **_webps(frames)}
 
 
 @cache
 def bulky_pictures() -> dict[str, bytes]:
-    """Small files of large pictures, just below the limit: what costs the most memory. Each takes a while."""
+    """Small files of pictures just below the size limit, which take the most memory and time to decode."""
     side = math.isqrt(SETTINGS.limits.max_picture_px)
     flat = Image.new("RGBA", (side, side), (200, 100, 50, 128))
     colours = flat.convert("RGB")

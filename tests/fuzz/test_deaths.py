@@ -1,4 +1,4 @@
-"""A case that ends its process. Apart from the other tests, for the process imports this module."""
+"""Cases that kill their process. In a module of their own, because the spawned process imports it."""
 
 import os
 import signal
@@ -15,20 +15,20 @@ from tests.fuzz.worker import Kind, Tally
 
 
 def crash(kind: Kind, seed: int, numbers: Sequence[int]) -> Tally:
-    worker.note(7)
+    worker.record_start(7)
     os.kill(os.getpid(), signal.SIGSEGV)
     return Tally()
 
 
 def hang(kind: Kind, seed: int, numbers: Sequence[int]) -> Tally:
-    worker.note(7)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)  # not the full time
+    worker.record_start(7)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)  # shorter than MAX_CASE_S
     time.sleep(60)
     return Tally()
 
 
 @pytest.mark.parametrize("death", [crash, hang])
-def test_a_case_that_kills_its_process_is_named(death: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_kills_its_process_is_reported(death: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.run.run_cases", death)
     tally = fuzz("pictures", 1, 1, 1, Console(file=StringIO()))
     assert [(finding.kind, finding.number) for finding in tally.findings] == [("pictures", 7)]

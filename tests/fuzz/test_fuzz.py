@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, the same in every run; and proof that it would notice what it looks for."""
+"""A short, repeatable run of the fuzzer, and tests that it detects faults."""
 
 import base64
 import random
@@ -17,33 +17,33 @@ from tests.fuzz.seeds import bulky_pictures, pictures
 from tests.fuzz.worker import Tally
 
 
-def test_nothing_comes_of_mutated_pictures_but_a_picture_or_a_refusal(tmp_path: Path) -> None:
+def test_mutated_pictures_end_as_a_picture_or_a_refusal(tmp_path: Path) -> None:
     tally = fuzz("pictures", 2000, 1, 2, Console(file=StringIO()))
     check(tally, 2000, tmp_path)
 
 
-# Starlette leaves the file of a part that never ends to the garbage collector.
+# Starlette leaves the temporary file of an unfinished part to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_nothing_comes_of_mutated_bodies_but_an_answer_or_a_refusal(tmp_path: Path) -> None:
-    """In this process, for another one would import for longer than it runs."""
+def test_mutated_bodies_end_as_an_answer_or_a_refusal(tmp_path: Path) -> None:
+    """In this process: another one would take longer to import the app than to run the cases."""
     check(worker.run_cases("bodies", 1, range(1000)), 1000, tmp_path)
 
 
 def check(tally: Tally, num_cases: int, folder: Path) -> None:
     assert problems("bodies", tally, 1, folder) == []
-    assert tally.taken + tally.refused == num_cases
-    assert min(tally.taken, tally.refused) > num_cases // 20
+    assert tally.accepted + tally.refused == num_cases
+    assert min(tally.accepted, tally.refused) > num_cases // 20
 
 
 @pytest.mark.parametrize("name", pictures())
-def test_every_seed_is_a_picture_and_survives_being_taken_apart(name: str) -> None:
+def test_every_seed_is_a_picture_and_survives_split_and_join(name: str) -> None:
     data = pictures()[name]
     assert picture_case.run(base64.b64encode(data))
     assert containers.joined(data, containers.split(data)) == data
 
 
 def test_a_palette_picture_without_its_palette_is_refused() -> None:
-    """What the fuzzer found first: Pillow opens and loads such a file, and then fails an assertion."""
+    """A finding of the fuzzer: Pillow opens and loads such a file, and then fails an assertion."""
     data = pictures()["PNG P"]
     kept = [chunk for chunk in containers.split(data) if chunk.name != b"PLTE"]
     with pytest.raises(InvalidInput, match="image is damaged"):
@@ -51,18 +51,18 @@ def test_a_palette_picture_without_its_palette_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", bulky_pictures())
-def test_bulky_pictures_are_taken(name: str) -> None:
+def test_bulky_pictures_are_accepted(name: str) -> None:
     assert picture_case.run(base64.b64encode(bulky_pictures()[name]))
 
 
-def test_every_seeding_body_is_taken() -> None:
+def test_every_seed_body_is_accepted() -> None:
     application = body_case.Application.of_this_process()
-    dice = random.Random(0)
+    rng = random.Random(0)
     for fields in bodies.runpod_seeds():
         assert application.run(bodies.as_json("/runsync", fields))
     for fields in bodies.openai_seeds():
         assert application.run(bodies.as_json("/v1/images/edits", fields))
-        assert application.run(bodies.as_form(dice, "/v1/images/edits", fields))
+        assert application.run(bodies.as_form(rng, "/v1/images/edits", fields))
 
 
 def test_a_case_is_the_same_each_time() -> None:
@@ -92,8 +92,8 @@ def test_an_answer_that_is_no_refusal_is_found(status: int, text: bytes) -> None
         exchange.check()
 
 
-def test_too_much_memory_or_a_one_sided_outcome_is_told(tmp_path: Path) -> None:
-    greedy = Tally(taken=1, refused=1, growth_bytes=MAX_GROWTH_BYTES + 1)
+def test_too_much_memory_or_a_one_sided_outcome_is_reported(tmp_path: Path) -> None:
+    greedy = Tally(accepted=1, refused=1, growth_bytes=MAX_GROWTH_BYTES + 1)
     assert "more than" in problems("pictures", greedy, 1, tmp_path)[0]
-    assert "prove nothing" in problems("pictures", Tally(taken=9), 1, tmp_path)[0]
-    assert problems("pictures", Tally(taken=1, refused=1), 1, tmp_path) == []
+    assert "prove nothing" in problems("pictures", Tally(accepted=9), 1, tmp_path)[0]
+    assert problems("pictures", Tally(accepted=1, refused=1), 1, tmp_path) == []

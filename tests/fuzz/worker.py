@@ -1,4 +1,4 @@
-"""What one process does: cases, each made from seed and number alone, under bounds of memory and time."""
+"""Runs cases in one process, within limits of memory and time. Each case is made from seed and number alone."""
 
 import logging
 import os
@@ -25,78 +25,78 @@ ADDRESS_SPACE_BYTES: dict[Kind, int] = {
     "pictures": MAX_GROWTH_BYTES + 64 * MIB,
     "bodies": MAX_GROWTH_BYTES + 1024 * MIB,
 }
-"""What a process may map beyond what it began with: an allocation above it is a MemoryError, and that a finding.
-Threads reserve far more than they use, and the application decodes on threads."""
+"""How much address space a process may add: an allocation beyond it raises MemoryError, which is a finding. Bodies get
+more because the application decodes on threads, which reserve far more than they use."""
 
 _NUMBER_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A case that ended as none may. `given`: its input, pickled where it is more than bytes."""
+    """A case that failed. `payload`: its input, pickled if it is not bytes."""
 
     kind: Kind
     number: int
     what: str
-    given: bytes
+    payload: bytes
 
 
 @dataclass
 class Tally:
-    """How cases ended, and what they cost. `growth_bytes`: peak resident memory above that of the idle process."""
+    """How cases ended, and their time and memory. `growth_bytes`: peak resident memory above the idle process's."""
 
-    taken: int = 0
+    accepted: int = 0
     refused: int = 0
     slowest_s: float = 0.0
     growth_bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
-        self.taken += other.taken
+        self.accepted += other.accepted
         self.refused += other.refused
         self.slowest_s = max(self.slowest_s, other.slowest_s)
         self.growth_bytes = max(self.growth_bytes, other.growth_bytes)
         self.findings += other.findings
 
 
-class Bounds:
-    """Of this process: set once, before its first case."""
+class ProcessState:
+    """State of this process, set once before its first case."""
 
     idle_bytes: int | None = None
-    diary: int | None = None
+    progress_file: int | None = None
 
 
 def begin(kind: Kind, folder: str) -> None:
-    """Make ready for cases: warm up, then bound memory. Each process notes in `folder` which case it is at."""
+    """Prepare for cases: warm up, then limit memory. Each process writes its current case to a file in `folder`."""
     logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")  # Pillow warns of odd files and reads on; that it stops there is not what is asked
+    warnings.simplefilter("ignore")  # Pillow warns of odd files and reads on; a warning is no finding
     if kind == "pictures":
         bulky_pictures()
     run_cases(kind, 0, range(20))
-    Bounds.idle_bytes = _status_bytes("VmRSS")
-    Bounds.diary = os.open(Path(folder) / f"{kind}-{os.getpid()}", os.O_WRONLY | os.O_CREAT)
+    ProcessState.idle_bytes = _status_bytes("VmRSS")
+    ProcessState.progress_file = os.open(Path(folder) / f"{kind}-{os.getpid()}", os.O_WRONLY | os.O_CREAT)
     most = _status_bytes("VmSize") + ADDRESS_SPACE_BYTES[kind]
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def run_cases(kind: Kind, seed: int, numbers: Sequence[int]) -> Tally:
-    """Run cases and tell how they ended. One that hangs ends the process, by SIGALRM."""
+    """Run cases and count how they ended. SIGALRM ends the process if one hangs."""
     tally = Tally()
-    idle_bytes = _status_bytes("VmRSS") if Bounds.idle_bytes is None else Bounds.idle_bytes
+    idle_bytes = _status_bytes("VmRSS") if ProcessState.idle_bytes is None else ProcessState.idle_bytes
     run = _target(kind)
     for number in numbers:
-        note(number)
-        given = make(kind, seed, number)
-        _forget_peak()  # making a case may take more than reading it
+        record_start(number)
+        payload = make(kind, seed, number)
+        _reset_peak()  # making a case may take more than reading it
         began = time.perf_counter()
         try:
-            taken = run(given)
+            accepted = run(payload)
         except Exception:
-            whole = given if isinstance(given, bytes) else pickle.dumps(given)
-            tally.findings.append(Finding(kind, number, traceback.format_exc(), whole))
+            saved = payload if isinstance(payload, bytes) else pickle.dumps(payload)
+            tally.findings.append(Finding(kind, number, traceback.format_exc(), saved))
         else:
-            tally.taken += taken
-            tally.refused += not taken
+            tally.accepted += accepted
+            tally.refused += not accepted
         tally.slowest_s = max(tally.slowest_s, time.perf_counter() - began)
         tally.growth_bytes = max(tally.growth_bytes, _status_bytes("VmHWM") - idle_bytes)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -105,12 +105,12 @@ def run_cases(kind: Kind, seed: int, numbers: Sequence[int]) -> Tally:
 
 def make(kind: Kind, seed: int, number: int) -> Any:
     """A case's input, the same each time: bytes of a picture in base64, or a Call."""
-    dice = random.Random(f"{seed}/{kind}/{number}")
+    rng = random.Random(f"{seed}/{kind}/{number}")
     if kind == "pictures":
-        return picture_case.make(dice)
-    from tests.fuzz import bodies  # here, for it takes seconds to import, which a process for pictures can spare
+        return picture_case.make(rng)
+    from tests.fuzz import bodies  # here, as it takes seconds to import and processes for pictures do not need it
 
-    return bodies.make(dice)
+    return bodies.make(rng)
 
 
 def _target(kind: Kind) -> Callable[[Any], bool]:
@@ -121,19 +121,19 @@ def _target(kind: Kind) -> Callable[[Any], bool]:
     return Application.of_this_process().run
 
 
-def note(number: int) -> None:
-    """Say that this case begins, in case that the process does not survive it."""
+def record_start(number: int) -> None:
+    """Record that this case starts, in case it kills the process."""
     signal.setitimer(signal.ITIMER_REAL, MAX_CASE_S)
-    if Bounds.diary is not None:
-        os.pwrite(Bounds.diary, str(number).encode().ljust(_NUMBER_BYTES), 0)
+    if ProcessState.progress_file is not None:
+        os.pwrite(ProcessState.progress_file, str(number).encode().ljust(_NUMBER_BYTES), 0)
 
 
-def _forget_peak() -> None:
-    """Let the peak of resident memory be measured anew from here."""
+def _reset_peak() -> None:
+    """Reset the kernel's record of this process's peak of resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status_bytes(name: str) -> int:
-    # Not ru_maxrss: a spawned process inherits that figure from its parent, and cannot forget it.
+    # Not ru_maxrss: a spawned process inherits that figure from its parent and cannot reset it.
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else 0
