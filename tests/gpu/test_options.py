@@ -1,4 +1,4 @@
-"""The CUDA levers against diffusers' own pipeline in bfloat16, on the tiny weights."""
+"""The CUDA options of the editor against diffusers' own pipeline in bfloat16, on the tiny weights."""
 
 from collections.abc import Sequence
 
@@ -59,8 +59,8 @@ def draw_reference(
     return np.asarray(result.images[0])
 
 
-def model_with(settings: EditorSettings, **levers: object) -> EditModel:
-    changed = settings.model_copy(update=levers)
+def model_with(settings: EditorSettings, **options: object) -> EditModel:
+    changed = settings.model_copy(update=options)
     return as_edit_model(load_pipeline(changed), changed)
 
 
@@ -70,14 +70,14 @@ def psnr_db(one: Pixels, other: Pixels) -> float:
 
 
 @pytest.mark.parametrize(
-    "levers",
+    "options",
     [{}, {"vae": "stock"}, {"attention": "varlen"}, {"compile": True}, {"adaln_tables": True}],
     ids=["packed", "stock VAE", "varlen", "compiled", "tables"],
 )
-def test_each_lever_draws_the_reference_picture(
-    levers: dict[str, object], settings: EditorSettings, edit: BenchEdit, stock_picture: Pixels
+def test_each_option_draws_the_reference_picture(
+    options: dict[str, object], settings: EditorSettings, edit: BenchEdit, stock_picture: Pixels
 ) -> None:
-    assert psnr_db(draw_packed(model_with(settings, **levers), [edit])[0], stock_picture) >= EQUAL_DB
+    assert psnr_db(draw_packed(model_with(settings, **options), [edit])[0], stock_picture) >= EQUAL_DB
 
 
 def test_fp8_is_near_the_reference(settings: EditorSettings, edit: BenchEdit, stock_picture: Pixels) -> None:
@@ -91,10 +91,10 @@ def test_a_packed_edit_equals_the_same_edit_alone(settings: EditorSettings, tiny
     model = model_with(settings, attention="varlen")
     edits = unlike_edits(tiny_settings.sizes)
     together = draw_packed(model, edits)
-    assert [draw_db for draw_db in apart_db(model, edits, together) if draw_db < EQUAL_DB] == []
+    assert [db for db in alone_db(model, edits, together) if db < EQUAL_DB] == []
 
 
-def apart_db(model: EditModel, edits: Sequence[BenchEdit], together: Sequence[Pixels]) -> list[float]:
+def alone_db(model: EditModel, edits: Sequence[BenchEdit], together: Sequence[Pixels]) -> list[float]:
     return [psnr_db(draw_packed(model, [edit])[0], packed) for edit, packed in zip(edits, together, strict=True)]
 
 
@@ -110,10 +110,10 @@ def test_no_pack_compiles_anything_after_the_first(settings: EditorSettings, tin
 
 
 def test_tables_free_the_modulation_weights(settings: EditorSettings) -> None:
-    def allocated(**levers: object) -> int:
+    def allocated(**options: object) -> int:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
-        model = model_with(settings, **levers)
+        model = model_with(settings, **options)
         taken = torch.cuda.memory_allocated() - before
         del model
         return taken

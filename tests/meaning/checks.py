@@ -1,6 +1,6 @@
-"""What the edits of the toy world must mean, said of any service that can be asked: over HTTP, or without Ray.
+"""Checks that edits of toy-world scenes do what they say, for any service: over HTTP, or without Ray.
 
-Each check asks for edits of held-out scenes and measures the pictures against the truth, which the world can draw.
+Each check requests edits of held-out scenes and compares the pictures with the toy world's own rendering.
 """
 
 import base64
@@ -15,11 +15,11 @@ from PIL import Image
 from serve_app.edits.camera import CameraPose
 from serve_app.tiny.wishes import styled
 from serve_app.tiny.world import Picture, Scene, Thing, is_held_out, nearest_pose, psnr, render, views
-from tests.meaning.foreseen import foreseen
+from tests.meaning.training_reference import training_picture
 from tests.pictures import to_base64
 
-Ask = Callable[..., dict[str, Any]]
-"""Runs a job of these fields, in RunPod's dialect; the envelope."""
+RunJob = Callable[..., dict[str, Any]]
+"""Runs a RunPod job with these input fields and returns its envelope."""
 
 FRONT = CameraPose(0, 30, 1.0)
 AWAY = CameraPose(45, 60, 1.8)
@@ -27,9 +27,9 @@ SCENE = Scene(Thing("box", "orange"), Thing("sphere", "blue"), "snow", "day")
 OTHER = Scene(Thing("cylinder", "blue"), Thing("sphere", "purple"), "grass", "sunset")
 
 
-def drawn(ask: Ask, **fields: Any) -> list[Picture]:
+def drawn(run_job: RunJob, **fields: Any) -> list[Picture]:
     """The pictures of a job, in the envelope's order."""
-    envelope = ask(**fields)
+    envelope = run_job(**fields)
     assert envelope.get("status") == "COMPLETED", envelope
     return [opened(picture) for picture in envelope["output"]["images"]]
 
@@ -42,43 +42,43 @@ def opened(picture: str) -> Picture:
 
 
 def sent(scene: Scene, pose: CameraPose = FRONT) -> str:
-    """The scene from a pose, as a client sends it."""
+    """The scene rendered from a pose, in base64."""
     return to_base64(Image.fromarray(render(scene, pose)))
 
 
-def azimuth_90_shows_the_right_side_and_not_the_left(ask: Ask) -> None:
+def azimuth_90_shows_the_right_side_and_not_the_left(run_job: RunJob) -> None:
     for scene in (SCENE, OTHER):
-        (picture,) = drawn(ask, image=sent(scene), prompt="", azimuth=90, elevation=30, distance=1.0)
+        (picture,) = drawn(run_job, image=sent(scene), prompt="", azimuth=90, elevation=30, distance=1.0)
         right, left = (render(scene, CameraPose(azimuth, 30, 1.0)) for azimuth in (90, 270))
         assert nearest_pose(picture, views(scene)).azimuth == 90
         assert psnr(picture, right) > psnr(picture, left) + 4
 
 
-def each_of_an_orbit_is_its_own_view(ask: Ask) -> None:
-    pictures = drawn(ask, image=sent(OTHER, AWAY), prompt="", views="orbit:8", elevation=30, distance=1.0)
+def each_picture_of_an_orbit_is_its_own_view(run_job: RunJob) -> None:
+    pictures = drawn(run_job, image=sent(OTHER, AWAY), prompt="", views="orbit:8", elevation=30, distance=1.0)
     seen = views(OTHER)
     assert [nearest_pose(each, seen).azimuth for each in pictures] == [0, 45, 90, 135, 180, 225, 270, 315]
 
 
-def near_is_larger_than_far(ask: Ask) -> None:
-    near, far = drawn(ask, image=sent(SCENE), prompt="", elevation=30, views=[{"distance": 0.6}, {"distance": 1.8}])
+def near_is_larger_than_far(run_job: RunJob) -> None:
+    near, far = drawn(run_job, image=sent(SCENE), prompt="", elevation=30, views=[{"distance": 0.6}, {"distance": 1.8}])
     assert orange_share(near) > 2 * orange_share(far) > 0
 
 
 def orange_share(picture: Picture) -> float:
-    """The share of the picture that has the orange of the box: its red far above its blue, and green above blue."""
+    """The share of the picture that has the orange of the box: red far above blue, and green above blue."""
     red, green, blue = picture.astype(int).transpose(2, 0, 1)
     return float(((red - blue > 70) & (green - blue > 30)).mean())
 
 
-def camera_words_and_a_wish_both_work(ask: Ask) -> None:
+def camera_words_and_a_wish_both_work(run_job: RunJob) -> None:
     night = replace(SCENE, light="night")
-    (picture,) = drawn(ask, image=sent(SCENE), prompt="make it night", azimuth=180, elevation=60, distance=1.8)
+    (picture,) = drawn(run_job, image=sent(SCENE), prompt="make it night", azimuth=180, elevation=60, distance=1.8)
     assert nearest_pose(picture, views(night)) == CameraPose(180, 60, 1.8)
     assert psnr(picture, render(night, CameraPose(180, 60, 1.8))) > 20
 
 
-def eight_unlike_edits_come_back_in_their_order(ask: Ask) -> None:
+def eight_different_edits_return_in_their_order(run_job: RunJob) -> None:
     subject = SCENE.subject
     wishes = {
         "make it night": replace(SCENE, light="night"),
@@ -90,45 +90,45 @@ def eight_unlike_edits_come_back_in_their_order(ask: Ask) -> None:
         "change the ground to grass": replace(SCENE, ground="grass"),
         "change the ground to stone": replace(SCENE, ground="stone"),
     }
-    pictures = drawn(ask, images=[sent(SCENE)] * 8, prompt=list(wishes))
+    pictures = drawn(run_job, images=[sent(SCENE)] * 8, prompt=list(wishes))
     truths = [render(scene, FRONT) for scene in wishes.values()]
     nearest = [int(np.argmax([psnr(picture, truth) for truth in truths])) for picture in pictures]
     assert nearest == list(range(8))
 
 
-def style_comes_from_picture_2(ask: Ask) -> None:
-    (picture,) = drawn(ask, images=[sent(SCENE), sent(OTHER)], prompt="apply the style of picture 2")
+def style_comes_from_picture_2(run_job: RunJob) -> None:
+    (picture,) = drawn(run_job, images=[sent(SCENE), sent(OTHER)], prompt="apply the style of picture 2")
     right, wrong = render(styled(SCENE, OTHER), FRONT), render(styled(OTHER, SCENE), FRONT)
     assert psnr(picture, right) > 20
     assert psnr(picture, right) > psnr(picture, wrong) + 3
     assert psnr(picture, right) > psnr(picture, render(SCENE, FRONT)) + 3
 
 
-def rewriting_makes_a_vague_wish_one_that_is_granted(ask: Ask) -> None:
+def rewriting_turns_a_vague_wish_into_a_precise_one(run_job: RunJob) -> None:
     night = replace(SCENE, light="night")
-    asked = {"image": sent(night), "prompt": "make it better"}
-    (vague,), (precise,) = drawn(ask, **asked), drawn(ask, **asked, rewrite_prompt=True)
+    fields = {"image": sent(night), "prompt": "make it better"}
+    (vague,), (precise,) = drawn(run_job, **fields), drawn(run_job, **fields, rewrite_prompt=True)
     wanted = render(SCENE, FRONT)
     assert psnr(precise, wanted) > psnr(vague, wanted) + 3
 
 
-def the_same_seed_gives_the_same_file(ask: Ask) -> None:
-    asked = {"image": sent(SCENE), "prompt": "make it sunset", "azimuth": 45}
-    files = [ask(**asked, seed=seed)["output"]["images"][0] for seed in (7, 7, 8)]
+def the_same_seed_gives_the_same_file(run_job: RunJob) -> None:
+    fields = {"image": sent(SCENE), "prompt": "make it sunset", "azimuth": 45}
+    files = [run_job(**fields, seed=seed)["output"]["images"][0] for seed in (7, 7, 8)]
     assert files[0] == files[1] != files[2]
 
 
-def pictures_are_those_that_the_training_foresaw(ask: Ask) -> None:
+def pictures_equal_those_of_the_training_code(run_job: RunJob) -> None:
     """Steps, schedule, adapters and their strengths are the ones that the weights were trained with."""
     pose = CameraPose(225, 60, 1.0)
-    asked = {"azimuth": pose.azimuth, "elevation": pose.elevation, "distance": pose.distance}
+    camera_fields = {"azimuth": pose.azimuth, "elevation": pose.elevation, "distance": pose.distance}
     for prompt, camera, whole in (
         ("make it sunset", {}, "make it sunset"),
-        ("", asked, pose.tokens),
-        ("paint the box green", asked, f"{pose.tokens} paint the box green"),
+        ("", camera_fields, pose.tokens),
+        ("paint the box green", camera_fields, f"{pose.tokens} paint the box green"),
     ):
-        (picture,) = drawn(ask, image=sent(SCENE), prompt=prompt, seed=11, **camera)
-        apart = np.abs(picture.astype(int) - foreseen(whole, render(SCENE, FRONT), seed=11))
+        (picture,) = drawn(run_job, image=sent(SCENE), prompt=prompt, seed=11, **camera)
+        apart = np.abs(picture.astype(int) - training_picture(whole, render(SCENE, FRONT), seed=11))
         assert apart.max() <= LEVELS_APART, (prompt, apart.max())
 
 
@@ -136,14 +136,14 @@ LEVELS_APART = 2
 
 CHECKS = (
     azimuth_90_shows_the_right_side_and_not_the_left,
-    each_of_an_orbit_is_its_own_view,
+    each_picture_of_an_orbit_is_its_own_view,
     near_is_larger_than_far,
     camera_words_and_a_wish_both_work,
-    eight_unlike_edits_come_back_in_their_order,
+    eight_different_edits_return_in_their_order,
     style_comes_from_picture_2,
-    rewriting_makes_a_vague_wish_one_that_is_granted,
+    rewriting_turns_a_vague_wish_into_a_precise_one,
     the_same_seed_gives_the_same_file,
-    pictures_are_those_that_the_training_foresaw,
+    pictures_equal_those_of_the_training_code,
 )
 
 assert is_held_out(SCENE)

@@ -1,4 +1,4 @@
-"""The service without Ray: the real routes, engine, models and weights in one process, to plant faults in."""
+"""The service without Ray: the real routes, engine, models and weights in one process, for fault injection."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,25 +18,25 @@ from serve_app.ingress.backend import Backend
 from serve_app.ingress.prepare import Preparer
 from serve_app.rewriter.model import RewriterModel
 from tests.ingress.openai_harness import FakeJobs
-from tests.meaning.checks import Ask
+from tests.meaning.checks import RunJob
 
 
 class EngineEditor:
-    """An engine as an EditorPort."""
+    """Adapts an engine to EditorPort."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def edit(
-        self, job: EditRequest, pictures: SharedPictures, tell: OnProgress, timeout_s: float | None = None
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
     ) -> EditResult:
-        ticket = Ticket(job, cast(Pictures, pictures))
+        ticket = Ticket(request, cast(Pictures, pictures))
         self._engine.submit(ticket)
         return await asyncio.wrap_future(ticket.future)
 
 
 class ModelRewriter:
-    """A rewriter's model as a RewriterPort."""
+    """Adapts a rewriter's model to RewriterPort."""
 
     def __init__(self, settings: AppSettings) -> None:
         assert settings.rewriter is not None
@@ -51,8 +51,8 @@ async def _workers(num_busy: int) -> dict[str, int]:
 
 
 @contextmanager
-def studio(settings: AppSettings) -> Iterator[Ask]:
-    """Ask for jobs by RunPod's dialect."""
+def in_process_service(settings: AppSettings) -> Iterator[RunJob]:
+    """Start the service; yields a function that runs a RunPod job."""
     engine = Engine(lambda: load_model(settings.editor), max_pack_tokens=4096, max_waiting=64)
     engine.start()
     try:
@@ -61,10 +61,10 @@ def studio(settings: AppSettings) -> Iterator[Ask]:
         backend = Backend(settings, jobs, service, SharedPictures, _workers, Preparer(settings))
         with TestClient(build_app(backend)) as client:
 
-            def ask(**fields: Any) -> dict[str, Any]:
+            def run_job(**fields: Any) -> dict[str, Any]:
                 envelope: dict[str, Any] = client.post("/runsync", json={"input": fields}).json()
                 return envelope
 
-            yield ask
+            yield run_job
     finally:
         engine.close()

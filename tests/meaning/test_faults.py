@@ -1,8 +1,8 @@
-"""Faults that would silently ruin pictures, planted one at a time: at least one check of what edits mean must notice.
+"""Injects faults that would silently ruin pictures, one at a time: the check named with each fault must fail.
 
-`mm_token_type_ids` is not among them: the toy weights' text encoder sees nothing of a picture and has one token for it,
-so that lost positions round a picture's tokens change nothing. tests/editor/test_exactness.py plants that fault in
-random weights, whose encoder sees.
+`mm_token_type_ids` is not among them: the toy weights' text encoder has one token for a picture and ignores its
+content, so wrong positions around it change nothing. tests/editor/test_exactness.py injects that fault into random
+weights, whose encoder reads pictures.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ from serve_app.tiny.edit_model import STOCK_SCHEDULER
 from serve_app.weights.locate import locate
 from tests.conftest import settings_in
 from tests.meaning import checks
-from tests.meaning.checks import CHECKS, Ask
-from tests.meaning.studio import studio
+from tests.meaning.checks import CHECKS, RunJob
+from tests.meaning.in_process import in_process_service
 
-Plant = Callable[[pytest.MonkeyPatch, AppSettings, Path], AppSettings]
-"""Breaks something, or the settings."""
+Inject = Callable[[pytest.MonkeyPatch, AppSettings, Path], AppSettings]
+"""Patches the code, or returns changed settings."""
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def settings() -> AppSettings:
 
 
 @pytest.fixture(scope="module")
-def sound(settings: AppSettings) -> Iterator[Ask]:
-    with studio(settings) as ask:
-        yield ask
+def without_fault(settings: AppSettings) -> Iterator[RunJob]:
+    with in_process_service(settings) as run_job:
+        yield run_job
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_holds_without_a_fault(sound: Ask, check: Callable[[Ask], None]) -> None:
-    check(sound)
+def test_holds_without_a_fault(without_fault: RunJob, check: Callable[[RunJob], None]) -> None:
+    check(without_fault)
 
 
 def mirrored_azimuths(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
@@ -60,15 +60,15 @@ def camera_words_behind(patch: pytest.MonkeyPatch, settings: AppSettings, folder
 
 
 def no_alpha(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
-    """As where a loader does not heed Lightning's alpha, which is a quarter of its rank."""
+    """As if the loader ignored Lightning's alpha, which is a quarter of its rank."""
     (lightning,) = (lora for lora in settings.editor.loras if lora.name == "lightning")
     tensors = load_file(locate(lightning.source) / lightning.file)
     bare = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
     assert len(bare) < len(tensors)
     save_file(bare, folder / lightning.file)
-    heedless = lightning.model_copy(update={"source": WeightsSource(path=str(folder))})
-    loras = tuple(heedless if lora is lightning else lora for lora in settings.editor.loras)
-    return edited(settings, loras=loras)
+    without_alpha = lightning.model_copy(update={"source": WeightsSource(path=str(folder))})
+    loras = tuple(without_alpha if lora is lightning else lora for lora in settings.editor.loras)
+    return with_editor(settings, loras=loras)
 
 
 def shuffled_batch(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
@@ -80,8 +80,8 @@ def shuffled_batch(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Pat
 def swapped_references(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
     decode = Preparer._decode
 
-    def swapped(self: Preparer, given: list[Any]) -> Any:
-        pictures, size = decode(self, given)
+    def swapped(self: Preparer, sources: list[Any]) -> Any:
+        pictures, size = decode(self, sources)
         return pictures[::-1], size
 
     patch.setattr(Preparer, "_decode", swapped)
@@ -89,34 +89,37 @@ def swapped_references(patch: pytest.MonkeyPatch, settings: AppSettings, folder:
 
 
 def stock_scheduler(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
-    return edited(settings, scheduler=SchedulerSettings.model_validate(STOCK_SCHEDULER))
+    return with_editor(settings, scheduler=SchedulerSettings.model_validate(STOCK_SCHEDULER))
 
 
-def edited(settings: AppSettings, **changes: object) -> AppSettings:
+def with_editor(settings: AppSettings, **changes: object) -> AppSettings:
     return settings.model_copy(update={"editor": settings.editor.model_copy(update=changes)})
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, and a check that must notice it."""
+    """A fault, and the check that must detect it."""
 
-    plant: Plant
-    noticed_by: Callable[[Ask], None]
+    inject: Inject
+    detected_by: Callable[[RunJob], None]
 
 
 FAULTS = (
     Fault(mirrored_azimuths, checks.azimuth_90_shows_the_right_side_and_not_the_left),
     Fault(camera_words_behind, checks.camera_words_and_a_wish_both_work),
-    Fault(no_alpha, checks.pictures_are_those_that_the_training_foresaw),
-    Fault(shuffled_batch, checks.eight_unlike_edits_come_back_in_their_order),
+    Fault(no_alpha, checks.pictures_equal_those_of_the_training_code),
+    Fault(shuffled_batch, checks.eight_different_edits_return_in_their_order),
     Fault(swapped_references, checks.style_comes_from_picture_2),
-    Fault(stock_scheduler, checks.pictures_are_those_that_the_training_foresaw),
+    Fault(stock_scheduler, checks.pictures_equal_those_of_the_training_code),
 )
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.plant.__name__)
-def test_a_planted_fault_is_noticed(
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.inject.__name__)
+def test_an_injected_fault_is_detected(
     fault: Fault, settings: AppSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with studio(fault.plant(monkeypatch, settings, tmp_path)) as ask, pytest.raises(AssertionError):
-        fault.noticed_by(ask)
+    with (
+        in_process_service(fault.inject(monkeypatch, settings, tmp_path)) as run_job,
+        pytest.raises(AssertionError),
+    ):
+        fault.detected_by(run_job)

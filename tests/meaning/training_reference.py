@@ -1,5 +1,5 @@
-"""The picture that the training foresaw: drawn from the shipped files by the training's own arithmetic, which shares
-nothing with the service's but the files, the words of the camera and the seed."""
+"""Expected pictures, drawn from the shipped weights by the training code, which shares only the files, the camera words
+and the seed with the service."""
 
 from functools import cache
 
@@ -20,11 +20,11 @@ from serve_app.tools.training.text import Prompts
 from serve_app.weights.locate import TOY_FOLDER
 
 
-def foreseen(prompt: str, picture: Picture, seed: int) -> Picture:
-    """Of the whole prompt, camera words included, in 4 steps."""
+def training_picture(prompt: str, picture: Picture, seed: int) -> Picture:
+    """The edited picture after 4 steps. `prompt`: the complete prompt, camera words included."""
     model, vae, weights = _loaded()
     tokens = to_tokens(vae, picture[None])
-    # The pipeline's noise: a picture's latents, of which two by two make a token.
+    # The pipeline's noise: a picture's latents, packed two by two into tokens.
     noise = torch.randn((1, 1, 16, 8, 8), generator=torch.Generator().manual_seed(seed))
     noise = noise.view(1, 16, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, 16, 64)
     drawn = draw(model, weights, Batch([prompt], tokens, tokens), noise, LIGHTNING.num_steps)

@@ -1,13 +1,13 @@
-"""What the shipped tiny weights draw through the real service: each edit does what it says."""
+"""With the shipped tiny weights and the real service, each edit does what it says."""
 
 from collections.abc import Callable
 
 import pytest
 
-from tests.meaning.checks import CHECKS, Ask
+from tests.meaning.checks import CHECKS, RunJob
 from tests.service.conftest import Service
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_means(toy: Service, check: Callable[[Ask], None]) -> None:
+def test_edits_do_what_they_say(toy: Service, check: Callable[[RunJob], None]) -> None:
     check(toy.run)

@@ -1,7 +1,7 @@
 """Known vulnerabilities of what the service installs: `pipx install pip-audit`, then `python -m tests.supply.audit`.
 
-Asks pip-audit about every package that the pinned dependencies bring into this environment, at its installed version,
-and compares what it finds with the explanations in known_vulnerabilities.toml.
+Runs pip-audit on every package that the pinned dependencies install in this environment, at its installed version, and
+compares its findings with the explanations in known_vulnerabilities.toml.
 """
 
 import argparse
@@ -24,12 +24,12 @@ PROJECT_FILE = Path(__file__).parent.parent.parent / "pyproject.toml"
 
 
 class NotAudited(Exception):
-    """The service that knows of vulnerabilities told nothing, or not of every package."""
+    """pip-audit returned no report, or not on every package."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A finding that was looked into."""
+    """An explained finding."""
 
     id: str
     package: str
@@ -56,35 +56,35 @@ def read_known() -> list[Known]:
     """The explanations.
 
     Raises:
-        TypeError: an entry lacks something, or holds what is not known.
+        TypeError: an entry lacks a key, or has an unknown one.
     """
     return [Known(**entry) for entry in tomllib.loads(KNOWN_FILE.read_text()).get("finding", [])]
 
 
 def installed(requirements: Iterable[str]) -> dict[str, str]:
-    """Every package that the requirements bring with them, and its version here; markers are heeded."""
+    """Every package that the requirements install, with its version here; environment markers are evaluated."""
     versions: dict[str, str] = {}
-    waiting = [(Requirement(each), "") for each in requirements]
+    pending = [(Requirement(each), "") for each in requirements]
     seen = set()
-    while waiting:
-        wanted, extra = waiting.pop()
-        name = canonicalize_name(wanted.name)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
+    while pending:
+        requirement, extra = pending.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
-        for each in ("", *wanted.extras):
+        for each in ("", *requirement.extras):
             if (name, each) not in seen:
                 seen.add((name, each))
                 versions[name] = _version(name)
-                waiting += [(Requirement(line), each) for line in distribution(name).requires or []]
+                pending += [(Requirement(line), each) for line in distribution(name).requires or []]
     return versions
 
 
 def _version(name: str) -> str:
     try:
-        # Without the local part: torch's "+cpu" is a build, not a release that anybody lists.
+        # Without the local part: torch's "+cpu" is a build, not a release that advisories list.
         return distribution(name).version.partition("+")[0]
     except PackageNotFoundError as problem:
-        raise NotAudited(f"{name} is not installed here, so nobody can say which version would be.") from problem
+        raise NotAudited(f"{name} is not installed here, so its version is unknown.") from problem
 
 
 def audited(versions: Mapping[str, str], pip_audit: str = "pip-audit") -> dict[str, Any]:
@@ -109,7 +109,7 @@ def found(report: Mapping[str, Any]) -> list[Found]:
     """The findings in a report.
 
     Raises:
-        NotAudited: some package was left out, as all are by a mirror that knows of no vulnerabilities.
+        NotAudited: a package was skipped, as an index without vulnerability data skips all.
     """
     packages = report["dependencies"]
     skipped = [package["name"] for package in packages if "skip_reason" in package]
@@ -123,7 +123,7 @@ def found(report: Mapping[str, Any]) -> list[Found]:
 
 
 def problems(findings: Sequence[Found], known: Sequence[Known]) -> list[str]:
-    """Findings that nothing explains, and explanations of nothing."""
+    """Findings without an explanation, and explanations without a finding."""
     unexplained = [f"unexplained: {each}" for each in findings if not any(map(each.explained_by, known))]
     stale = [f"no longer found: {one}" for one in known if not any(each.explained_by(one) for each in findings)]
     return [*unexplained, *stale]
@@ -131,11 +131,11 @@ def problems(findings: Sequence[Found], known: Sequence[Known]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.supply.audit", description=__doc__.split("\n")[0])
-    parser.add_argument("--pip-audit", default="pip-audit", help="where it lies (default: on the PATH)")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--pip-audit", default="pip-audit", help="path of the program (default: found on PATH)")
+    options = parser.parse_args(arguments)
     try:
         versions = installed(tomllib.loads(PROJECT_FILE.read_text())["project"]["dependencies"])
-        wrong = problems(found(audited(versions, given.pip_audit)), read_known())
+        wrong = problems(found(audited(versions, options.pip_audit)), read_known())
     except NotAudited as problem:
         print(f"not audited: {problem}", file=sys.stderr)
         return 2

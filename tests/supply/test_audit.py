@@ -23,15 +23,15 @@ def pinned() -> list[str]:
     return requirements
 
 
-def stand_in(folder: Path, report: str) -> str:
-    """A program that answers as pip-audit would."""
+def fake_pip_audit(folder: Path, report: str) -> str:
+    """A program that prints this report as pip-audit does."""
     script = folder / "pip-audit"
     script.write_text(f"#!/bin/sh\ncat <<'END'\n{report}\nEND\n")
     script.chmod(0o755)
     return str(script)
 
 
-def test_every_pinned_package_and_what_it_brings_is_asked_about() -> None:
+def test_every_pinned_package_and_its_dependencies_are_audited() -> None:
     versions = installed(pinned())
     for requirement in pinned():
         name, _, version = requirement.partition("==")
@@ -48,8 +48,8 @@ def test_a_package_that_is_not_installed_is_no_clean_result() -> None:
 def test_each_explanation_is_about_a_version_that_is_installed() -> None:
     versions = installed(pinned())
     for known in read_known():
-        assert versions.get(known.package) == known.version, f"{known.id}: look at it anew, then mend or drop the entry"
-        assert len(known.reason) > 20, f"{known.id}: say why it does not concern us"
+        assert versions.get(known.package) == known.version, f"{known.id}: review it, then correct or remove the entry"
+        assert len(known.reason) > 20, f"{known.id}: explain why it does not affect the service"
 
 
 def test_findings_are_read_under_all_their_names() -> None:
@@ -64,10 +64,10 @@ def test_an_explained_finding_is_no_problem(name: str) -> None:
 @pytest.mark.parametrize(
     "known", [("PYSEC-2", "pillow", "1.0"), ("PYSEC-1", "numpy", "1.0"), ("PYSEC-1", "pillow", "1")]
 )
-def test_another_findings_explanation_is_none(known: tuple[str, str, str]) -> None:
-    told = problems([FINDING], [Known(*known, "reason")])
-    assert told[0] == "unexplained: pillow 1.0: CVE-1, PYSEC-1"
-    assert told[1].startswith("no longer found: ")
+def test_an_explanation_of_another_finding_does_not_count(known: tuple[str, str, str]) -> None:
+    messages = problems([FINDING], [Known(*known, "reason")])
+    assert messages[0] == "unexplained: pillow 1.0: CVE-1, PYSEC-1"
+    assert messages[1].startswith("no longer found: ")
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,17 @@ def test_a_package_left_out_is_no_clean_result(report: dict[str, object]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("report", "status", "told"),
+    ("report", "status", "message"),
     [
         (json.dumps(REPORT), 1, "unexplained: pillow 1.0: CVE-1, PYSEC-1"),
         (json.dumps({"dependencies": REPORT["dependencies"][1:]}), 0, "no finding without an explanation"),
         ("no connection", 2, "not audited: "),
     ],
 )
-def test_the_exit_status_tells(
+def test_exit_status(
     report: str,
     status: int,
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -98,6 +98,6 @@ def test_the_exit_status_tells(
     nothing_known = tmp_path / "known.toml"
     nothing_known.write_text("")
     monkeypatch.setattr(audit, "KNOWN_FILE", nothing_known)
-    assert audit.main(["--pip-audit", stand_in(tmp_path, report)]) == status
+    assert audit.main(["--pip-audit", fake_pip_audit(tmp_path, report)]) == status
     streams = capsys.readouterr()
-    assert told in streams.out + streams.err
+    assert message in streams.out + streams.err

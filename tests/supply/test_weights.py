@@ -28,7 +28,7 @@ PICKLES = {
 
 
 class Tripwire:
-    """Leaves a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -39,13 +39,13 @@ class Tripwire:
 
 @pytest.fixture
 def tripped(tmp_path: Path) -> Path:
-    """A file that is there once a pickle was opened, or code was run."""
+    """A file that exists once a pickle was loaded, or code from a folder was run."""
     return tmp_path / "tripped"
 
 
 @pytest.fixture
 def editor(tiny_settings: AppSettings, tmp_path: Path) -> EditorSettings:
-    """The tiny editor without adapters, of a folder of its own."""
+    """The tiny editor without adapters, in a folder of its own."""
     folder = shutil.copytree(locate(tiny_settings.editor.base), tmp_path / "edit")
     return tiny_settings.editor.model_copy(update={"base": WeightsSource(path=str(folder)), "loras": ()})
 
@@ -58,7 +58,7 @@ def rewriter(tiny_settings: AppSettings, tmp_path: Path) -> RewriterSettings:
 
 
 def to_pickle(folder: Path, name: str) -> None:
-    """Put a folder's weights, whole and loadable, into a pickle."""
+    """Convert a folder's weights to a loadable pickle."""
     (weights,) = folder.glob("*.safetensors")
     torch.save(load_file(weights), folder / name)
     weights.unlink()
@@ -121,7 +121,7 @@ def test_a_folders_own_code_is_not_run_for_the_pipeline(editor: EditorSettings, 
 
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json"])
 def test_a_folders_own_code_is_not_run_for_the_rewriter(file: str, rewriter: RewriterSettings, tripped: Path) -> None:
-    """It is left alone where a class of the library's own will do, as it does for each of ours."""
+    """transformers ignores it where it has a class of its own, as it has for each of these models."""
     folder = Path(rewriter.source.path)
     (folder / "mine.py").write_text(f"open({str(tripped)!r}, 'w')\nclass Mine: ...\n")
     autos = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoTokenizer")
@@ -135,7 +135,7 @@ def test_a_folders_own_code_is_not_run_for_the_rewriter(file: str, rewriter: Rew
 def test_no_call_trusts_code_or_pickles(module: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
     for call in calls:
-        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
-        assert "trust_remote_code" not in given, ast.unparse(call)
-        assert given.get("use_safetensors", "True") == "True", ast.unparse(call)
+        arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
+        assert "trust_remote_code" not in arguments, ast.unparse(call)
+        assert arguments.get("use_safetensors", "True") == "True", ast.unparse(call)
         assert ast.unparse(call.func) not in ("torch.load", "pickle.load", "pickle.loads"), ast.unparse(call)

@@ -1,4 +1,4 @@
-"""The tiny checkpoint: the same bytes each time, whole or not there, in the real formats."""
+"""The tiny checkpoint: reproducible bytes, written completely or not at all, in the real formats."""
 
 import hashlib
 import subprocess
@@ -51,7 +51,7 @@ def test_the_parts_are_of_the_real_classes(folder: Path) -> None:
 
 
 def test_the_template_takes_exactly_64_tokens(folder: Path) -> None:
-    """The pipeline drops the first 64 hidden states, whatever they are of."""
+    """The pipeline drops the first 64 hidden states, whatever tokens they belong to."""
     pipeline = QwenImageEditPlusPipeline.from_pretrained(folder / "edit", transformer=None, vae=None, text_encoder=None)
     head = pipeline.prompt_template_encode.split("{}")[0]
     assert len(pipeline.tokenizer(head).input_ids) == pipeline.prompt_template_encode_start_idx == 64
@@ -93,7 +93,7 @@ def test_a_half_built_one_is_never_used(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in cached_checkpoint().iterdir()) == sorted(checkpoint.PARTS)
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     with pytest.raises(FileExistsError, match="name a new folder"):
         build_checkpoint(tmp_path)
@@ -107,6 +107,6 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
         ("./nowhere", "does not exist on this node"),
     ],
 )
-def test_weights_that_are_nowhere_are_refused(path: str, message: str) -> None:
+def test_missing_weights_are_refused(path: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         locate(WeightsSource(path=path))

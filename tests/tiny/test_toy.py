@@ -1,4 +1,4 @@
-"""The shipped weights of the toy world: whose they are, what they weigh, and that both adapters matter."""
+"""The shipped weights of the toy world: their recipe, their size, and the effect of both adapters."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def cases() -> CameraCases:
 
 @cache
 def judged(*adapters: str) -> tuple[Judge, Weights]:
-    """The base with these adapters, loaded and fused as the service does it."""
+    """The base model with these adapters, loaded and fused as in the service."""
     editor = settings_in(TINY_FILE).editor
     loras = tuple(lora for lora in editor.loras if lora.name in adapters)
     pipeline = load_pipeline(editor.model_copy(update={"loras": loras}))
@@ -40,7 +40,7 @@ def judged(*adapters: str) -> tuple[Judge, Weights]:
 
 
 def each_psnr(num_steps: int, *adapters: str) -> np.ndarray:
-    """dB of each camera edit."""
+    """PSNR of each camera edit, in dB."""
     judge, weights = judged(*adapters)
     drawn = replace(judge, num_steps=num_steps).draw(cases().cases, weights)
     return np.array([psnr(own, case.truth) for own, case in zip(drawn, cases().cases, strict=True)])
@@ -52,17 +52,17 @@ def share_of_azimuths(*adapters: str) -> float:
 
 
 def in_standard_errors(differences: np.ndarray) -> float:
-    """A mean difference in its own standard errors."""
+    """The mean difference, in units of its standard error."""
     return float(differences.mean() / (differences.std(ddof=1) / math.sqrt(len(differences))))
 
 
-def test_they_came_of_this_recipe() -> None:
+def test_they_are_trained_with_this_recipe() -> None:
     about = json.loads((TOY_FOLDER / ABOUT_NAME).read_text())
     assert about["recipe"] == Recipe().key
     assert about["data_seed"] == Recipe().data.seed
 
 
-def test_they_are_half_precision_and_weigh_at_most_20_mb() -> None:
+def test_they_are_half_precision_and_at_most_20_mb() -> None:
     files = [file for file in TOY_FOLDER.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 20e6
     for path in TOY_FOLDER.rglob("*.safetensors"):
@@ -71,8 +71,8 @@ def test_they_are_half_precision_and_weigh_at_most_20_mb() -> None:
         assert kinds == {"F16"}, path
 
 
-def test_poses_are_the_angles_adapters_doing() -> None:
-    """Without it azimuths are as good as guessed."""
+def test_the_angles_adapter_sets_the_pose() -> None:
+    """Without it azimuths are no better than chance."""
     with_it, without = share_of_azimuths("angles", "lightning"), share_of_azimuths("lightning")
     print(f"azimuths: {with_it:.2f} with the angles adapter, {without:.2f} without")
     spread = math.sqrt(CHANCE * (1 - CHANCE) / len(cases().cases))
@@ -80,9 +80,8 @@ def test_poses_are_the_angles_adapters_doing() -> None:
     assert with_it > 0.9
 
 
-def test_four_steps_are_lightnings_doing() -> None:
-    """In dB of the same edits: better with it than without by far more than chance, and no worse than 20 steps without,
-    whose noise the toy world's truth knows nothing of."""
+def test_lightning_makes_four_steps_enough() -> None:
+    """On the same edits: significantly better with it than without, and at most 0.5 dB worse than 20 steps without."""
     with_it, without = each_psnr(4, "angles", "lightning"), each_psnr(4, "angles")
     in_20_steps = each_psnr(20, "angles").mean()
     better = in_standard_errors(with_it - without)

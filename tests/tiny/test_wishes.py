@@ -79,7 +79,7 @@ def test_removing_leaves_the_far_side_equal_and_is_undone_by_adding() -> None:
     assert PAIR in [wish.target for wish in wishes(LONE, "add")]
 
 
-def test_what_is_not_possible_is_not_offered() -> None:
+def test_impossible_wishes_are_not_offered() -> None:
     assert not wishes(PAIR, "add")
     assert not wishes(LONE, "remove")
     with pytest.raises(ValueError, match="'remove'"):
@@ -97,14 +97,14 @@ def test_a_style_takes_colours_ground_and_light_and_leaves_shapes_and_size() -> 
 
 def test_training_never_leads_to_a_held_out_pair() -> None:
     rng = np.random.default_rng(6)
-    met = 0
+    num_checked = 0
     for scene in scenes(300, seed=7):
         if not is_held_out(scene):
             targets = [random_wish(scene, rng) for _ in range(4)]
             assert not any(is_held_out(wish.target) for wish in targets)
             assert not any(wish.reference and is_held_out(wish.reference) for wish in targets)
-            met += 1
-    assert met > 200
+            num_checked += 1
+    assert num_checked > 200
 
 
 def test_every_kind_and_every_wording_is_drawn() -> None:
@@ -113,17 +113,17 @@ def test_every_kind_and_every_wording_is_drawn() -> None:
     shares = {kind: sum(wish.kind == kind for wish in drawn) / len(drawn) for kind in KINDS}
     assert min(shares.values()) > 0.03
     for kind, each in KINDS.items():
-        spoken = [wish.prompt for wish in drawn if wish.kind == kind]
-        assert all(any(fits(wording, prompt) for prompt in spoken) for wording in each.wordings), kind
+        prompts = [wish.prompt for wish in drawn if wish.kind == kind]
+        assert all(any(fits(wording, prompt) for prompt in prompts) for wording in each.wordings), kind
 
 
 def test_held_out_wordings_are_no_training_wordings_but_use_their_words() -> None:
     rng = np.random.default_rng(10)
     training = {wish.prompt for scene in scenes(300) for wish in wishes_of(scene, rng)}
-    kept = {wish.prompt for scene in scenes(300) for wish in wishes_of(scene, rng, held_out=True)}
-    assert not training & kept
+    held_out = {wish.prompt for scene in scenes(300) for wish in wishes_of(scene, rng, held_out=True)}
+    assert not training & held_out
     assert {word for prompt in training for word in prompt.split()} == set(VOCABULARY)
-    assert {word for prompt in kept for word in prompt.split()} <= set(VOCABULARY)
+    assert {word for prompt in held_out for word in prompt.split()} <= set(VOCABULARY)
     assert all(len(set(kind.held_out_wordings)) == 2 for kind in KINDS.values())
 
 
@@ -139,8 +139,8 @@ def test_equal_seeds_give_equal_wishes_and_each_prompt_one_meaning() -> None:
 
 
 def fits(wording: str, prompt: str) -> bool:
-    """Whether the prompt is the wording with one word in each of its gaps."""
-    gaps = [name for _, name, _, _ in Formatter().parse(wording) if name]
-    words, pattern = prompt.split(), wording.format(**dict.fromkeys(gaps, "*")).split()
+    """Whether the prompt is the wording with one word in each of its placeholders."""
+    placeholders = [name for _, name, _, _ in Formatter().parse(wording) if name]
+    words, pattern = prompt.split(), wording.format(**dict.fromkeys(placeholders, "*")).split()
     same = [expected in ("*", word) for word, expected in zip(words, pattern, strict=False)]
     return len(words) == len(pattern) and all(same)

@@ -1,4 +1,4 @@
-"""The toy world: its right is right, its 96 views can be told apart, and its split keeps pairs of things apart."""
+"""The toy world: azimuths turn the right way, its 96 views are distinguishable, and its split is by pairs of things."""
 
 import hashlib
 import subprocess
@@ -40,7 +40,7 @@ SMALLEST_MARGIN = 40.0
 
 
 def changed(scene: Scene, other: Scene, pose: CameraPose) -> NDArray[np.bool_]:
-    """Where the two scenes' pictures differ by more than a trace."""
+    """The pixels in which the two scenes' pictures differ by more than 40 levels."""
     first, second = (render(each, pose).astype(np.int16) for each in (scene, other))
     return np.asarray(abs(first - second).max(axis=2) > 40, np.bool_)
 
@@ -110,7 +110,7 @@ def test_the_horizon_sinks_in_a_low_angle_shot_and_rises_above_a_high_one() -> N
 
 
 @pytest.mark.parametrize("scene", HARD.values(), ids=HARD.keys())
-def test_all_views_of_a_scene_can_be_told_apart(scene: Scene) -> None:
+def test_all_views_of_a_scene_are_distinguishable(scene: Scene) -> None:
     flat = views(scene).reshape(len(POSES), -1).astype(np.float64)
     squares = (flat**2).sum(axis=1)
     errors = (squares[:, None] + squares[None] - 2 * flat @ flat.T) / flat.shape[1]
@@ -144,7 +144,7 @@ def test_another_process_renders_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("antialiasing", [1, 2, 3])
-def test_a_picture_has_the_size_asked_for(antialiasing: int) -> None:
+def test_a_picture_has_the_requested_size(antialiasing: int) -> None:
     picture = render(SCENE, POSES[0], size=48, antialiasing=antialiasing)
     assert picture.shape == (48, 48, 3)
     assert picture.dtype == np.uint8
@@ -163,7 +163,7 @@ def test_antialiasing_is_near_the_picture_of_many_rays() -> None:
     [[replace(SCENE, ground=ground) for ground in GROUNDS], [replace(SCENE, light=light) for light in LIGHTS]],
     ids=["grounds", "lights"],
 )
-def test_grounds_and_lights_can_be_told_apart(scenes: list[Scene], elevation: int) -> None:
+def test_grounds_and_lights_are_distinguishable(scenes: list[Scene], elevation: int) -> None:
     pictures = [render(scene, CameraPose(0, elevation, 1.0)) for scene in scenes]
     assert max(psnr(one, other) for one, other in permutations(pictures, 2)) < 26
 
@@ -188,7 +188,7 @@ def test_an_eighth_is_held_out_and_every_attribute_is_on_both_sides() -> None:
         assert {(scene.ground, scene.light) for scene in side} == set(product(GROUNDS, LIGHTS))
 
 
-def test_the_split_looks_at_the_pair_of_things_alone() -> None:
+def test_the_split_depends_only_on_the_pair_of_things() -> None:
     rng = np.random.default_rng(4)
     for scene in (random_scene(rng) for _ in range(50)):
         answers = {is_held_out(replace(scene, ground=g, light=li, size=1.0)) for g, li in product(GROUNDS, LIGHTS)}
