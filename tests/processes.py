@@ -1,4 +1,4 @@
-"""Servers that tests start on free ports and stop by themselves."""
+"""Free ports, and a Redis server that tests start and stop."""
 
 import fcntl
 import os
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _PORTS = range(20_000, 32_000)
-"""Below those that a system gives to outgoing connections, above those of Ray's workers."""
+"""Below the ports of outgoing connections, above those of Ray's workers."""
 
 _locks: list[int] = []
 
 
 def free_port() -> int:
-    """A port on which nothing listens, and which no other call gets as long as this process lives: not in any of the
-    processes that run tests on this machine.
+    """A port on which nothing listens, reserved until this process ends: no other call returns it, in any test process
+    on this machine.
 
     Raises:
         OSError: none is left.
@@ -45,10 +45,10 @@ def free_port() -> int:
 
 @dataclass
 class RedisServer:
-    """A Redis of its own on a port; it can be stopped and started again.
+    """A Redis server on its own port that can be stopped and started again.
 
     Attributes:
-        folder: where it keeps its data durably; None: in memory alone.
+        folder: where it stores its data; None: in memory only.
     """
 
     folder: Path | None = None
@@ -78,18 +78,18 @@ class RedisServer:
             self._process = None
 
     def pause(self) -> None:
-        """Let it hang: connections stay and nothing is answered."""
+        """Suspend the process: connections stay open and nothing is answered."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
 
 @contextmanager
 def redis_server() -> Iterator[str]:
-    """A Redis of its own that keeps everything in memory; its URL."""
+    """Start a Redis server that keeps its data in memory; yields its URL."""
     server = RedisServer()
     server.start()
     try:

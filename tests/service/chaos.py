@@ -1,9 +1,9 @@
-"""Is anything lost? `python -m tests.service.chaos [--duration 180] [--every 5] [--clients 4] [--redis]`
+"""Kill processes; no job is lost: `python -m tests.service.chaos [--duration 180] [--every 5] [--clients 4] [--redis]`
 
 Clients submit jobs while, every few seconds, one process of the service is killed with SIGKILL: a replica of any
 deployment, in turn; half-way through, the whole service, which is then started again. At the end every accepted job
 must have ended COMPLETED, each ended once, with the picture of an undisturbed run, and no submission may have been
-answered with 500. Exit status 1 if not.
+answered with 500; otherwise the exit status is 1.
 """
 
 import argparse
@@ -25,17 +25,17 @@ from tests.pictures import alike
 from tests.processes import redis_server
 from tests.service.conftest import Host, Service, host_in
 from tests.service.kill import kill_all, kill_replica
-from tests.service.load import EDIT, by_clients, post
+from tests.service.load import EDIT, post, run_clients
 from tests.service.receiver import Receiver, receiving
 
 VICTIMS = ("Editor", "Jobs", "Ingress", "Rewriter")
 END_S = 180.0
-"""For what was accepted to end after the last kill."""
+"""For the accepted jobs to end after the last kill."""
 
 
 @dataclass
-class Story:
-    """What happened: the seed of each accepted job by its id, answers to submissions, kills by deployment."""
+class Record:
+    """The seed of each accepted job by its id, responses to submissions by status, kills by deployment."""
 
     accepted: dict[str, int] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
@@ -53,26 +53,26 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         receiver = stack.enter_context(receiving())
         url = stack.enter_context(redis_server()) if options.redis else None
-        host = made(folder, receiver, url)
+        host = make_host(folder, receiver, url)
         host.start()
         try:
-            story = live(host, receiver, options.duration, options.every, options.clients)
-            return judge(host.service, receiver, story)
+            record = run_load(host, receiver, options.duration, options.every, options.clients)
+            return evaluate(host.service, receiver, record)
         finally:
             host.stop()
 
 
-def made(folder: Path, receiver: Receiver, redis_url: str | None) -> Host:
+def make_host(folder: Path, receiver: Receiver, redis_url: str | None) -> Host:
     sqlite = {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}
     store = {"kind": "redis", "url": redis_url} if redis_url else sqlite
     jobs = {"store": store, "webhook_origins": [receiver.origin], "lease_s": 4, "webhook_gap_s": 1}
     return host_in(folder, jobs=jobs)
 
 
-def live(host: Host, receiver: Receiver, duration_s: float, every_s: float, num_clients: int) -> Story:
-    story, lock = Story(), threading.Lock()
+def run_load(host: Host, receiver: Receiver, duration_s: float, every_s: float, num_clients: int) -> Record:
+    record, lock = Record(), threading.Lock()
     end = time.monotonic() + duration_s
-    killer = threading.Thread(target=kill_on, args=(host, story, duration_s, every_s))
+    killer = threading.Thread(target=kill_repeatedly, args=(host, record, duration_s, every_s))
     killer.start()
 
     def work(number: int) -> None:
@@ -81,19 +81,19 @@ def live(host: Host, receiver: Receiver, duration_s: float, every_s: float, num_
             "input": {**EDIT, "num_inference_steps": steps, "seed": number},
             "webhook": f"{receiver.origin}/hook/200",
         }
-        answered, told = post(host.service, "/run", body, timeout_s=30)
+        result, envelope = post(host.service, "/run", body, timeout_s=30)
         with lock:
-            story.answers[str(answered.http_status)] += 1
-            if answered.http_status == 200:
-                story.accepted[told["id"]] = number
-        time.sleep(0.2 if answered.http_status == 200 else 1.0)
+            record.answers[str(result.http_status)] += 1
+            if result.http_status == 200:
+                record.accepted[envelope["id"]] = number
+        time.sleep(0.2 if result.http_status == 200 else 1.0)
 
-    by_clients(num_clients, lambda _: time.monotonic() < end, work)
+    run_clients(num_clients, lambda _: time.monotonic() < end, work)
     killer.join()
-    return story
+    return record
 
 
-def kill_on(host: Host, story: Story, duration_s: float, every_s: float) -> None:
+def kill_repeatedly(host: Host, record: Record, duration_s: float, every_s: float) -> None:
     began = time.monotonic()
     victims = itertools.cycle(VICTIMS)
     restarted = False
@@ -102,32 +102,32 @@ def kill_on(host: Host, story: Story, duration_s: float, every_s: float) -> None
         if not restarted and time.monotonic() - began > duration_s / 2:
             restarted = True
             kill_all(host.process)
-            story.kills["the whole service"] += 1
+            record.kills["the whole service"] += 1
             host.start()
         elif kill_replica(host.process, victim := next(victims)):
-            story.kills[victim] += 1
+            record.kills[victim] += 1
 
 
-def judge(service: Service, receiver: Receiver, story: Story) -> int:
-    """Wait for the ends, compare, and tell."""
+def evaluate(service: Service, receiver: Receiver, record: Record) -> int:
+    """Wait for the jobs to end, compare their pictures, and print the outcome; the exit status."""
     wait_until_healthy(service)
     began = time.monotonic()
-    ends = {job_id: end_of(service, job_id, began + END_S) for job_id in story.accepted}
+    ends = {job_id: end_of(service, job_id, began + END_S) for job_id in record.accepted}
     waited_s = time.monotonic() - began
     wrong = [
         job_id
-        for job_id, number in story.accepted.items()
+        for job_id, number in record.accepted.items()
         if ends[job_id].get("status") == "COMPLETED" and not is_right(service, ends[job_id], number)
     ]
-    told = Counter((body["id"], body["status"]) for _, body in receiver.calls)
-    two_ends = [job_id for job_id in story.accepted if len({status for each, status in told if each == job_id}) > 1]
+    notified = Counter((body["id"], body["status"]) for _, body in receiver.calls)
+    two_ends = [job_id for job_id in record.accepted if len({end for each, end in notified if each == job_id}) > 1]
     states = Counter(str(end.get("status", "lost")) for end in ends.values())
     console = Console(width=120)
-    console.print(f"kills: {dict(story.kills)}; answers to submissions: {dict(story.answers)}")
+    console.print(f"kills: {dict(record.kills)}; answers to submissions: {dict(record.answers)}")
     console.print(f"accepted: {len(ends)}; ends: {dict(states)}, the last one {waited_s:.1f} s after the last kill")
-    console.print(f"other picture than undisturbed: {len(wrong)}; told two ends: {len(two_ends)}")
-    console.print(f"webhooks: {len({each for each, _ in told})} jobs told, {sum(told.values())} calls")
-    bad = states["COMPLETED"] != len(ends) or wrong or two_ends or not ends or story.answers["500"]
+    console.print(f"pictures unlike the undisturbed run's: {len(wrong)}; jobs reported with two ends: {len(two_ends)}")
+    console.print(f"webhooks: {len({each for each, _ in notified})} jobs notified, {sum(notified.values())} calls")
+    bad = states["COMPLETED"] != len(ends) or wrong or two_ends or not ends or record.answers["500"]
     return 1 if bad else 0
 
 

@@ -1,8 +1,8 @@
-"""A node is lost under load: `python -m tests.service.cluster [--clients 16]`
+"""Remove a node under load: `python -m tests.service.cluster [--clients 16]`
 
 Three nodes on this machine: a head with the jobs and their file, and two with two editors and two ingresses between
-them, of which one is removed without warning while clients keep asking. Exit status 1: an accepted job was lost, or an
-answer was neither a success nor a retryable refusal with Retry-After.
+them, of which one is removed without warning while clients send requests. Exit status 1: an accepted job was lost, or a
+response was neither a success nor a retryable refusal with Retry-After.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from rich.console import Console
 
 from tests.processes import free_port
 from tests.service.conftest import Service, tiny_file
-from tests.service.load import EDIT, by_clients, post
+from tests.service.load import EDIT, post, run_clients
 
 START_S = 120.0
 BEFORE_S = 6.0
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, three_nodes() as (cluster, nodes):
-        service = deployed(Path(folder))
+        service = deploy(Path(folder))
         answers, accepted, recovered_s = lose_a_node(service, cluster, nodes[0], options.clients)
         ends = Counter(end_of(service, job_id) for job_id in accepted)
     console = Console(width=120)
@@ -58,7 +58,7 @@ def three_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
     head = {"num_cpus": 4, "resources": {"head": 3}, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [
-        # Each has room for all of them, so that what is lost can come back.
+        # Each has resources for all replicas, so that lost ones can be replaced.
         cluster.add_node(num_cpus=4, resources={"worker": 4}, object_store_memory=STORE_BYTES)
         for _ in range(2)
     ]
@@ -71,8 +71,8 @@ def three_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
         cluster.shutdown()
 
 
-def deployed(folder: Path) -> Service:
-    """The tiny app with two editors, once both are up."""
+def deploy(folder: Path) -> Service:
+    """Deploy the tiny app with two editors, and wait until it answers."""
     port = free_port()
     jobs = {"store": {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}, "lease_s": 4}
     config = yaml.safe_load(tiny_file(folder / "tiny.yaml", port, jobs=jobs).read_text())
@@ -98,7 +98,7 @@ def deployed(folder: Path) -> Service:
 
 
 def num_editors() -> int:
-    """Those that run, as far as Serve knows."""
+    """The number of editors that Serve reports as running."""
     deployments = serve.status().applications["camera-edit"].deployments
     states: Any = deployments["Editor"].replica_states if "Editor" in deployments else {}
     running: int = states.get("RUNNING", 0)
@@ -123,16 +123,16 @@ def lose_a_node(
 
     def work(number: int) -> None:
         path = "/run" if number % 3 == 0 else "/runsync"
-        answered, told = post(service, path, {"input": {**FIELDS, "seed": number}})
-        kind = answered.job_status or ("with Retry-After" if answered.retry_after else "without Retry-After")
+        result, envelope = post(service, path, {"input": {**FIELDS, "seed": number}})
+        kind = result.job_status or ("with Retry-After" if result.retry_after else "without Retry-After")
         with lock:
-            answers[f"{answered.http_status} {kind}"] += 1
-            if path == "/run" and answered.http_status == 200:
-                accepted.append(told["id"])
+            answers[f"{result.http_status} {kind}"] += 1
+            if path == "/run" and result.http_status == 200:
+                accepted.append(envelope["id"])
         if path == "/run":
-            end_of(service, told["id"])
+            end_of(service, envelope["id"])
 
-    load = threading.Thread(target=by_clients, args=(num_clients, lambda _: not over.is_set(), work))
+    load = threading.Thread(target=run_clients, args=(num_clients, lambda _: not over.is_set(), work))
     load.start()
     time.sleep(BEFORE_S)
     cluster.remove_node(node, allow_graceful=False)

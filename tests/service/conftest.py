@@ -47,10 +47,10 @@ class Service:
         return self.log_file.read_text(errors="replace")
 
     def logged(self, pattern: str) -> list[Any]:
-        """What the log holds of a pattern, once it holds any: Ray brings the replicas' lines with a delay."""
+        """All matches of a pattern in the log, once there is one: Ray forwards the replicas' lines with a delay."""
         deadline = time.monotonic() + LOG_TIMEOUT_S
         while not (found := re.findall(pattern, self.log)):
-            assert time.monotonic() < deadline, f"the log never held {pattern!r}"
+            assert time.monotonic() < deadline, f"the log never contained {pattern!r}"
             time.sleep(0.1)
         return found
 
@@ -124,7 +124,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def jobs_of(folder: Path, receiver: Receiver) -> dict[str, Any]:
-    """Settings of jobs for a test: a store of its own, and webhooks to the receiver without long pauses."""
+    """The `jobs` settings of a test: its own store, and webhooks to the receiver with short pauses."""
     store = {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}
     return {"store": store, "webhook_origins": [receiver.origin], "webhook_gap_s": 0.2, "lease_s": 4}
 
@@ -132,7 +132,7 @@ def jobs_of(folder: Path, receiver: Receiver) -> dict[str, Any]:
 SwitchTo = Callable[[Host], Host]
 
 _started: list[Host] = []
-"""The service that tests share at the moment, if any."""
+"""The shared service that is running, if any."""
 
 
 def stop_started() -> None:
@@ -142,7 +142,7 @@ def stop_started() -> None:
 
 @pytest.fixture(scope="session")
 def switch_to() -> Iterator[SwitchTo]:
-    """Stops the service before and starts the next one."""
+    """Stops the shared service that is running and starts the next one."""
 
     def switch(host: Host) -> Host:
         stop_started()
@@ -169,7 +169,7 @@ def open_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, swit
 
 @pytest.fixture(scope="session")
 def service(open_host: Host) -> Service:
-    """A service that asks for no key."""
+    """A service that requires no API key."""
     return open_host.service
 
 
@@ -190,16 +190,16 @@ def narrow_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, sw
 
 @pytest.fixture(scope="session")
 def narrow(narrow_host: Host) -> Service:
-    """A service that asks for a key, runs one job and lets eight wait, started by `camera-edit run`."""
+    """A service that requires an API key, runs one job and queues eight, started by `camera-edit run`."""
     return narrow_host.service
 
 
 @dataclass(frozen=True)
 class OnRedis:
-    """A service with its jobs in a Redis of its own, on a device that fails on demand.
+    """A service that stores its jobs in its own Redis, on a device that fails on demand.
 
     Attributes:
-        fault: the file that makes the device fail once.
+        fault: creating this file makes the device fail once.
     """
 
     service: Service
@@ -224,13 +224,13 @@ def on_redis(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switc
 
 
 TOY_KEY = "k-1"
-# The requests that schemathesis invents and that are good are drawn, too: small, so that the bad ones get their turn.
+# Valid requests that schemathesis generates are drawn, too: small limits leave time for the invalid ones.
 TOY_LIMITS = {"max_side_px": 128, "max_inference_steps": 4, "max_edits_per_request": 8}
 
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Service:
-    """A service of the shipped tiny weights that asks for a key, with small limits."""
+    """A service with the shipped tiny weights that requires an API key, with small limits."""
     folder = tmp_path_factory.mktemp("toy")
     environment = {"CAMERA_EDIT_API_KEYS": f"another, {TOY_KEY}", "CAMERA_EDIT_OPERATOR_KEYS": "operator-key"}
     settings: dict[str, Any] = {"jobs": jobs_of(folder, receiver), "limits": TOY_LIMITS, "shipped": TINY_FILE}
@@ -293,7 +293,7 @@ def is_ready(service: Service) -> bool:
         # Before the routes are there, Serve's proxy answers 404 in plain text.
         return bool(response.json()["workers"]["ready"])
     except (requests.ConnectionError, requests.Timeout, KeyError, ValueError):
-        return False  # Not listening yet, or not yet ours.
+        return False  # Not listening yet, or without the app's routes.
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

@@ -1,4 +1,4 @@
-"""kill -9, as the chaos of a cluster does it."""
+"""Kills processes of a running service with SIGKILL."""
 
 import contextlib
 import subprocess
@@ -11,25 +11,25 @@ from ray._private.utils import read_ray_address
 
 def kill_all(process: "subprocess.Popen[bytes]") -> None:
     """Kill `serve run`, or `ray start`, and all that it started."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     addresses = gcs_addresses(process)
-    for member in family:
+    for member in tree:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
-    psutil.wait_procs(family, timeout=20)
+    psutil.wait_procs(tree, timeout=20)
     forget_cluster(addresses)
 
 
 def forget_cluster(addresses: Collection[str]) -> None:
-    """Remove Ray's record of its latest cluster where it names one of these, which are gone: the next `serve run`
-    without RAY_ADDRESS would try for minutes to reach it."""
+    """Remove Ray's record of its latest cluster if it names one of these dead ones: otherwise the next `serve run`
+    without RAY_ADDRESS tries to reach it for minutes."""
     if read_ray_address() in addresses:
         reset_ray_address()
 
 
 def gcs_addresses(process: "subprocess.Popen[bytes]") -> set[str]:
-    """Of the cluster that a process started, as Ray's own processes carry it on their command lines."""
+    """The addresses of the cluster that a process started, from the command lines of Ray's processes."""
     flag = "--gcs-address="
     found = set()
     for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
@@ -39,7 +39,7 @@ def gcs_addresses(process: "subprocess.Popen[bytes]") -> set[str]:
 
 
 def kill_replica(process: "subprocess.Popen[bytes]", deployment: str) -> bool:
-    """Kill the process of a deployment's only replica; False where there is none at the moment."""
+    """Kill the process of a deployment's only replica; False if there is none at the moment."""
     name = f"ray::ServeReplica:camera-edit:{deployment}"
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""The application with a memory leak in its Jobs deployment, to show that the soak test notices one."""
+"""The application with a memory leak in its Jobs deployment, to show that the soak test detects one."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ async def _leaking(self: JobService, spec: JobSpec, pictures: Sequence[Pictures]
 
 
 def webhook_body(spec: JobSpec, job: Job) -> bytes:
-    """The original one. A replica that receives it imports this module, and with it the leak."""
+    """Calls the original. A replica that unpickles it imports this module, and with it the leak."""
     return runpod_answers.webhook_body(spec, job)
 
 

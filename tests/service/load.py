@@ -1,4 +1,4 @@
-"""What the load scripts share: a tiny edit, clients on threads, and a look at the service's processes."""
+"""Shared by the load scripts: a tiny edit, client threads, and the service's processes."""
 
 import threading
 import time
@@ -18,8 +18,8 @@ EDIT: dict[str, Any] = {"image": PICTURE, "prompt": "x", "width": 64, "height": 
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One request's end: HTTP status (0: no answer), seconds, the status of its job and Retry-After, if told."""
+class Result:
+    """The result of one request: HTTP status (0: no response), seconds, job status and Retry-After, if present."""
 
     http_status: int
     elapsed_s: float
@@ -27,31 +27,31 @@ class Answered:
     retry_after: str | None = None
 
 
-def post(service: Service, path: str, body: dict[str, Any], timeout_s: float = 120) -> tuple[Answered, dict[str, Any]]:
-    """POST and look at what came; a connection that broke is an answer, too."""
+def post(service: Service, path: str, body: dict[str, Any], timeout_s: float = 120) -> tuple[Result, dict[str, Any]]:
+    """POST a body; returns the result and the JSON of the response. A broken connection has a result, too."""
     began = time.monotonic()
     try:
         response = requests.post(f"{service.url}{path}", json=body, timeout=timeout_s)
     except requests.RequestException:
-        return Answered(0, time.monotonic() - began), {}
+        return Result(0, time.monotonic() - began), {}
     elapsed_s = time.monotonic() - began
     try:
-        told: dict[str, Any] = response.json()
+        envelope: dict[str, Any] = response.json()
     except ValueError:
-        told = {}
-    answered = Answered(response.status_code, elapsed_s, told.get("status"), response.headers.get("retry-after"))
-    return answered, told
+        envelope = {}
+    result = Result(response.status_code, elapsed_s, envelope.get("status"), response.headers.get("retry-after"))
+    return result, envelope
 
 
-def by_clients(num_clients: int, until: Callable[[int], bool], work: Callable[[int], None]) -> None:
-    """Number after number, from 0 on, given to clients side by side, as long as `until` lets them."""
+def run_clients(num_clients: int, goes_on: Callable[[int], bool], work: Callable[[int], None]) -> None:
+    """Call `work` with 0, 1, 2, … on `num_clients` threads, as long as `goes_on` returns True for the number."""
     lock, numbers = threading.Lock(), iter(range(10**9))
 
     def client(_: int) -> None:
         while True:
             with lock:
                 number = next(numbers)
-            if not until(number):
+            if not goes_on(number):
                 return
             work(number)
 

@@ -1,6 +1,6 @@
-"""The job store is away for a while: `python -m tests.service.outage [--redis-s 30] [--sqlite-s 5] [--clients 16]`
+"""Make the job store unavailable: `python -m tests.service.outage [--redis-s 30] [--sqlite-s 5] [--clients 16]`
 
-Clients run jobs with webhooks while Redis is stopped, and then, on a service of its own, while the disk with the SQLite
+Clients run jobs with webhooks while Redis is stopped, and then, on another service, while the disk with the SQLite
 file is full (as root, who may mount a small disk). Exit status 1 unless every accepted job ended COMPLETED, with one
 webhook and the picture of an undisturbed run; no slot leaked; new work was refused with 503 and Retry-After meanwhile
 and accepted within two seconds of the store's return; and /health/ready gave the reason.
@@ -26,7 +26,7 @@ from tests.pictures import alike
 from tests.processes import RedisServer, free_port
 from tests.service.chaos import end_of
 from tests.service.conftest import Service, running
-from tests.service.load import EDIT, by_clients, post
+from tests.service.load import EDIT, post, run_clients
 from tests.service.receiver import Receiver, receiving
 
 BEFORE_S = AFTER_S = 3.0
@@ -39,32 +39,32 @@ HOOK = "/outage/200"
 
 
 @dataclass
-class Story:
+class Record:
     """What happened, with times on the monotonic clock.
 
     Attributes:
         hook: the path of the webhooks.
-        answers: to submissions: when they were sent and answered, the status, and whether they named a Retry-After.
+        answers: responses to submissions: when sent, when answered, the status, and whether it had a Retry-After.
         accepted: the seed of each accepted job by its id.
-        ready: what /health/ready answered: when, status and reason.
-        away: when the store went away and came back.
+        ready: responses of /health/ready: when, status and reason.
+        outage: when the store became unavailable and available again.
     """
 
     hook: str
     answers: list[tuple[float, float, int, bool]] = field(default_factory=list)
     accepted: dict[str, int] = field(default_factory=dict)
     ready: list[tuple[float, int, str | None]] = field(default_factory=list)
-    away: tuple[float, float] = (0.0, 0.0)
+    outage: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of a story's promises.
+class Outcome:
+    """The measured result of a run.
 
     Attributes:
         calls: how often the webhook of each accepted job was called with a status.
         refused_calls: calls for jobs whose clients were refused.
-        accepted_after_s: from the store's return until a job was accepted.
+        accepted_after_s: seconds from the store's return until a job was accepted.
     """
 
     ends: Counter[str]
@@ -92,88 +92,90 @@ class Verdict:
         return [problem for problem, is_so in found.items() if is_so]
 
 
-def live(
+def run_load(
     service: Service,
     receiver: Receiver,
     hook: str,
-    cut: Callable[[], None],
-    mend: Callable[[], None],
+    stop_store: Callable[[], None],
+    restore_store: Callable[[], None],
     outage_s: float,
     clients: int,
-) -> Story:
+) -> Record:
     """Let clients run jobs before, during and after an outage."""
-    story, lock, over = Story(hook), threading.Lock(), threading.Event()
+    record, lock, over = Record(hook), threading.Lock(), threading.Event()
 
     def work(number: int, waits: bool = True) -> None:
         sent = time.monotonic()
         body = {"input": {**EDIT, "seed": number}, "webhook": f"{receiver.origin}{hook}"}
-        answered, told = post(service, "/run", body, timeout_s=60)
+        result, envelope = post(service, "/run", body, timeout_s=60)
         with lock:
-            story.answers.append((sent, time.monotonic(), answered.http_status, answered.retry_after is not None))
-            if answered.http_status == 200:
-                story.accepted[told["id"]] = number
-        if answered.http_status == 200 and waits:
-            requests.get(f"{service.url}/status-sync/{told['id']}?wait=10000", timeout=60)
+            record.answers.append((sent, time.monotonic(), result.http_status, result.retry_after is not None))
+            if result.http_status == 200:
+                record.accepted[envelope["id"]] = number
+        if result.http_status == 200 and waits:
+            requests.get(f"{service.url}/status-sync/{envelope['id']}?wait=10000", timeout=60)
         else:
             time.sleep(SUBMIT_EVERY_S)
 
     def submit(number: int) -> None:
-        # Without waiting for the ends, so that there is always somebody who submits.
+        # Without waiting for the jobs to end, so that submissions never pause.
         work(10**6 + number, waits=False)
 
     def watch() -> None:
         while not over.wait(POLL_S):
             sent = time.monotonic()
             response = requests.get(f"{service.url}/health/ready", timeout=30)
-            story.ready.append((sent, response.status_code, response.json().get("reason")))
+            record.ready.append((sent, response.status_code, response.json().get("reason")))
 
-    load = threading.Thread(target=by_clients, args=(clients - 1, lambda _: not over.is_set(), work))
+    load = threading.Thread(target=run_clients, args=(clients - 1, lambda _: not over.is_set(), work))
     threads = [
         load,
-        threading.Thread(target=by_clients, args=(1, lambda _: not over.is_set(), submit)),
+        threading.Thread(target=run_clients, args=(1, lambda _: not over.is_set(), submit)),
         threading.Thread(target=watch),
     ]
     for thread in threads:
         thread.start()
     try:
         time.sleep(BEFORE_S)
-        cut()
+        stop_store()
         began = time.monotonic()
         time.sleep(outage_s)
-        mend()
-        story.away = began, time.monotonic()
+        restore_store()
+        record.outage = began, time.monotonic()
         time.sleep(AFTER_S)
     finally:
         over.set()
         for thread in threads:
             thread.join()
-    return story
+    return record
 
 
-def judge(service: Service, receiver: Receiver, story: Story) -> Verdict:
+def evaluate(service: Service, receiver: Receiver, record: Record) -> Outcome:
     """Wait for the ends of all accepted jobs, and compare."""
     deadline = time.monotonic() + END_S
-    ends = {job_id: end_of(service, job_id, deadline) for job_id in story.accepted}
-    began, back = story.away
-    calls = Counter((body["id"], body["status"]) for body in receiver.bodies(story.hook, len(ends), timeout_s=60))
-    refused = [(sent, status, named) for sent, _, status, named in story.answers if status != 200]
-    accepted = [answered for sent, answered, status, _ in story.answers if status == 200 and answered > back]
+    ends = {job_id: end_of(service, job_id, deadline) for job_id in record.accepted}
+    began, back = record.outage
+    calls = Counter((body["id"], body["status"]) for body in receiver.bodies(record.hook, len(ends), timeout_s=60))
+    refused = [(status, retry_after) for _, _, status, retry_after in record.answers if status != 200]
+    accepted = [answered for sent, answered, status, _ in record.answers if status == 200 and answered > back]
     jobs = requests.get(f"{service.url}/health", timeout=30).json()["jobs"]
-    return Verdict(
+    return Outcome(
         ends=Counter(str(end.get("status", "lost")) for end in ends.values()),
         calls=Counter({call: number for call, number in calls.items() if call[0] in ends}),
         refused_calls=sum(number for call, number in calls.items() if call[0] not in ends),
-        wrong_pictures=wrong_pictures(service, story, ends),
+        wrong_pictures=wrong_pictures(service, record, ends),
         left=(jobs["inQueue"], jobs["inProgress"]),
-        refusals=Counter(f"{status} {'with' if named else 'without'} Retry-After" for _, status, named in refused),
-        reasons=Counter(str(reason) for at, status, reason in story.ready if status == 503 and began < at < back),
+        refusals=Counter(
+            f"{status} {'with' if retry_after else 'without'} Retry-After" for status, retry_after in refused
+        ),
+        reasons=Counter(str(reason) for at, status, reason in record.ready if status == 503 and began < at < back),
         accepted_after_s=min(accepted, default=float("inf")) - back,
     )
 
 
-def wrong_pictures(service: Service, story: Story, ends: dict[str, dict[str, Any]]) -> int:
-    """Of the jobs that were there when the store went away, those with another picture than when run again."""
-    disturbed = list(story.accepted.items())[-32:]
+def wrong_pictures(service: Service, record: Record, ends: dict[str, dict[str, Any]]) -> int:
+    """How many of the last 32 accepted jobs have another picture than when run again."""
+    disturbed = list(record.accepted.items())[-32:]
     runs = {number: service.run(**{**EDIT, "seed": number})["output"]["images"][0] for _, number in disturbed}
     return sum(
         not alike(ends[job_id]["output"]["images"][0], runs[number])
@@ -182,16 +184,16 @@ def wrong_pictures(service: Service, story: Story, ends: dict[str, dict[str, Any
     )
 
 
-def report(name: str, verdict: Verdict) -> int:
+def report(name: str, outcome: Outcome) -> int:
     console = Console(width=120, highlight=False)
-    console.print(f"{name}: {verdict.ends.total()} jobs accepted, ends {dict(verdict.ends)}")
-    console.print(f"  webhook calls: {verdict.calls.total()}, for refused jobs: {verdict.refused_calls}")
-    console.print(f"  other pictures: {verdict.wrong_pictures}")
-    console.print(f"  refusals: {dict(verdict.refusals)}; reasons of /health/ready: {dict(verdict.reasons)}")
-    console.print(f"  left in queue and in progress: {verdict.left}")
-    console.print(f"  a job was accepted {verdict.accepted_after_s:.2f} s after the store's return")
-    problems = verdict.problems
-    if verdict.accepted_after_s > ACCEPTED_WITHIN_S:
+    console.print(f"{name}: {outcome.ends.total()} jobs accepted, ends {dict(outcome.ends)}")
+    console.print(f"  webhook calls: {outcome.calls.total()}, for refused jobs: {outcome.refused_calls}")
+    console.print(f"  wrong pictures: {outcome.wrong_pictures}")
+    console.print(f"  refusals: {dict(outcome.refusals)}; reasons of /health/ready: {dict(outcome.reasons)}")
+    console.print(f"  left in queue and in progress: {outcome.left}")
+    console.print(f"  a job was accepted {outcome.accepted_after_s:.2f} s after the store's return")
+    problems = outcome.problems
+    if outcome.accepted_after_s > ACCEPTED_WITHIN_S:
         problems.append("new work was accepted too late")
     for problem in problems:
         console.print(f"  [red]{problem}")
@@ -204,8 +206,8 @@ def with_redis(folder: Path, receiver: Receiver, outage_s: float, clients: int) 
     try:
         jobs = {**jobs_settings(receiver), "store": {"kind": "redis", "url": server.url}}
         with running(folder, free_port(), jobs, rewriter=None) as service:
-            story = live(service, receiver, HOOK, server.stop, server.start, outage_s, clients)
-            return report(f"Redis stopped for {outage_s:g} s", judge(service, receiver, story))
+            record = run_load(service, receiver, HOOK, server.stop, server.start, outage_s, clients)
+            return report(f"Redis stopped for {outage_s:g} s", evaluate(service, receiver, record))
     finally:
         server.stop()
 
@@ -215,8 +217,8 @@ def with_sqlite(folder: Path, receiver: Receiver, outage_s: float, clients: int)
         filler = disk / "filler"
         jobs = {**jobs_settings(receiver), "store": {"kind": "sqlite", "path": str(disk / "jobs.sqlite3")}}
         with running(folder, free_port(), jobs, rewriter=None) as service:
-            story = live(service, receiver, HOOK, lambda: fill(filler), filler.unlink, outage_s, clients)
-            return report(f"SQLite's disk full for {outage_s:g} s", judge(service, receiver, story))
+            record = run_load(service, receiver, HOOK, lambda: fill(filler), filler.unlink, outage_s, clients)
+            return report(f"SQLite's disk full for {outage_s:g} s", evaluate(service, receiver, record))
 
 
 def jobs_settings(receiver: Receiver) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def jobs_settings(receiver: Receiver) -> dict[str, Any]:
 
 
 def fill(filler: Path) -> None:
-    """Take the rest of a disk."""
+    """Fill the disk."""
     with filler.open("wb", buffering=0) as file:
         try:
             while file.write(bytes(4096)):
@@ -235,7 +237,7 @@ def fill(filler: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of its own in memory; only root may mount one."""
+    """A small disk in memory; only root may mount one."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)], check=True)
     try:

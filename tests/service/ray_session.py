@@ -1,4 +1,4 @@
-"""What Ray keeps and tells of a running service: its session's folder, with all log files, and its metrics."""
+"""Ray's session folder of a running service, with all log files, and the metrics that Ray exports."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ def session_folder(service: Service) -> Path:
     """Where Ray writes everything of the cluster that `serve run` started."""
     (pid, *_) = service.logged(r"\(ServeController pid=(\d+)\)")
     logs = Path("/tmp/ray").glob(f"session_*/logs/serve/controller_{pid}.log")
-    return max(logs, key=lambda log: log.stat().st_mtime).parents[2]  # an earlier process may have had the same number
+    return max(logs, key=lambda log: log.stat().st_mtime).parents[2]  # an earlier process may have had the same pid
 
 
 def exported(service: Service) -> str:
-    """What the node's exporter tells Prometheus."""
+    """The metrics that the node exports to Prometheus, as text."""
     (port_file,) = session_folder(service).glob("metrics_export_port_*")
     response = requests.get(f"http://127.0.0.1:{port_file.read_text()}/metrics", timeout=30)
     response.raise_for_status()

@@ -1,4 +1,4 @@
-"""A host of ours that the service may call: it serves pictures and takes webhooks, well or badly."""
+"""A local HTTP server that serves pictures and receives webhooks, with failures on demand."""
 
 import json
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from tests.waiting import until
 
 
 class Receiver(ThreadingHTTPServer):
-    """Webhooks are taken at `/NAME/STATUS,STATUS…`: each call gets the next status, the last one again and again.
-    `/never` accepts and does not answer. Pictures lie at any path given to `serve`."""
+    """Receives webhooks at `/NAME/STATUS,STATUS…`: each call gets the next status; the last one repeats. `/never` reads
+    a webhook and does not answer. `pictures` holds the pictures to serve, by their paths."""
 
     daemon_threads = True
 
@@ -27,7 +27,7 @@ class Receiver(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def bodies(self, path: str, count: int, timeout_s: float = 20) -> list[dict[str, Any]]:
-        """The bodies that this path got, once there are so many."""
+        """The bodies that this path received, once there are at least `count`."""
         until(lambda: sum(called == path for called, _ in self.calls) >= count, timeout_s)
         return [body for called, body in self.calls if called == path]
 

@@ -1,8 +1,8 @@
-"""Does anything grow? `python -m tests.service.soak [--requests 10000] [--clients 8] [--leak]`
+"""Check that nothing grows: `python -m tests.service.soak [--requests 10000] [--clients 8] [--leak]`
 
 Sends requests to the tiny app, a tenth of them broken, and watches memory, open files and threads of all its
 processes. Exit status 1: an answer of 500, a memory that grows by a MiB and more per 1,000 requests after the warm-up,
-or files or threads that grow. `--leak` runs an app that hoards 8 KiB with each request, and must end so.
+or files or threads that grow. `--leak` runs an app that leaks 8 KiB per request, and must exit with 1.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tests.service.conftest import Service, host_in
-from tests.service.load import EDIT, by_clients, post, processes
+from tests.service.load import EDIT, post, processes, run_clients
 
 WARM_UP = 0.3
 """The part of the requests after which memory is expected to be level."""
@@ -60,7 +60,7 @@ def main() -> int:
 
 @contextmanager
 def started(folder: Path, leak: bool) -> Iterator[tuple[Service, int]]:
-    """The tiny app, its `serve run` process's id."""
+    """Run the tiny app; yields the service and the pid of `serve run`."""
     build = "tests.service.leaky:build" if leak else "serve_app.app:build"
     jobs = {"store": {"kind": "sqlite", "path": str(folder / "jobs")}}
     host = host_in(folder, build=build, jobs=jobs)
@@ -83,25 +83,25 @@ def soak(
         def work(number: int) -> None:
             fields = BROKEN[number // 10 % len(BROKEN)] if number % 10 == 0 else {**EDIT, "seed": number % 97}
             path = "/runsync" if number % 2 else "/v2/any/runsync"
-            answered, _ = post(service, path, {"input": fields})
-            statuses[answered.http_status] += 1
+            result, _ = post(service, path, {"input": fields})
+            statuses[result.http_status] += 1
             if number % every == 0:
-                for name, sample in look(pid, number).items():
+                for name, sample in sample_processes(pid, number).items():
                     samples.setdefault(name, []).append(sample)
             bar.advance(task)
 
-        by_clients(num_clients, lambda number: number < num_requests, work)
+        run_clients(num_clients, lambda number: number < num_requests, work)
     return statuses, samples
 
 
-def look(pid: int, number: int) -> dict[str, Sample]:
-    seen = {}
+def sample_processes(pid: int, number: int) -> dict[str, Sample]:
+    found = {}
     for name, process in processes(pid).items():
         try:
-            seen[name] = Sample(number, process.memory_info().rss / 2**20, process.num_fds(), process.num_threads())
+            found[name] = Sample(number, process.memory_info().rss / 2**20, process.num_fds(), process.num_threads())
         except psutil.Error:
             continue
-    return seen
+    return found
 
 
 def report(statuses: Counter[int], samples: dict[str, list[Sample]]) -> int:
@@ -111,7 +111,7 @@ def report(statuses: Counter[int], samples: dict[str, list[Sample]]) -> int:
     for name, all_samples in sorted(samples.items()):
         level = [sample for sample in all_samples if sample.requests >= WARM_UP * last]
         if len(level) < 5:
-            continue  # A process of Ray's own that came and went.
+            continue  # A short-lived process of Ray's.
         slope = 1000 * slope_of(level)
         files, threads = (growth(level, kind) for kind in ("files", "threads"))
         table.add_row(name, f"{level[-1].rss_mib:.0f}", f"{slope:+.2f}", f"{files:+.0f}", f"{threads:+.0f}")

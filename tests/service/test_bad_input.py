@@ -1,7 +1,7 @@
 """Bad input over real HTTP: a 400 that names the field and the fix and makes no job, and the next request works.
 
-The full list of messages is tested in tests/ingress; here the running service shows that nothing behind the parser
-is touched or broken.
+The full list of messages is tested in tests/ingress; these tests show that bad input neither reaches
+nor breaks what is behind the parser.
 """
 
 import struct

@@ -14,7 +14,7 @@ from tests.service.test_peer_faults import LONG, PNG
 ENDLESS: dict[str, Any] = {"image": PICTURE, "prompt": "x", "width": 512, "height": 512, "num_inference_steps": 100}
 
 
-def check_that_it_left(service: Service, request_id: str) -> None:
+def check_that_the_edit_left(service: Service, request_id: str) -> None:
     assert service.logged(rf"edit {request_id} (?:expired|cancelled) after [\d.]+ s")
     assert f"edit {request_id} done" not in service.log
 
@@ -31,14 +31,14 @@ def test_an_openai_edit(service: Service, stream: str) -> None:
         timeout=120,
     )
     assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
-    check_that_it_left(service, request_id)
+    check_that_the_edit_left(service, request_id)
 
 
 def test_a_runpod_job(service: Service) -> None:
     job_id = start(service, {**ENDLESS, "timeout_s": 1})
     envelope = ended(service, job_id)
     assert (envelope["status"], envelope["error"]) == ("FAILED", "The request was not done within 1 s (timeout_s).")
-    check_that_it_left(service, job_id)
+    check_that_the_edit_left(service, job_id)
 
 
 def test_a_runpod_job_that_its_client_waits_for(service: Service) -> None:

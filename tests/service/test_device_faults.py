@@ -33,18 +33,18 @@ def test_a_cuda_error_fails_the_edit_and_replaces_the_editor(faulty: Service, on
     until(lambda: health(faulty) == 503)
     # Work that comes now is not refused: it waits for the new editor.
     waiting = start(faulty, EDIT)
-    until(lambda: health(faulty) == 200, pause_s=0.25)  # asking costs the service time, too
+    until(lambda: health(faulty) == 200, pause_s=0.25)  # each request costs the service time
     print(f"the editor was replaced {time.monotonic() - began:.1f} s after the CUDA error")
     assert ended(faulty, waiting)["status"] == "COMPLETED"
     assert len(faulty.logged("the engine has come to its end, and this replica with it")) == 1
     assert faulty.run(**{**EDIT, "width": LOST_WIDTH})["status"] == "COMPLETED"
 
 
-def test_without_enough_memory_only_the_edit_that_asks_for_it_fails(faulty: Service) -> None:
+def test_without_enough_memory_only_the_edit_that_needs_it_fails(faulty: Service) -> None:
     middling: dict[str, Any] = {**EDIT, "num_inference_steps": 30}
     small, large = start(faulty, middling), start(faulty, {**middling, "width": LARGE_WIDTH})
-    told = ended(faulty, large)
-    assert told["status"] == "FAILED"
-    assert "more memory than the server has" in told["error"]
+    envelope = ended(faulty, large)
+    assert envelope["status"] == "FAILED"
+    assert "more memory than the server has" in envelope["error"]
     assert ended(faulty, small)["status"] == "COMPLETED"
     assert health(faulty) == 200

@@ -35,7 +35,7 @@ def test_single_edit_with_camera_and_rewriting(service: Service) -> None:
     output = check(envelope, num_images=1)
     assert output["seed"] == 1337
     assert output["final_prompts"] == [f"<sks> front-right quarter view elevated shot medium shot {prompt}"]
-    # Random weights speak no JSON, and the answer says so instead of hiding it.
+    # Random weights write no JSON, and the response reports it.
     reason = "the rewriter's answer held no JSON object"
     assert output["rewritten_log"] == [{"prompt": prompt, "rewritten": None, "reason": reason}]
     assert from_base64(output["images"][0]).size == (256, 256)
@@ -89,7 +89,7 @@ def check(envelope: dict[str, Any], num_images: int) -> dict[str, Any]:
     return output
 
 
-# The document's own programs, run as they stand.
+# The document's own programs, with only the host changed.
 
 needs_document = pytest.mark.skipif(not DOCUMENT.exists(), reason="the users' API document is not beside this clone")
 
@@ -104,7 +104,7 @@ def program(language: str, number: int) -> str:
 @needs_document
 def test_the_documents_curl_program(service: Service, tmp_path: Path) -> None:
     photograph("astronaut").save(tmp_path / "input_scene.png")
-    # GNU's base64 breaks its lines, so that the document's JSON holds bare line breaks: it must work all the same.
+    # GNU's base64 breaks its lines, so the document's JSON contains bare line breaks; it must work nevertheless.
     run(["bash", "-euo", "pipefail", "-c", program("bash", 0).replace(CLOUD, service.url)], tmp_path)
     assert from_file(tmp_path / "output_result.png") == ("PNG", (256, 256))
 

@@ -1,4 +1,4 @@
-"""The doors of a running service: health, headers that would steer Serve, the drain, and no start without keys."""
+"""Operator endpoints, health, clients that set Serve's control headers, and no public start without keys."""
 
 import subprocess
 import sys
@@ -59,7 +59,7 @@ def test_a_client_cannot_set_the_time_limit(service: Service) -> None:
     assert (response.status_code, response.json()["status"]) == (200, "COMPLETED")
 
 
-def test_a_client_cannot_leave_its_work_behind(service: Service) -> None:
+def test_a_client_cannot_keep_its_edit_running_after_it_leaves(service: Service) -> None:
     request_id = "staying"
     with pytest.raises(requests.ReadTimeout):
         requests.post(
@@ -76,7 +76,7 @@ def test_a_client_cannot_leave_its_work_behind(service: Service) -> None:
 
 
 def named_file(folder: Path, **settings: Any) -> Path:
-    """The tiny app on a host that is not known to be this machine: names are not looked up. It is this machine."""
+    """The tiny app on a host name that is not recognised as this machine, since names are not resolved, but is."""
     file = tiny_file(folder / "named.yaml", free_port(), **settings)
     config = yaml.safe_load(file.read_text())
     config["http_options"]["host"] = "LOCALHOST"
@@ -84,7 +84,7 @@ def named_file(folder: Path, **settings: Any) -> Path:
     return file
 
 
-def test_it_does_not_start_open_to_others_without_keys(tmp_path: Path, receiver: Receiver) -> None:
+def test_without_keys_it_does_not_start_on_a_public_host(tmp_path: Path, receiver: Receiver) -> None:
     log_file = tmp_path / "serve.log"
     process = serve_run(named_file(tmp_path, jobs=jobs_of(tmp_path, receiver)), log_file)
     try:

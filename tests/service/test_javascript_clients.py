@@ -1,4 +1,4 @@
-"""The official JavaScript clients, under Node: the tests themselves lie in tests/clients/."""
+"""The official JavaScript clients, under Node: the tests themselves are in tests/clients/."""
 
 import os
 import shutil

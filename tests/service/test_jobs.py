@@ -1,4 +1,4 @@
-"""Jobs over HTTP: states, webhooks, streams, and what a cancelled one leaves behind."""
+"""Jobs over HTTP: states, webhooks, streams and cancellation."""
 
 import re
 import time
@@ -70,8 +70,8 @@ def test_a_webhook_that_fails_twice_is_called_three_times(service: Service, rece
     bodies = receiver.bodies(path, 3)
     time.sleep(1)  # several times the pause between two attempts
     assert receiver.bodies(path, 3) == bodies == [bodies[0]] * 3
-    asked = {key: value for key, value in QUICK.items() if key != "image"}
-    assert bodies[0] == {**done, "input": asked, "webhook": f"{receiver.origin}{path}"}
+    echoed = {key: value for key, value in QUICK.items() if key != "image"}
+    assert bodies[0] == {**done, "input": echoed, "webhook": f"{receiver.origin}{path}"}
 
 
 def test_a_webhook_that_never_answers_delays_nothing(service: Service, receiver: Receiver) -> None:
@@ -111,14 +111,14 @@ def test_the_first_picture_is_streamed_before_the_last_one_is_made(service: Serv
     first: dict[str, Any] = {}
     streamed: dict[int, str] = {}
     while len(streamed) < 8:
-        news = requests.get(f"{service.url}/stream/{job_id}", timeout=30).json()
+        update = requests.get(f"{service.url}/stream/{job_id}", timeout=30).json()
         streamed |= {
             item["output"]["index"]: item["output"]["image"]
-            for item in news["stream"]
+            for item in update["stream"]
             if item["output"]["type"] == "image"
         }
         if streamed and not first:
-            first = news
+            first = update
     assert first["status"] == "IN_PROGRESS"
     assert len(first["stream"]) < 8
     images = ended(service, job_id)["output"]["images"]
@@ -128,7 +128,7 @@ def test_the_first_picture_is_streamed_before_the_last_one_is_made(service: Serv
 
 
 def alone(service: Service, fields: dict[str, Any], index: int) -> str:
-    """The picture of one of a request's edits, sent on its own."""
+    """The picture of one of a request's edits when sent as a request of its own."""
     if "views" in fields:
         own = {"prompt": fields["prompt"], "azimuth": 45 * index}
     else:

@@ -1,4 +1,4 @@
-"""What a kill leaves behind."""
+"""`kill_all` removes Ray's record of the killed cluster, and no other."""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ from ray._common.utils import get_ray_address_file
 
 from tests.service.kill import kill_all
 
-# A parent with a child that is named as Ray names its processes.
-FAMILY = """
+# A parent whose child has a command line like that of Ray's processes.
+PARENT = """
 import subprocess, sys
 command = [sys.executable, "-c", "input()", "--gcs-address=127.0.0.1:4321"]
 child = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -27,7 +27,7 @@ def test_the_record_of_a_killed_cluster_is_removed(
     record = Path(get_ray_address_file(None))
     record.parent.mkdir()
     record.write_text(recorded)
-    with subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"started\n"
         kill_all(process)

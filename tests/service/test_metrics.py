@@ -1,4 +1,4 @@
-"""Every query of configs/grafana finds its metrics in a running service, and no label has what a caller wrote."""
+"""Every query of configs/grafana finds its metrics in a running service, and no label contains client input."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.service.receiver import Receiver
 from tests.service.test_jobs import LONG, PICTURE, QUICK, ended, post, start, until_in_progress
 
 EXPORT_TIMEOUT_S = 60
-"""A health check's period, then that of Ray's reports, and their ways on a busy machine."""
+"""A health check's period and that of Ray's reports, with a margin for a busy machine."""
 
 KINDS = (
     ("edits_ended_total", "end", {"completed", "cancelled"}),
@@ -23,12 +23,12 @@ KINDS = (
     ("requests_total", "status", {"200", "404", "422"}),
     ("stage_seconds_count", "stage", {"queue", "encode", "steps", "decode", "compress"}),
 )
-"""What happens in this module counts as these kinds, sooner or later: a webhook is refused after its third try."""
+"""Metrics with a label and the values that this module's requests produce; a webhook is refused after its third try."""
 
 
 @pytest.fixture(scope="module")
 def busy(service: Service, receiver: Receiver) -> Samples:
-    """The metrics after a little of everything."""
+    """The metrics after requests of every kind."""
     service.run(**QUICK, rewrite_prompt=True)
     again = service.run(**QUICK)
     assert requests.get(f"{service.url}/status/nobody-knows-it", timeout=30).status_code == 404
@@ -45,13 +45,13 @@ def busy(service: Service, receiver: Receiver) -> Samples:
     for status in ("200", "500"):
         ended(service, start(service, webhook=f"{receiver.origin}/hook/{status}"))
     assert again["status"] == "COMPLETED"
-    return once(service, lambda found: not missing(found) and all(holds(found, *kind) for kind in KINDS))
+    return exported_once(service, lambda found: not missing(found) and all(holds(found, *kind) for kind in KINDS))
 
 
-def once(service: Service, enough: Callable[[Samples], bool]) -> Samples:
-    """What is exported, once it is enough or the time is over."""
+def exported_once(service: Service, is_complete: Callable[[Samples], bool]) -> Samples:
+    """The exported metrics, once they are complete or the time limit has passed."""
     deadline = time.monotonic() + EXPORT_TIMEOUT_S
-    while not enough(found := samples(exported(service))) and time.monotonic() < deadline:
+    while not is_complete(found := samples(exported(service))) and time.monotonic() < deadline:
         time.sleep(1)
     return found
 
@@ -72,14 +72,14 @@ def test_every_query_finds_its_metrics_and_labels(busy: Samples, query: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0])
-def test_counts_by_their_kind(busy: Samples, kind: tuple[str, str, set[str]]) -> None:
+def test_events_are_counted_by_kind(busy: Samples, kind: tuple[str, str, set[str]]) -> None:
     assert holds(busy, *kind)
 
 
-def test_requests_are_told_apart_by_route_and_not_by_path(busy: Samples) -> None:
-    told = {(labels["dialect"], labels["route"]) for labels in busy["ray_camera_edit_requests_total"]}
+def test_requests_are_counted_by_route_and_not_by_path(busy: Samples) -> None:
+    counted = {(labels["dialect"], labels["route"]) for labels in busy["ray_camera_edit_requests_total"]}
     jobs = {
         ("runpod", route) for route in ("/run", "/runsync", "/status/{job_id}", "/cancel/{job_id}", "/retry/{job_id}")
     }
-    assert told >= {("openai", "/v1/images/edits"), *jobs}
-    assert not [route for _, route in told if "nobody" in route or "mine" in route]
+    assert counted >= {("openai", "/v1/images/edits"), *jobs}
+    assert not [route for _, route in counted if "nobody" in route or "mine" in route]

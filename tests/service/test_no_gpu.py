@@ -1,4 +1,4 @@
-"""`serve run serve_config.yaml` where no GPU is: it ends and says what to do, unless one may still come."""
+"""`serve run serve_config.yaml` without a GPU: it exits with advice, unless a GPU may still be added."""
 
 import subprocess
 import sys
@@ -84,7 +84,7 @@ def head_with_autoscaler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         forget_cluster(addresses)
 
 
-# In a process of its own: Ray ends any process whose head node goes away. The autoscaler starts a moment after the
+# In a process of its own: Ray ends any process whose head node stops. The autoscaler starts a moment after the
 # head node answers, so a first refusal may be too early.
 CHECK = """
 import logging, sys, time, ray
@@ -105,7 +105,7 @@ sys.exit(1)
 """
 
 
-def test_it_waits_where_an_autoscaler_may_bring_one(head_with_autoscaler: str) -> None:
+def test_it_waits_if_an_autoscaler_may_add_one(head_with_autoscaler: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", CHECK, head_with_autoscaler]
     for _ in range(10):  # until the head node answers
         check = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
@@ -119,11 +119,11 @@ def test_it_waits_where_an_autoscaler_may_bring_one(head_with_autoscaler: str) -
 
 @dataclass(frozen=True)
 class Situation:
-    """A cluster as the check sees it."""
+    """A cluster and settings, as `require_gpus` sees them."""
 
     num_gpus: float = 0
     kuberay: bool = False
-    promised: float = 0
+    num_coming_gpus: float = 0
     wait_for_gpu: bool | None = None
     device: Literal["cpu", "cuda"] = "cuda"
 
@@ -133,23 +133,23 @@ SITUATIONS = [
     (Situation(device="cpu"), True),
     (Situation(num_gpus=1), True),
     (Situation(kuberay=True), True),
-    (Situation(promised=8), True),
+    (Situation(num_coming_gpus=8), True),
     (Situation(wait_for_gpu=True), True),
     (Situation(kuberay=True, wait_for_gpu=False), False),
     (Situation(num_gpus=1, wait_for_gpu=False), True),
 ]
 
 
-@pytest.mark.parametrize(("situation", "goes_on"), SITUATIONS)
-def test_when_it_goes_on(situation: Situation, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("situation", "starts"), SITUATIONS)
+def test_when_it_starts(situation: Situation, starts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(gpus.KUBERAY_VARIABLE, raising=False)
     if situation.kuberay:
         monkeypatch.setenv(gpus.KUBERAY_VARIABLE, "1")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": situation.num_gpus})
-    monkeypatch.setattr(gpus, "_reported_gpus", lambda: situation.promised)
+    monkeypatch.setattr(gpus, "_reported_gpus", lambda: situation.num_coming_gpus)
     monkeypatch.setattr(gpus, "_autoscaler_runs_here", lambda: False)
     monkeypatch.setattr(gpus, "end_serve_run", lambda: None)
     editor = EditorSettings(base=WeightsSource(path="anything"), device=situation.device)
     settings = AppSettings(editor=editor, wait_for_gpu=situation.wait_for_gpu)
-    with nullcontext() if goes_on else pytest.raises(NoGpuError):
+    with nullcontext() if starts else pytest.raises(NoGpuError):
         require_gpus(settings)

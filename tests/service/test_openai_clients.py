@@ -21,8 +21,8 @@ DOCUMENT = ROOT.parent / "shared" / "seeds" / "image-edit-api.md"
 MODEL = "Qwen-Image-Edit-2511"
 PNG = to_png(photograph("astronaut", 96, 64))
 SECOND = to_png(photograph("coffee", 64, 64))
-WISH = "make it sunset"
-QUICK: dict[str, Any] = {"model": MODEL, "prompt": WISH, "size": "64x64"}
+PROMPT = "make it sunset"
+QUICK: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "size": "64x64"}
 ONE_STEP = {"num_inference_steps": 1, "seed": 7}
 
 
@@ -33,9 +33,9 @@ def client(service: Service) -> Iterator[OpenAI]:
 
 
 def by_runpod(service: Service, *pictures: bytes, **fields: Any) -> bytes:
-    """The same edit by the other dialect."""
+    """The picture of the same edit through the RunPod dialect."""
     images = [base64.b64encode(picture).decode() for picture in pictures]
-    envelope = service.run(images=images, prompt=WISH, **{"width": 64, "height": 64, **ONE_STEP, **fields})
+    envelope = service.run(images=images, prompt=PROMPT, **{"width": 64, "height": 64, **ONE_STEP, **fields})
     return base64.b64decode(envelope["output"]["images"][0])
 
 
@@ -49,7 +49,7 @@ def test_one_file(client: OpenAI, service: Service) -> None:
     assert only(answer) == by_runpod(service, PNG)
     assert answer.output_format == "png"
     assert answer.size == "64x64"
-    assert answer.data[0].revised_prompt == WISH
+    assert answer.data[0].revised_prompt == PROMPT
 
 
 def test_several_files_in_order(client: OpenAI, service: Service) -> None:
@@ -68,7 +68,7 @@ def test_urls_and_no_file(client: OpenAI, service: Service, receiver: Receiver) 
     answer = client.images.edit(
         image=[],
         model=MODEL,
-        prompt=WISH,
+        prompt=PROMPT,
         size="512x512",
         stream=False,
         output_format="jpeg",
@@ -91,7 +91,7 @@ def test_a_url_that_may_not_be_fetched(client: OpenAI) -> None:
 
 
 def test_a_large_data_url(client: OpenAI) -> None:
-    # What follows a PNG's end is not read. Forms that are read with their usual limits end at 1 MiB of text.
+    # Bytes after a PNG's end are ignored. Starlette's default limit for a form's text field is 1 MiB.
     url = f"data:image/png;base64,{base64.b64encode(PNG + bytes(2 * 2**20)).decode()}"
     assert len(url) > 2 * 2**20
     assert only(client.images.edit(image=[], **QUICK, extra_body={"url": [url], **ONE_STEP}))
@@ -105,11 +105,11 @@ def test_variants_use_successive_seeds(client: OpenAI, service: Service) -> None
         assert alike(each.b64_json, own)
 
 
-def test_the_camera_works_here_too(client: OpenAI, service: Service) -> None:
+def test_the_camera_fields_work(client: OpenAI, service: Service) -> None:
     camera = {"azimuth": 90, "distance": 0.6}
     answer = client.images.edit(image=PNG, **QUICK, extra_body={**ONE_STEP, **camera})
     assert only(answer) == by_runpod(service, PNG, **camera)
-    assert answer.data[0].revised_prompt == f"<sks> right side view eye-level shot close-up {WISH}"
+    assert answer.data[0].revised_prompt == f"<sks> right side view eye-level shot close-up {PROMPT}"
 
 
 def test_a_stream_shows_previews_and_then_the_picture(client: OpenAI, service: Service) -> None:
@@ -124,7 +124,7 @@ def test_a_stream_shows_previews_and_then_the_picture(client: OpenAI, service: S
     assert usage.output_tokens == (64 // 16) ** 2
 
 
-def test_a_drawn_seed_is_told_and_repeats(client: OpenAI) -> None:
+def test_a_random_seed_is_returned_and_reproduces_the_picture(client: OpenAI) -> None:
     first = client.images.edit(image=PNG, **QUICK, extra_body={"num_inference_steps": 1})
     second = client.images.edit(image=PNG, **QUICK, extra_body={"num_inference_steps": 1})
     assert only(first) != only(second)
@@ -150,7 +150,7 @@ def test_models(client: OpenAI) -> None:
         ({"image": []}, UnprocessableEntityError, "Field 'image' or 'url' is required", "image"),
     ],
 )
-def test_errors_are_the_clients_own_and_readable(
+def test_errors_have_the_clients_own_classes_and_messages(
     client: OpenAI, fields: dict[str, Any], kind: type[APIStatusError], message: str, param: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -166,13 +166,13 @@ def test_the_same_key_is_the_same_picture(client: OpenAI, service: Service) -> N
     headers = {"Idempotency-Key": "openai-1"}
     first = client.images.edit(image=PNG, **QUICK, extra_headers=headers)
     again = client.images.edit(image=PNG, **QUICK, extra_headers=headers)
-    # No seed was given: a second run would have drawn another one.
+    # No seed was sent: a second run would use another one.
     assert only(again) == only(first)
     with pytest.raises(UnprocessableEntityError, match="Idempotency-Key"):
         client.images.edit(image=SECOND, **QUICK, extra_headers=headers)
 
 
-# The document's own curl calls, run as they stand but for the placeholders: host, model, files.
+# The document's own curl calls, with only the placeholders replaced: host, model, files.
 
 needs_document = pytest.mark.skipif(not DOCUMENT.exists(), reason="the users' API document is not beside this clone")
 

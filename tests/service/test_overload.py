@@ -1,4 +1,4 @@
-"""More clients than there is room for, clients that leave, clients that dawdle."""
+"""More clients than the queue holds, clients that leave, slow clients."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.service.load import EDIT
 from tests.waiting import until
 
 NUM_CLIENTS = 200
-# Surely not done while the clients come.
+# Long enough to run while all clients connect.
 LONG = {**EDIT, "width": 512, "height": 512, "num_inference_steps": 100, "views": "orbit:8"}
 
 
@@ -26,7 +26,7 @@ def purge(service: Service, ids: list[str]) -> None:
 
 
 def test_of_200_clients_nine_are_accepted_and_the_others_refused_before_any_of_these_ends(narrow: Service) -> None:
-    """So no refusal waits for room. A second wave finds the service as the first one did."""
+    """So no refusal waits for a free place. A second wave has the same outcome as the first."""
     assert narrow.run(**EDIT)["status"] == "COMPLETED"
     wave(narrow)
     wave(narrow)
@@ -40,19 +40,19 @@ def state(service: Service, job_id: str) -> str:
 def wave(service: Service) -> None:
     """200 clients within two seconds."""
 
-    async def ask() -> list[tuple[float, httpx2.Response]]:
+    async def send_all() -> list[tuple[float, httpx2.Response]]:
         limits = httpx2.Limits(max_connections=NUM_CLIENTS)
         async with httpx2.AsyncClient(limits=limits, timeout=60, trust_env=False, headers=service.headers) as client:
 
-            async def one(number: int) -> tuple[float, httpx2.Response]:
+            async def send(number: int) -> tuple[float, httpx2.Response]:
                 await asyncio.sleep(number * 0.01)
                 began = time.monotonic()
                 response = await client.post(f"{service.url}/run", json={"input": {**LONG, "seed": number}})
                 return time.monotonic() - began, response
 
-            return await asyncio.gather(*(one(number) for number in range(NUM_CLIENTS)))
+            return await asyncio.gather(*(send(number) for number in range(NUM_CLIENTS)))
 
-    answers = asyncio.run(ask())
+    answers = asyncio.run(send_all())
     accepted = [response.json()["id"] for _, response in answers if response.status_code == 200]
     refused = [(elapsed_s, response) for elapsed_s, response in answers if response.status_code == 429]
     states = [state(service, each) for each in accepted]
@@ -69,14 +69,14 @@ def wave(service: Service) -> None:
 
 
 def test_50_clients_who_leave_free_the_engine(narrow: Service) -> None:
-    """Edits by OpenAI's route end with their connections: each leaves the engine, and none is finished."""
+    """Edits on OpenAI's route end with their connections: each leaves the engine, and none is finished."""
     body = {"prompt": "x", "size": "512x512", "num_inference_steps": 100, "image": EDIT["image"]}
     with ExitStack() as connections:
         for number in range(50):
             connections.enter_context(
                 connected(narrow, "/v1/images/edits", json.dumps(body).encode(), request_id=f"leaver-{number}")
             )
-        time.sleep(2)  # All of them are taken up by then; one alone takes several seconds.
+        time.sleep(2)  # All of them have started by then; one alone takes several seconds.
     left = time.monotonic()
     short = {**body, "num_inference_steps": 1}
     response = requests.post(f"{narrow.url}/v1/images/edits", json=short, headers=narrow.headers, timeout=60)
@@ -86,8 +86,8 @@ def test_50_clients_who_leave_free_the_engine(narrow: Service) -> None:
     assert not re.search(r"edit leaver-\d+ done", narrow.log)
 
 
-def test_100_dawdling_clients_hold_nobody_up(narrow: Service) -> None:
-    """Slow loris: connections that announce a body and send it drop by drop. All are still open and unanswered when the
+def test_100_slow_clients_do_not_delay_others(narrow: Service) -> None:
+    """Slow loris: connections that announce a body and send it byte by byte. All are still open and unanswered when the
     others have been answered."""
     with ExitStack() as connections:
         slow = [connections.enter_context(connected(narrow, "/run", b"{", announced=10_000)) for _ in range(100)]
@@ -101,7 +101,7 @@ def test_100_dawdling_clients_hold_nobody_up(narrow: Service) -> None:
             elapsed_s.append(time.monotonic() - began)
         answered, _, _ = select.select(slow, [], [], 0)
         assert answered == []
-    print(f"beside 100 dawdling clients a request took at most {max(elapsed_s):.2f} s")
+    print(f"beside 100 slow clients a request took at most {max(elapsed_s):.2f} s")
 
 
 def connected(

@@ -1,4 +1,4 @@
-"""What another server of this model gets wrong in OpenAI's dialect, one test each."""
+"""Faults of another server of this model in OpenAI's dialect, one test each."""
 
 import base64
 import json
@@ -42,28 +42,28 @@ def test_n_is_bounded(service: Service, n: str) -> None:
     assert "n must be between 1 and 10" in refusal(edit(service, n=n))
 
 
-def test_an_unknown_format_is_no_jpeg(service: Service) -> None:
+def test_an_unknown_format_is_refused(service: Service) -> None:
     assert "output_format must be png, jpeg or webp, got 'gif'" in refusal(edit(service, output_format="gif"))
 
 
 def test_the_size_of_a_large_photograph_is_not_copied(service: Service) -> None:
     large = to_png(Image.new("RGB", (4000, 3000), "navy"))
-    # The tiny profile draws 256 x 256 pixels' worth.
+    # The tiny profile draws the area of 256 x 256 pixels.
     assert from_base64(drawn(edit(service, large, size="auto"))).size == (288, 224)
 
 
 def test_a_photograph_is_turned_upright(service: Service) -> None:
     upright = photograph("astronaut", 96, 64)
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
-    lying = base64.b64decode(to_base64(upright.transpose(Image.Transpose.ROTATE_90), exif=exif))
-    assert drawn(edit(service, lying)) == drawn(edit(service, to_png(upright)))
+    exif[0x0112] = 6  # stored rotated by 90 degrees
+    rotated = base64.b64decode(to_base64(upright.transpose(Image.Transpose.ROTATE_90), exif=exif))
+    assert drawn(edit(service, rotated)) == drawn(edit(service, to_png(upright)))
 
 
 @pytest.mark.parametrize(
     "url", ["http://169.254.169.254/latest/meta-data/", "http://127.0.0.1:1/", "http://[::1]/", "https://example.com/x"]
 )
-def test_what_is_not_allowed_is_not_fetched(service: Service, url: str) -> None:
+def test_a_url_that_is_not_allowed_is_not_fetched(service: Service, url: str) -> None:
     response = requests.post(f"{service.url}/v1/images/edits", json={**typed(QUICK), "url": url}, timeout=30)
     assert "is a URL that this server may not fetch" in refusal(response)
 
@@ -102,23 +102,23 @@ def test_a_long_prompt_is_the_clients_fault(service: Service) -> None:
     assert "prompt has 20000 characters; at most 4000" in refusal(edit(service, prompt="x" * 20_000))
 
 
-def test_no_steps_are_not_fifty(service: Service) -> None:
+def test_zero_steps_are_refused(service: Service) -> None:
     assert "num_inference_steps must be between 1 and 100, got 0" in refusal(edit(service, num_inference_steps="0"))
 
 
-def test_a_seed_that_was_drawn_is_told(service: Service) -> None:
+def test_a_random_seed_is_returned(service: Service) -> None:
     first = edit(service, seed="")
     again = edit(service, seed=str(first.json()["data"][0]["seed"]))
     assert drawn(again) == drawn(first)
 
 
-def test_every_answer_has_one_request_id(service: Service) -> None:
+def test_every_response_has_one_request_id(service: Service) -> None:
     for path in ("/v1/models", "/health", "/nope"):
         for sent in ({}, {"x-request-id": "mine-1"}):
-            told = requests.get(f"{service.url}{path}", headers=sent, timeout=30).raw.headers.getlist("x-request-id")
-            assert len(told) == 1
-            assert told[0]
-            assert not sent or told == ["mine-1"]
+            ids = requests.get(f"{service.url}{path}", headers=sent, timeout=30).raw.headers.getlist("x-request-id")
+            assert len(ids) == 1
+            assert ids[0]
+            assert not sent or ids == ["mine-1"]
 
 
 def test_edits_run_together(service: Service) -> None:
@@ -152,7 +152,7 @@ def streamed(service: Service, request_id: str, fields: dict[str, str]) -> Itera
 
 
 def test_the_first_of_four_variants_is_streamed_before_the_last_is_made(service: Service) -> None:
-    """A pack of the tiny profile holds three of them: where a client leaves with the first, the last is cancelled."""
+    """A pack of the tiny profile holds three of them: if the client leaves after the first, the last is cancelled."""
     fields = {**QUICK, "size": "512x512", "num_inference_steps": "15"}
     with streamed(service, "first-only", fields) as events:
         assert next(events)["type"] == "image_edit.completed"

@@ -1,5 +1,5 @@
-"""Nothing that a caller wrote is in any log: not in Serve's files, not in the workers', not on the console. Every text
-below that begins with `planted` is looked for in all of them."""
+"""No client input is in any log: not in Serve's files, not in the workers', not on the console. Every text below that
+begins with `planted` is searched for in all of them."""
 
 import json
 import re
@@ -28,7 +28,7 @@ GOOD = {
 
 @pytest.fixture(scope="module")
 def guarded(narrow: Service, receiver: Receiver) -> Service:
-    """The service after it was asked for much, well and badly."""
+    """The service after valid and invalid requests of every kind."""
     good_jobs(narrow, receiver)
     refused_jobs(narrow, receiver)
     failing_jobs(narrow, receiver)
@@ -38,7 +38,7 @@ def guarded(narrow: Service, receiver: Receiver) -> Service:
     return narrow
 
 
-def ask(service: Service, method: str, path: str, expected: int, /, headers: Any = None, **more: Any) -> Any:
+def send(service: Service, method: str, path: str, expected: int, /, headers: Any = None, **more: Any) -> Any:
     known = {"authorization": f"Bearer {KEY}", "user-agent": "planted-agent", "cookie": "a=planted-cookie"}
     url = f"{service.url}{path}"
     response = requests.request(method, url, headers={**known, **(headers or {})}, timeout=60, **more)
@@ -47,18 +47,18 @@ def ask(service: Service, method: str, path: str, expected: int, /, headers: Any
 
 
 def run(service: Service, fields: dict[str, Any], expected: int = 200, **more: Any) -> Any:
-    return ask(service, "POST", "/v2/planted-endpoint/runsync", expected, json={"input": fields, **more})
+    return send(service, "POST", "/v2/planted-endpoint/runsync", expected, json={"input": fields, **more})
 
 
 def good_jobs(service: Service, receiver: Receiver) -> None:
     sane = {"x-request-id": "a-sane-id"}
     query = "?api_key=planted-query&prompt=planted-query"
-    ask(service, "POST", f"/v2/any/runsync{query}", 200, sane, json={"input": GOOD})
+    send(service, "POST", f"/v2/any/runsync{query}", 200, sane, json={"input": GOOD})
     run(service, {**GOOD, "rewrite_prompt": True})
     run(service, GOOD, webhook=f"{receiver.origin}/hook/200?token=planted-hook/200")
     repeated = {"Idempotency-Key": "planted-repeat-key"}
-    ask(service, "POST", "/run", 200, repeated, json={"input": GOOD})
-    ask(service, "POST", "/run", 422, repeated, json={"input": {**GOOD, "seed": 9}})
+    send(service, "POST", "/run", 200, repeated, json={"input": GOOD})
+    send(service, "POST", "/run", 422, repeated, json={"input": {**GOOD, "seed": 9}})
 
 
 def refused_jobs(service: Service, receiver: Receiver) -> None:
@@ -69,13 +69,13 @@ def refused_jobs(service: Service, receiver: Receiver) -> None:
     run(service, {**GOOD, "image": f"{receiver.origin}/planted-path.png?token=planted-token"}, 400)
     run(service, {**GOOD, "image": "https://planted-user:planted-password@example.com/planted.png"}, 400)
     run(service, GOOD, 400, webhook="https://planted-host.example/hook")
-    ask(service, "POST", "/run", 400, data=b'{"input": {"prompt": "planted-broken')
+    send(service, "POST", "/run", 400, data=b'{"input": {"prompt": "planted-broken')
 
 
 def failing_jobs(service: Service, receiver: Receiver) -> None:
     endless = {**GOOD, "prompt": "planted-long" + "\U0001f389" * 1900}  # more tokens than fit: the editor finds it
     run(service, endless, 400)
-    ask(
+    send(
         service,
         "POST",
         "/v1/images/edits",
@@ -92,12 +92,12 @@ def openai_edits(service: Service, receiver: Receiver) -> None:
     path, picture = "/v1/images/edits", to_png(photograph("astronaut", 96, 64))
     form = {"prompt": "planted-openai-prompt", "size": "64x64", "user": "planted-user", "num_inference_steps": "1"}
     file = {"image": ("planted-file-name.png", picture, "image/png")}
-    ask(service, "POST", f"{path}?key=planted-query", 200, {"x-request-id": "another-sane-id"}, data=form, files=file)
-    ask(service, "POST", path, 200, {"Idempotency-Key": "planted-openai-key"}, data=form, files=file)
-    ask(service, "POST", path, 400, data={**form, "url": f"{receiver.origin}/planted-url"})
-    ask(service, "POST", path, 400, data={**form, "size": "planted-size"}, files=file)
-    ask(service, "POST", path, 400, json={"prompt": "planted", "image": "data:planted/png;base64,planted"})
-    ask(service, "GET", "/v1/models/planted-model", 404)
+    send(service, "POST", f"{path}?key=planted-query", 200, {"x-request-id": "another-sane-id"}, data=form, files=file)
+    send(service, "POST", path, 200, {"Idempotency-Key": "planted-openai-key"}, data=form, files=file)
+    send(service, "POST", path, 400, data={**form, "url": f"{receiver.origin}/planted-url"})
+    send(service, "POST", path, 400, data={**form, "size": "planted-size"}, files=file)
+    send(service, "POST", path, 400, json={"prompt": "planted", "image": "data:planted/png;base64,planted"})
+    send(service, "GET", "/v1/models/planted-model", 404)
     streamed = requests.post(
         f"{service.url}/v2/planted-endpoint/openai{path}",
         data={**form, "stream": "true", "partial_images": "1"},
@@ -109,33 +109,33 @@ def openai_edits(service: Service, receiver: Receiver) -> None:
 
 
 def odd_requests(service: Service) -> None:
-    ask(service, "POST", "/run", 401, {"authorization": "Bearer planted-wrong-key"}, json={"input": GOOD})
-    ask(service, "GET", "/status/planted-job", 404)
+    send(service, "POST", "/run", 401, {"authorization": "Bearer planted-wrong-key"}, json={"input": GOOD})
+    send(service, "GET", "/status/planted-job", 404)
     for path in ("/purge-queue", "/undrain"):
-        ask(service, "POST", path, 200, {"authorization": f"Bearer {OPERATOR_KEY}"})
-        ask(service, "POST", path, 403)
-        ask(service, "POST", path, 401, {"authorization": "Bearer planted-wrong-key"})
-    ask(service, "POST", "/cancel/planted-job?why=planted-query", 404)
-    ask(service, "POST", "/retry/planted-job", 404)
-    ask(service, "GET", "/planted-folder/planted-page", 404)
-    ask(service, "PATCH", "/run?planted-query", 405)
+        send(service, "POST", path, 200, {"authorization": f"Bearer {OPERATOR_KEY}"})
+        send(service, "POST", path, 403)
+        send(service, "POST", path, 401, {"authorization": "Bearer planted-wrong-key"})
+    send(service, "POST", "/cancel/planted-job?why=planted-query", 404)
+    send(service, "POST", "/retry/planted-job", 404)
+    send(service, "GET", "/planted-folder/planted-page", 404)
+    send(service, "PATCH", "/run?planted-query", 405)
     odd = {"x-request-id": "planted id, not sane", "x-forwarded-for": "planted-address", "referer": "planted-referer"}
-    ask(service, "GET", "/v2/planted-endpoint/health", 200, odd)
+    send(service, "GET", "/v2/planted-endpoint/health", 200, odd)
 
 
 def logs(service: Service) -> dict[Path, str]:
-    """Whatever Ray and Serve have written."""
+    """The contents of all logs of Ray and Serve, by file."""
     files = [path for path in (session_folder(service) / "logs").rglob("*") if path.is_file()]
     return {path: path.read_text(errors="replace") for path in [*files, service.log_file]}
 
 
 def records(service: Service, deployment: str) -> list[dict[str, Any]]:
-    """What the replicas of a deployment have logged."""
+    """The log records of a deployment's replicas."""
     files = (session_folder(service) / "logs" / "serve").glob(f"replica_camera-edit_{deployment}_*.log")
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def test_no_log_has_what_a_caller_wrote(guarded: Service) -> None:
+def test_no_log_contains_client_input(guarded: Service) -> None:
     leaks = [
         f"{path.name}: {line[max(0, at.start() - 150) : at.end() + 50]}"
         for path, text in logs(guarded).items()
@@ -145,11 +145,11 @@ def test_no_log_has_what_a_caller_wrote(guarded: Service) -> None:
     assert not leaks, "\n".join(leaks[:20])
 
 
-def test_no_metric_has_it_either(guarded: Service) -> None:
+def test_no_metric_contains_client_input(guarded: Service) -> None:
     assert "planted" not in exported(guarded)
 
 
-def test_what_should_be_there_is_found(guarded: Service) -> None:
+def test_valid_request_ids_are_logged(guarded: Service) -> None:
     texts = logs(guarded)
     for sane in ("a-sane-id", "another-sane-id"):
         assert [path for path, text in texts.items() if sane in text and path.name.startswith("replica_")]

@@ -37,7 +37,7 @@ def test_run_sync(endpoint: runpod.Endpoint, service: Service) -> None:
     assert endpoint.run_sync(SMALL) == output
 
 
-def test_run_then_ask(endpoint: runpod.Endpoint, service: Service) -> None:
+def test_run_then_poll(endpoint: runpod.Endpoint, service: Service) -> None:
     job = endpoint.run({"input": SMALL})
     assert job.output(timeout=30)["images"] == [alone(service, **SMALL)]
     assert job.status() == "COMPLETED"

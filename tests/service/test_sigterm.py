@@ -1,4 +1,4 @@
-"""`camera-edit run` on SIGTERM. By its name, this file is the last one of its service."""
+"""`camera-edit run` on SIGTERM. Its name makes this file the last one of its service."""
 
 import signal
 import time
@@ -18,16 +18,16 @@ def test_on_sigterm_one_running_and_five_queued_are_answered_and_new_ones_refuse
     service, process = narrow_host.service, narrow_host.process
     middling = {**EDIT, "width": 512, "height": 512, "num_inference_steps": 15}
 
-    def ask(seed: int) -> requests.Response:
+    def send(seed: int) -> requests.Response:
         body = {"input": {**middling, "seed": seed}}
         return requests.post(f"{service.url}/runsync?wait=120000", json=body, headers=BEARER, timeout=150)
 
     def jobs() -> dict[str, int]:
-        told: dict[str, int] = requests.get(f"{service.url}/health", headers=BEARER, timeout=30).json()["jobs"]
-        return told
+        counts: dict[str, int] = requests.get(f"{service.url}/health", headers=BEARER, timeout=30).json()["jobs"]
+        return counts
 
     with ThreadPoolExecutor(6) as clients:
-        answers = [clients.submit(ask, seed) for seed in range(6)]
+        answers = [clients.submit(send, seed) for seed in range(6)]
         deadline = time.monotonic() + 30
         while (counts := jobs()) and (counts["inProgress"], counts["inQueue"]) != (1, 5):
             assert time.monotonic() < deadline, counts
@@ -49,7 +49,7 @@ def test_on_sigterm_one_running_and_five_queued_are_answered_and_new_ones_refuse
 
 
 def until_refusing(service: Service) -> None:
-    """New work is told to come back later, in both dialects."""
+    """Wait until new work is refused with 503 and Retry-After, in both dialects."""
     deadline = time.monotonic() + 30
     body = {"input": {**EDIT, "image": "no picture, which is a 400 as long as work is taken"}}
     while (response := requests.post(f"{service.url}/run", json=body, headers=BEARER, timeout=30)).status_code == 400:

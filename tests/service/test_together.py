@@ -1,4 +1,4 @@
-"""Many unlike requests at once: each gets what it would get alone, and they do share steps."""
+"""Many different requests at once: each gets the same picture as alone, and they share steps."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ PHOTOS = [to_base64(photograph(name)) for name in ("astronaut", "coffee", "chels
 PHOTOS.append(to_base64(photograph("coffee", 200, 400)))
 
 
-def unlike(number: int) -> dict[str, Any]:
+def request_number(number: int) -> dict[str, Any]:
     """A request that differs from the others in pictures, size, prompt, steps, guidance and seed."""
     num_pictures = 1 + number % 3
     return {
@@ -25,8 +25,8 @@ def unlike(number: int) -> dict[str, Any]:
     }
 
 
-def test_16_unlike_requests_at_once_equal_their_solo_results(service: Service) -> None:
-    requests = [unlike(number) for number in range(16)]
+def test_16_different_requests_at_once_equal_their_solo_results(service: Service) -> None:
+    requests = [request_number(number) for number in range(16)]
     alone = [service.run(**request) for request in requests]
     with ThreadPoolExecutor(len(requests)) as clients:
         together = list(clients.map(lambda request: service.run(**request), requests))
@@ -44,7 +44,7 @@ def levels(one: dict[str, Any], other: dict[str, Any]) -> int:
 
 
 def shared_steps(service: Service, job_id: str) -> int:
-    """What the engine's log says of an edit."""
+    """The number of shared steps that the engine logs for an edit."""
     found = re.search(rf"edit {job_id} done: .*?shared_steps=(\d+)", service.log)
     assert found is not None, f"no log line of {job_id}"
     return int(found[1])

@@ -1,4 +1,4 @@
-"""The whole service is killed in mid-job and started again. By its name, this file is the last one of its service."""
+"""The whole service is killed in mid-job and started again. Its name makes this file the last one of its service."""
 
 from tests.service.conftest import Host
 from tests.service.kill import kill_all

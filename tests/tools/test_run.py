@@ -1,4 +1,4 @@
-"""`camera-edit run` before it starts anything; tests/service/test_doors.py has it run and stop."""
+"""`camera-edit run` before it starts anything; tests/service/test_sigterm.py runs and stops it."""
 
 import os
 import signal
