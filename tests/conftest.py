@@ -1,4 +1,4 @@
-"""How the tests run, and fixtures that many share: the settings that the shipped file of random weights has."""
+"""Pytest hooks for all tests, and the settings of configs/random-cpu.yaml as a fixture."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ RANDOM_FILE = ROOT / "configs" / "random-cpu.yaml"
 
 
 def pytest_configure() -> None:
-    # For torch, before it is imported: on tensors so small, threads wait for each other ten times as long as they work.
+    # torch reads it at import. On tensors this small, threads wait for each other ten times as long as they work.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -34,5 +34,5 @@ def tiny_settings() -> AppSettings:
 
 
 def settings_in(file: Path) -> AppSettings:
-    """The application's settings in a Serve file."""
+    """The application's settings in a Serve config file."""
     return AppSettings.model_validate(yaml.safe_load(file.read_text())["applications"][0]["args"])

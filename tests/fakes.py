@@ -1,4 +1,4 @@
-"""Fakes shared by the tests: a model that counts its steps, and ports that answer at once."""
+"""Fakes shared by the tests: a model that records its steps, and ports that return at once."""
 
 import asyncio
 import threading
@@ -43,8 +43,8 @@ def picture(width: int = 64, height: int = 64) -> PreparedPicture:
     return PreparedPicture(blank, blank)
 
 
-def job(name: str = "edit", *, steps: int = 4, side_px: int = 64, guidance: float = 1.0) -> EditRequest:
-    """A job for a square picture; its name is prompt and id."""
+def edit_request(name: str = "edit", *, steps: int = 4, side_px: int = 64, guidance: float = 1.0) -> EditRequest:
+    """An EditRequest for a square picture; `name` is its prompt and its id."""
     size = Size(side_px, side_px)
     sampling = Sampling(num_inference_steps=steps, true_cfg_scale=guidance)
     return EditRequest(request_id=name, prompt=name, sampling=sampling, size=OutputSize(size, size))
@@ -57,10 +57,10 @@ class FakeModel:
     Attributes:
         packs: the names of the edits in each step, added when the step begins.
         begun: the names of the edits in each call of begin.
-        failing: by an edit's name the stage in which it fails: prepare, begin, step, preview or finish.
-        problem: makes the error from a text.
-        memory: the most edits that one call of begin or step has memory for.
-        num_freed: calls of free.
+        failing: the stage in which an edit fails, by its name: prepare, begin, step, preview or finish.
+        problem: makes the error that is raised from its message.
+        memory: the maximum number of edits in one call of begin or step; more raise OutOfMemoryError.
+        num_freed: the number of calls of free.
         gate: if set, every step waits for one release.
     """
 
@@ -126,27 +126,27 @@ class FakeModel:
 
 @dataclass
 class FakeEditor:
-    """An EditorPort whose pictures are the prompts' bytes. It remembers its edits, and fails with `problem` if set.
+    """An EditorPort that returns the prompt's bytes as the picture, or raises `problem` if set.
 
     Attributes:
-        jobs: the edits, in the order of their arrival.
-        timeouts_s: their limits.
-        gate: where set, every edit waits for one release after it was taken up.
+        requests: the requests, in the order of their arrival.
+        timeouts_s: the time limit of each request.
+        gate: if set, every edit waits for one release after its first progress report.
     """
 
-    jobs: list[EditRequest] = field(default_factory=list)
+    requests: list[EditRequest] = field(default_factory=list)
     timeouts_s: list[float | None] = field(default_factory=list)
     problem: Exception | None = None
     gate: asyncio.Semaphore | None = None
     num_cancelled: int = 0
 
     async def edit(
-        self, job: EditRequest, pictures: SharedPictures, tell: OnProgress, timeout_s: float | None = None
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
     ) -> EditResult:
-        self.jobs.append(job)
+        self.requests.append(request)
         self.timeouts_s.append(timeout_s)
-        num_steps = job.sampling.num_inference_steps
-        tell(Progress(0, num_steps))
+        num_steps = request.sampling.num_inference_steps
+        on_progress(Progress(0, num_steps))
         if self.gate is not None:
             try:
                 await self.gate.acquire()
@@ -155,14 +155,14 @@ class FakeEditor:
                 raise
         if self.problem is not None:
             raise self.problem
-        for number in range(1, job.num_previews + 1):
-            tell(Progress(number, num_steps, f"preview {number}".encode()))
-        return EditResult(job.prompt.encode(), job.output.media_type, TIMINGS, TOKENS, worker_id="worker-1")
+        for number in range(1, request.num_previews + 1):
+            on_progress(Progress(number, num_steps, f"preview {number}".encode()))
+        return EditResult(request.prompt.encode(), request.output.media_type, TIMINGS, TOKENS, worker_id="worker-1")
 
 
 @dataclass
 class FakeRewriter:
-    """A RewriterPort with one answer, or one error."""
+    """A RewriterPort that always returns `answer`, or raises `problem` if set."""
 
     answer: Rewrite = field(default_factory=lambda: Rewrite("a precise wish"))
     problem: Exception | None = None

@@ -1,4 +1,4 @@
-"""A network under a test's control: what names resolve to, what is dialled, and hosts that misbehave."""
+"""A network under the test's control: name resolution, connections to public addresses, and misbehaving hosts."""
 
 import asyncio.selector_events
 import re
@@ -81,23 +81,23 @@ FORBIDDEN = [
 ]
 
 Script = Callable[[socket.socket, Event], None]
-"""What a host does with a connection whose request it has read, until the event says that the test is over."""
+"""Runs on a connection after its request has been read; the event is set at the end of the test."""
 
 
 @dataclass
 class Network:
-    """Names and public addresses lead nowhere but where the test says; loopback is the real one.
+    """Fakes name resolution and connections to public addresses; connections to loopback are real.
 
     Attributes:
-        answers: for each name, what it resolves to; each question takes the next answer, the last one stays.
-        reachable: public IPv4 addresses behind which this machine's own loopback lies.
-        asked: the names that were resolved.
-        dialled: the addresses that were connected to, or would have been.
+        answers: the addresses that each name resolves to, one list per lookup; the last list repeats.
+        reachable: public IPv4 addresses that are redirected to this machine's loopback address.
+        resolved: the names that were looked up.
+        dialled: the addresses to which a connection was attempted.
     """
 
     answers: dict[str, list[list[str]]] = field(default_factory=dict)
     reachable: set[str] = field(default_factory=set)
-    asked: list[str] = field(default_factory=list)
+    resolved: list[str] = field(default_factory=list)
     dialled: list[str] = field(default_factory=list)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +106,9 @@ class Network:
         connect = loop.sock_connect
 
         def getaddrinfo(host: str, *args: Any, **kwargs: Any) -> Any:
-            self.asked.append(host)
+            self.resolved.append(host)
             if host not in self.answers:
-                # Numbers in any notation, as the system itself reads them; never a question to a name server.
+                # Numeric addresses in any notation, parsed by the system; AI_NUMERICHOST makes no DNS query.
                 return resolve(host, *args, **{**kwargs, "flags": socket.AI_NUMERICHOST})
             answers = self.answers[host]
             found = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -128,10 +128,10 @@ class Network:
 
 @dataclass
 class Host:
-    """One that listens on loopback.
+    """A server that listens on loopback.
 
     Attributes:
-        requests: what each connection sent, so that their number is that of the connections.
+        requests: the bytes that each connection sent, one item per connection.
     """
 
     port: int
@@ -144,7 +144,7 @@ class Host:
 
 @contextmanager
 def hosting(script: Script, wrap: Callable[[socket.socket], socket.socket] = lambda sock: sock) -> Iterator[Host]:
-    """A host that runs the script on each connection, one after another."""
+    """Start a host that runs the script on each connection, one after another."""
     closing = Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
         host = Host(server.getsockname()[1])
@@ -155,15 +155,15 @@ def hosting(script: Script, wrap: Callable[[socket.socket], socket.socket] = lam
                     connection, _ = server.accept()
                 except TimeoutError:
                     continue
-                _converse(connection)
+                _handle(connection)
 
-        def _converse(connection: socket.socket) -> None:
+        def _handle(connection: socket.socket) -> None:
             connection.settimeout(5)
             try:
-                with wrap(connection) as talking:
-                    host.requests.append(_whole_request(talking))
-                    script(talking, closing)
-            except OSError:  # the client has gone, as it should
+                with wrap(connection) as stream:
+                    host.requests.append(_whole_request(stream))
+                    script(stream, closing)
+            except OSError:  # the client has closed the connection, as expected
                 connection.close()
 
         server.settimeout(0.02)
@@ -177,7 +177,7 @@ def hosting(script: Script, wrap: Callable[[socket.socket], socket.socket] = lam
 
 
 def _whole_request(connection: socket.socket) -> bytes:
-    """Head and body, which may come one after the other."""
+    """Read head and body, which may arrive in separate packets."""
     request = connection.recv(65536)
     while not _is_whole(request) and (more := connection.recv(65536)):
         request += more
@@ -190,13 +190,13 @@ def _is_whole(request: bytes) -> bool:
     return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
-def says(answer: bytes) -> Script:
-    """Send an answer and hang up."""
+def sends(answer: bytes) -> Script:
+    """Send an answer and close the connection."""
     return lambda connection, _: connection.sendall(answer)
 
 
 def stalls(answer: bytes = b"") -> Script:
-    """Send a beginning, then nothing, without hanging up."""
+    """Send the start of an answer, then nothing, and keep the connection open."""
 
     def script(connection: socket.socket, closing: Event) -> None:
         connection.sendall(answer)
@@ -206,7 +206,7 @@ def stalls(answer: bytes = b"") -> Script:
 
 
 def repeats(answer: bytes, part: bytes, gap_s: float = 0.0) -> Script:
-    """Send a beginning, then the same part for ever."""
+    """Send the start of an answer, then the same part for ever."""
 
     def script(connection: socket.socket, closing: Event) -> None:
         connection.sendall(answer)

@@ -1,4 +1,4 @@
-"""The repository's pages: their fenced blocks, and the commands and links in them."""
+"""The repository's Markdown pages: their fenced blocks, inline code and shell commands."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 ADDRESS = "http://127.0.0.1:8000"
-"""Where the service listens in the pages' programs."""
+"""The service's address in the pages' programs."""
 
 README = ROOT / "README.md"
 PAGES = [README, *(ROOT / folder / "README.md" for folder in ("configs", "serve_app", "tests"))]
@@ -18,7 +18,7 @@ _COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:camera-edit|serve|python -m|pytest|p
 
 
 def blocks(page: Path, language: str | None = None) -> list[str]:
-    """The contents of the fenced blocks, of one language if it is named."""
+    """The contents of the fenced blocks: all, or those of one language."""
     return [text for found, text in _FENCED.findall(page.read_text()) if language in (None, found)]
 
 
@@ -37,12 +37,12 @@ def prose(page: Path) -> str:
 
 
 def inline(page: Path) -> list[str]:
-    """The code within the prose, on one line each."""
+    """The inline code of the prose, each piece on one line."""
     return [" ".join(text.split()) for text in _INLINE.findall(prose(page))]
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Each command of the shell blocks and of the prose, `a && b` as two, but for programs that call the service."""
+    """The commands in shell blocks and inline code, `a && b` as two; programs that call the service are left out."""
     lines = [line for text in blocks(page, "bash") if text not in programs("bash") for line in text.splitlines()]
     for line in [*lines, *(text for text in inline(page) if _COMMAND.match(text))]:
         yield from (part.strip() for part in re.split(r"&&", line))

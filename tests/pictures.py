@@ -1,4 +1,4 @@
-"""Photographs for the tests, from scikit-image's wheel, and what a client makes of them."""
+"""Photographs from scikit-image's wheel, and their conversion to and from what clients send."""
 
 import base64
 from io import BytesIO
@@ -24,7 +24,7 @@ def to_base64(picture: Image.Image, kind: str = "PNG", **options: object) -> str
 
 
 def from_base64(text: str) -> Image.Image:
-    """The picture behind base64, fully decoded."""
+    """The picture in a base64 text, fully decoded."""
     picture = Image.open(BytesIO(base64.b64decode(text, validate=True)))
     picture.load()
     return picture
@@ -47,6 +47,5 @@ def to_png(picture: Image.Image) -> bytes:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two pictures in base64 differ by no more than the rounding of edits that shared their steps with others:
-    one level of 255."""
+    """Whether two base64 pictures differ by at most one level of 255, the rounding error of edits that share steps."""
     return difference(*(pixels_of(from_base64(each)) for each in (one, other))) <= 1

@@ -28,7 +28,7 @@ finally:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep variables that a command sets from other tests."""
+    """Restore the environment after each test, since commands set variables."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
@@ -75,7 +75,7 @@ def test_check_of_a_missing_file_names_it(tmp_path: Path, capsys: pytest.Capture
 
 def test_tiny_writes_the_checkpoint_and_prints_where(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
-    # In a process of its own: in this one, transformers may have enabled progress bars already.
+    # In its own process: in this one, transformers may have enabled progress bars already.
     command = [sys.executable, "-m", "serve_app.cli", "tiny", str(folder)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
@@ -84,7 +84,7 @@ def test_tiny_writes_the_checkpoint_and_prints_where(tmp_path: Path) -> None:
         assert f"  {folder / part}  (" in run.stdout
 
 
-def test_tiny_leaves_a_folder_that_holds_something_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tiny_does_not_write_into_a_non_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
     assert main(["tiny", str(tmp_path)]) == 1

@@ -1,4 +1,4 @@
-"""No test compares how long work took: that measures the machine, and what else runs on it. Times may be printed, and a
+"""No test compares how long work took: that would measure the machine and its load. Times may be printed, and a
 deadline may end a test that would hang.
 """
 
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 TESTS = ROOT / "tests"
 CLOCKS = {f"{name}{unit}" for name in ("monotonic", "perf_counter", "process_time", "time") for unit in ("", "_ns")}
 DURATIONS = ("elapsed_s", "took_s", "median_s")
-"""Ends of names that hold seconds of work, wherever they come from."""
+"""Suffixes of names that hold durations, wherever they are assigned."""
 
 
 def is_clock(node: ast.AST) -> bool:
@@ -25,7 +25,7 @@ def is_clock(node: ast.AST) -> bool:
 
 
 def bound(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """The names of a module that are assigned to, and what."""
+    """The names that a module assigns to, each with its value."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             yield from ((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
@@ -34,14 +34,14 @@ def bound(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 
 def offences(tree: ast.AST) -> list[int]:
-    """The lines that assert something of a duration, or return a comparison with one."""
-    moments = {name for name, value in bound(tree) if is_clock(value)}
+    """The lines that assert on a duration, or return a comparison with one."""
+    timestamps = {name for name, value in bound(tree) if is_clock(value)}
 
-    def is_moment(node: ast.AST) -> bool:
-        return is_clock(node) or (isinstance(node, ast.Name) and node.id in moments)
+    def is_timestamp(node: ast.AST) -> bool:
+        return is_clock(node) or (isinstance(node, ast.Name) and node.id in timestamps)
 
     def counts_seconds(node: ast.AST) -> bool:
-        return isinstance(node, ast.BinOp) and (is_moment(node.left) or is_moment(node.right))
+        return isinstance(node, ast.BinOp) and (is_timestamp(node.left) or is_timestamp(node.right))
 
     measured = {
         name
@@ -56,11 +56,11 @@ def offences(tree: ast.AST) -> list[int]:
         name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
         return counts_seconds(node) or name in measured or name.endswith(DURATIONS)
 
-    claims = [node.test for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    claims += [
+    conditions = [node.test for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    conditions += [
         node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and isinstance(node.value, ast.Compare)
     ]
-    return sorted(claim.lineno for claim in claims if any(map(is_duration, ast.walk(claim))))
+    return sorted(condition.lineno for condition in conditions if any(map(is_duration, ast.walk(condition))))
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
@@ -103,5 +103,5 @@ def test_the_rule_finds(code: str) -> None:
         "assert settings.timeout_s == 5",
     ],
 )
-def test_the_rule_lets_pass(code: str) -> None:
+def test_the_rule_allows(code: str) -> None:
     assert offences(ast.parse(code)) == []

@@ -1,7 +1,7 @@
 """Imports point one way: app → (ingress, jobs, rewriter, editor) → (serving, edits) → (config, net, errors, weights).
 
-`tools` may import anything, nothing but the command line imports `tools`. `tiny`, the toy weights, stands beside
-`weights`, which finds them.
+`tools` may import anything, nothing but the command line imports `tools`. `tiny`, the toy weights, is on the same
+level as `weights`, which locates them.
 """
 
 import ast
@@ -13,8 +13,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "serve_app"
 
-# What each part may import of ours. A module belongs to the longest of these names that it starts with; only `tools`,
-# which may import anything, has no entry of its own.
+# What each part may import of serve_app. A module belongs to the longest of these names that its own starts with; only
+# `tools`, which may import anything, has no entry.
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"tools", "tools.training", "tiny", "errors"},
     "tools.training": {"tools.training", "tiny", "rewriter", "edits"},
 }
-# Outside libraries that a part must not know; deployments, metrics and `serving` are the doors to Ray.
+# Third-party libraries that a part must not import; only `serving` and RAY_MODULES may import Ray.
 FORBIDDEN: dict[str, set[str]] = {
     "errors": {"ray", "fastapi", "starlette", "torch", "diffusers", "transformers"},
     "net": {"ray", "fastapi", "starlette", "torch", "diffusers", "transformers"},
@@ -63,8 +63,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "ingress.openai": {"torch", "diffusers", "transformers", "ray"},
     "ingress.runpod": {"torch", "diffusers", "transformers", "ray"},
 }
-# They may import Ray, and what of ours knows Ray's ways.
-DOORS = {
+# These may import Ray and `serving`.
+RAY_MODULES = {
     "editor/deployment.py",
     "editor/metrics.py",
     "rewriter/deployment.py",
@@ -87,14 +87,14 @@ def imported(module: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: relative imports are not ours"
+            assert node.level == 0, f"{module}: use an absolute import"
             origin = node.module or ""
-            names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names if is_ours(f"{origin}.{alias.name}")}
+            names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names if is_own(f"{origin}.{alias.name}")}
     return names
 
 
-def is_ours(name: str) -> bool:
-    """Whether there is such a module or package of ours."""
+def is_own(name: str) -> bool:
+    """Whether `name` is a module or package of serve_app."""
     path = PACKAGE.parent.joinpath(*name.split("."))
     return name.startswith("serve_app.") and (path.is_dir() or path.with_suffix(".py").is_file())
 
@@ -104,7 +104,7 @@ def part_of(module: Path) -> str:
 
 
 def part(name: str) -> str:
-    """Of a module of ours."""
+    """The part that a module of serve_app belongs to."""
     words = name.split(".")[1:]
     named = [".".join(words[:length]) for length in range(len(words), 0, -1)]
     return next((each for each in named if each in ALLOWED), words[0])
@@ -112,20 +112,20 @@ def part(name: str) -> str:
 
 def may_import(module: Path) -> set[str]:
     own = part_of(module)
-    return ALLOWED[own] | {"serving"} if str(module.relative_to(PACKAGE)) in DOORS else ALLOWED[own]
+    return ALLOWED[own] | {"serving"} if str(module.relative_to(PACKAGE)) in RAY_MODULES else ALLOWED[own]
 
 
 @pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_arrow_runs_back(module: Path) -> None:
-    ours = {part(name) for name in imported(module) if name.startswith("serve_app.")}
+def test_each_part_imports_only_what_it_may(module: Path) -> None:
+    parts = {part(name) for name in imported(module) if name.startswith("serve_app.")}
     if part_of(module) != "tools":
-        assert ours <= may_import(module)
+        assert parts <= may_import(module)
 
 
 @pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_each_part_knows_only_its_own_libraries(module: Path) -> None:
+def test_no_part_imports_a_forbidden_library(module: Path) -> None:
     forbidden = FORBIDDEN.get(part_of(module), set())
-    if str(module.relative_to(PACKAGE)) in DOORS:
+    if str(module.relative_to(PACKAGE)) in RAY_MODULES:
         forbidden = forbidden - {"ray"}
     assert {name.split(".")[0] for name in imported(module)} & forbidden == set()
 
@@ -133,16 +133,16 @@ def test_each_part_knows_only_its_own_libraries(module: Path) -> None:
 def test_the_rules_name_real_parts() -> None:
     parts = {part_of(module) for module in modules()}
     assert set(ALLOWED) | set(FORBIDDEN) <= parts
-    assert {PACKAGE / door for door in DOORS} <= set(modules())
+    assert {PACKAGE / module for module in RAY_MODULES} <= set(modules())
 
 
-def test_each_part_has_its_rule() -> None:
+def test_each_part_has_a_rule() -> None:
     assert {part_of(module) for module in modules()} - set(ALLOWED) == {"tools"}
 
 
-def test_whoever_looks_for_weights_does_without_the_libraries_that_make_them() -> None:
-    """They take seconds: the rewriter, which needs no diffusers, is up a second sooner."""
-    tell = "import sys, serve_app.weights.locate; print(*sys.modules)"
-    modules = subprocess.check_output([sys.executable, "-c", tell], text=True).split()
+def test_locating_weights_imports_no_model_libraries() -> None:
+    """Importing them takes seconds: the rewriter, which needs no diffusers, starts a second sooner."""
+    code = "import sys, serve_app.weights.locate; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert "serve_app.weights.locate" in modules
     assert not {"torch", "diffusers", "transformers"} & set(modules)

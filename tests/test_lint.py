@@ -1,4 +1,4 @@
-"""Style and types are tests like any other, so that one command checks all."""
+"""Style and types are checked by tests, so that `pytest` alone checks everything."""
 
 import subprocess
 import sys

@@ -30,13 +30,13 @@ TESTED_BY = {
     "ruff": "tests/test_lint.py",
     "serve run": "tests/service/test_no_gpu.py",
 }
-"""Which test runs a command of the pages."""
+"""The test that runs each command of the pages, by the start of the command."""
 
 BY_HAND = (
     "pipx install pip-audit",
     *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster")),
 )
-"""Commands that take too long for a test, or that install a program apart from this environment."""
+"""Commands that take too long for a test, or that install a program outside this environment."""
 
 LANGUAGES = {"bash", "js", "mermaid", "python", "yaml"}
 
@@ -74,12 +74,12 @@ def test_named_files_exist(page: Path) -> None:
 
 
 @EACH_PAGE
-def test_each_block_is_of_a_language_that_is_checked(page: Path) -> None:
+def test_each_block_has_a_language_that_is_checked(page: Path) -> None:
     assert languages(page) <= LANGUAGES
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
-def test_programs_stand_in_readme_alone(page: Path) -> None:
+def test_only_readme_has_programs(page: Path) -> None:
     assert not blocks(page, "python") + blocks(page, "js")
     assert programs("python")
     assert programs("js")

@@ -1,6 +1,6 @@
-"""Which tests run on one worker, one after another, and in which order the workers begin.
+"""Which tests run one after another on the same worker, and which start first.
 
-A unit is a test file, or the files of tests/service/ that share a service: each service starts once.
+A unit is a test file, or the files of tests/service/ that share a service, so that each service starts once.
 """
 
 from xdist.scheduler import LoadFileScheduling
@@ -14,11 +14,11 @@ SHARED = {
     "test_overload.py": "narrow",
     "test_privacy.py": "narrow",
     "test_sigterm.py": "narrow",
-    # They start what they need themselves.
+    # These start their own processes.
     "test_kill.py": "none",
     "test_no_gpu.py": "none",
 }
-"""The services, by the files that use them; the other files use `service`."""
+"""The service that each file uses; a file that is not listed uses `service`."""
 
 LONGEST = (
     f"{SERVICE_FOLDER}service",
@@ -31,7 +31,7 @@ LONGEST = (
     "tests/tools/training/test_training.py",
     f"{SERVICE_FOLDER}none",
 )
-"""They begin first, so that both workers end at about the same time."""
+"""The longest units start first, so that both workers end at about the same time."""
 
 
 def unit_of(node_id: str) -> str:
@@ -42,13 +42,13 @@ def unit_of(node_id: str) -> str:
 
 
 def rank(node_id: str) -> int:
-    """The place of a test's unit among all, from 0 on."""
+    """The sort key of a test: the units in LONGEST come first."""
     unit = unit_of(node_id)
     return LONGEST.index(unit) if unit in LONGEST else len(LONGEST)
 
 
 class UnitScheduling(LoadFileScheduling):  # type: ignore[misc]
-    """Gives a worker the next unit when it has nearly finished the one before."""
+    """Sends a worker the next unit when it has nearly finished the previous one."""
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)

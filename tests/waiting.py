@@ -1,4 +1,4 @@
-"""Waiting for what others do. The time limit ends a test that would hang; it is no measurement."""
+"""Polling until a condition holds. The time limit only ends a test that would hang; it measures nothing."""
 
 import asyncio
 import inspect
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], timeout_s: float = 60.0, pause_s: float = 0.02) -> T:
-    """What the condition returns, once that is true.
+    """Poll until the condition returns a true value, and return that value.
 
     Raises:
-        AssertionError: it was not within the time limit; the message has the last value.
+        AssertionError: the time limit has passed; the message has the last value.
     """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -24,10 +24,10 @@ def until(condition: Callable[[], T], timeout_s: float = 60.0, pause_s: float = 
 
 
 async def until_async(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 20.0) -> None:
-    """Waits in an event loop until the condition is true.
+    """Poll in an event loop until the condition is true.
 
     Raises:
-        TimeoutError: it was not within the time limit.
+        TimeoutError: the time limit has passed.
     """
     async with asyncio.timeout(timeout_s):
         while not (await met if inspect.isawaitable(met := condition()) else met):

@@ -21,7 +21,7 @@ from serve_app.edits.images import ENCODER_OPTIONS, encode_picture, prepare, rea
 from serve_app.edits.provenance import Provenance
 from serve_app.edits.request import EditRequest, OutputFormat, Pixels, SharedPictures
 from serve_app.edits.service import EditService
-from tests.fakes import FakeEditor, job, picture
+from tests.fakes import FakeEditor, edit_request, picture
 from tests.pictures import photograph
 
 FORMATS = tuple(ENCODER_OPTIONS)
@@ -40,11 +40,11 @@ ANGLES = LoraSettings(
 def edited(kind: ProvenanceKind, edit: EditRequest | None = None, base: WeightsSource | None = None) -> bytes:
     source = WeightsSource(path="Qwen/Edit", revision="main") if base is None else base
     settings = EditorSettings(base=source, loras=(ANGLES,), provenance=kind)
-    return Provenance(settings).packet(job() if edit is None else edit)
+    return Provenance(settings).packet(edit_request() if edit is None else edit)
 
 
 def posed() -> EditRequest:
-    edit = job(SECRET, guidance=2.5)
+    edit = edit_request(SECRET, guidance=2.5)
     return replace(
         edit,
         sampling=replace(edit.sampling, seed=7, num_inference_steps=8, negative_prompt=SECRET),
@@ -152,10 +152,10 @@ def test_an_edit_without_a_pose_names_none() -> None:
 
 @pytest.mark.parametrize("pose", [CameraPose(90, 0, 1.0), None])
 def test_the_pose_reaches_the_editor(pose: CameraPose | None) -> None:
-    edit, editor = job(), FakeEditor()
+    edit, editor = edit_request(), FakeEditor()
     request = replace(edit, prompt="a wish", camera=pose)
     asyncio.run(EditService(editor, None).run(request, SharedPictures((picture(),))))
-    assert editor.jobs[0].camera == pose
+    assert editor.requests[0].camera == pose
 
 
 def test_no_prompt_and_no_id_is_written() -> None:
@@ -209,7 +209,7 @@ def test_the_same_edit_is_the_same_file(name: str) -> None:
 
 def test_a_whole_scale_is_written_one_way() -> None:
     # A client's 2 and its 2.0 are the same edit.
-    assert edited("full", job(guidance=2)) == edited("full", job(guidance=2.0))
+    assert edited("full", edit_request(guidance=2)) == edited("full", edit_request(guidance=2.0))
 
 
 def tagged(kind: str) -> bytes:

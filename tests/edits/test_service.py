@@ -34,7 +34,7 @@ def run(request: EditRequest, editor: FakeEditor, rewriter: FakeRewriter | None)
 def test_the_rewritten_prompt_follows_the_camera_words() -> None:
     editor, rewriter = FakeEditor(), FakeRewriter()
     outcome = run(request(), editor, rewriter)
-    assert outcome.final_prompt == editor.jobs[0].prompt == f"{WORDS} a precise wish"
+    assert outcome.final_prompt == editor.requests[0].prompt == f"{WORDS} a precise wish"
     assert outcome.prompt == "a wish"
     assert outcome.rewrite == Rewrite("a precise wish")
     # The rewriter never sees the camera's words, and repeats with the seed.
@@ -58,7 +58,7 @@ def test_without_the_wish_nothing_is_rewritten() -> None:
 def test_an_edit_goes_on_without_its_rewriter_and_says_why(rewriter: FakeRewriter | None, reason: str) -> None:
     editor = FakeEditor()
     outcome = run(request(), editor, rewriter)
-    assert editor.jobs[0].prompt == f"{WORDS} a wish"
+    assert editor.requests[0].prompt == f"{WORDS} a wish"
     assert outcome.rewrite == Rewrite(None, reason)
 
 

@@ -21,7 +21,7 @@ from serve_app.ingress.admission import (
     ThroughputMeter,
 )
 from serve_app.ingress.backend import RETRY_AFTER_S
-from tests.fakes import FakeEditor, job, picture
+from tests.fakes import FakeEditor, edit_request, picture
 from tests.ingress.openai_harness import FakeJobs, error_of, harness
 from tests.waiting import until_async
 
@@ -225,7 +225,7 @@ def test_an_edit_waits_runs_and_is_done(scene: Scene) -> None:
         fake = FakeEditor(gate=asyncio.Semaphore(0))
         editor = MeteredEditor(fake, scene.meter)
         seen: list[Progress] = []
-        task = asyncio.create_task(editor.edit(job("a"), SharedPictures((picture(),)), seen.append))
+        task = asyncio.create_task(editor.edit(edit_request("a"), SharedPictures((picture(),)), seen.append))
         assert counts(scene.meter) == (0, 0, 0)
         await until_async(lambda: counts(scene.meter) == (0, 1, 0))
         assert fake.gate is not None
@@ -241,7 +241,11 @@ def test_an_edit_waits_runs_and_is_done(scene: Scene) -> None:
 def test_an_edit_that_fails_is_neither_waiting_nor_done(scene: Scene, taken_up: bool) -> None:
     class Failing(FakeEditor):
         async def edit(
-            self, job: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+            self,
+            request: EditRequest,
+            pictures: SharedPictures,
+            on_progress: OnProgress,
+            timeout_s: float | None = None,
         ) -> EditResult:
             assert counts(scene.meter) == (1, 0, 0)
             if taken_up:
@@ -250,7 +254,7 @@ def test_an_edit_that_fails_is_neither_waiting_nor_done(scene: Scene, taken_up: 
             raise EditFailed("broken")
 
     with pytest.raises(EditFailed):
-        asyncio.run(MeteredEditor(Failing(), scene.meter).edit(job("a"), SharedPictures((picture(),)), ignore))
+        asyncio.run(MeteredEditor(Failing(), scene.meter).edit(edit_request("a"), SharedPictures((picture(),)), ignore))
     assert counts(scene.meter) == (0, 0, 0)
 
 

@@ -35,14 +35,14 @@ class Endless(FakeEditor):
     that its deadline passes however slow the machine is."""
 
     async def edit(
-        self, job: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
     ) -> EditResult:
-        if job.num_previews:
+        if request.num_previews:
             on_progress(Progress(1, 4, b"preview"))
         self.gate = asyncio.Semaphore(0)
         loop = asyncio.get_running_loop()
         loop.call_later(0.05, _jump, loop)  # after its progress has arrived everywhere
-        return await super().edit(job, pictures, on_progress, timeout_s)
+        return await super().edit(request, pictures, on_progress, timeout_s)
 
 
 def _jump(loop: asyncio.AbstractEventLoop) -> None:
@@ -73,7 +73,7 @@ def serving(
 
 
 def check_that_it_left(editor: Endless) -> None:
-    assert editor.num_cancelled == len(editor.jobs) == 1
+    assert editor.num_cancelled == len(editor.requests) == 1
     # The engine knows the deadline, too, and drops the edit at its next step whatever becomes of its client.
     (left_s,) = editor.timeouts_s
     assert left_s is not None
@@ -168,7 +168,7 @@ def test_a_timeout_out_of_bounds_names_the_field(tiny_settings: AppSettings, tmp
             assert "input.timeout_s" in response.json()["error"]
         fields = {"prompt": "x", "timeout_s": str(timeout_s)}
         assert error_of(client.post(EDITS, data=fields, files={"image": PNG}), 400)["param"] == "timeout_s"
-        assert editor.jobs == []
+        assert editor.requests == []
 
 
 def test_the_time_that_pictures_take_counts(

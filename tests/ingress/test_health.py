@@ -66,7 +66,7 @@ def test_a_drained_service_takes_no_work_in_either_dialect_and_answers_the_rest(
     assert app.client.get("/v1/models").status_code == 200
     assert operator.post("/purge-queue").status_code == 200
     assert app.client.get("/health/live").status_code == 200
-    assert app.editor.jobs == []
+    assert app.editor.requests == []
 
 
 def test_an_undrained_service_takes_work_again(app: Harness) -> None:
@@ -117,7 +117,7 @@ def test_what_runs_is_counted_and_finished(app: Harness) -> None:
     async def scenario() -> None:
         app.editor.gate = asyncio.Semaphore(0)
         running = Call(app.app, {"prompt": "x", "url": DATA_URL}, content_type="application/json")
-        await until_async(lambda: bool(app.editor.jobs))
+        await until_async(lambda: bool(app.editor.requests))
         assert app.backend.draining.begin() == 1
         late = Call(app.app, {"prompt": "x", "url": DATA_URL}, content_type="application/json")
         await late.task

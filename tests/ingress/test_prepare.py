@@ -13,7 +13,7 @@ from serve_app.config import AppSettings, FetchSettings
 from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
 from serve_app.ingress.prepare import Fetcher, ParsedRequest, PictureSource, Preparer
-from tests.network import FORBIDDEN, PUBLIC, Host, Network, Script, hosting, repeats, says, stalls
+from tests.network import FORBIDDEN, PUBLIC, Host, Network, Script, hosting, repeats, sends, stalls
 from tests.service.receiver import Receiver, receiving
 
 SLOW, BROKEN = PictureSource("slow", "https://slow/picture"), PictureSource("broken", "https://broken/picture")
@@ -69,7 +69,7 @@ def host() -> Iterator[Receiver]:
 @pytest.fixture
 def listener() -> Iterator[Host]:
     """A host that answers every request."""
-    with hosting(says(OK + b"Content-Length: 6\r\n\r\nsecret")) as listener:
+    with hosting(sends(OK + b"Content-Length: 6\r\n\r\nsecret")) as listener:
         yield listener
 
 
@@ -168,7 +168,7 @@ def test_an_answer_that_changes_between_check_and_dialling(network: Network, lis
     origin = f"http://pictures.example:{listener.port}"
     network.answers["pictures.example"] = [[PUBLIC[0]], ["127.0.0.1"]]
     assert refuses(f"{origin}/x", origin)
-    assert (network.asked, network.dialled) == (["pictures.example"], [PUBLIC[0]])
+    assert (network.resolved, network.dialled) == (["pictures.example"], [PUBLIC[0]])
     assert refuses(f"{origin}/x", origin)
     assert (network.dialled, listener.requests) == ([PUBLIC[0]], [])
 
@@ -187,7 +187,7 @@ def test_addresses_of_both_families_are_tried(network: Network, listener: Host) 
     network.answers["pictures.example"] = [["2606:4700:4700::1111", PUBLIC[0]]]
     network.reachable = {PUBLIC[0]}
     assert fetch(f"{origin}/x", origin) == b"secret"
-    assert network.asked == ["pictures.example"]
+    assert network.resolved == ["pictures.example"]
 
 
 def test_a_name_in_a_network_of_the_operators(network: Network, listener: Host) -> None:
@@ -200,7 +200,7 @@ def test_a_name_in_a_network_of_the_operators(network: Network, listener: Host) 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(listener: Host, status: int) -> None:
     answer = f"HTTP/1.1 {status} Moved\r\nLocation: {listener.origin}/\r\nContent-Length: 0\r\n\r\n"
-    with hosting(says(answer.encode())) as redirecting:
+    with hosting(sends(answer.encode())) as redirecting:
         assert refuses(f"{redirecting.origin}/x", redirecting.origin, listener.origin)
         assert len(redirecting.requests) == 1
     assert listener.requests == []
@@ -209,7 +209,7 @@ def test_redirects_are_not_followed(listener: Host, status: int) -> None:
 def test_proxies_of_the_environment_are_not_asked(listener: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, listener.origin)
-    with hosting(says(OK + b"\r\ndirect")) as host:
+    with hosting(sends(OK + b"\r\ndirect")) as host:
         assert fetch(f"{host.origin}/x", host.origin) == b"direct"
     assert listener.requests == []
 
@@ -230,12 +230,12 @@ def test_proxies_of_the_environment_are_not_asked(listener: Host, monkeypatch: p
         repeats(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
         repeats(OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", b"9\r\nxxxxxxxxx\r\n"),
         repeats(OK + b"Content-Length: 999999999999\r\n\r\n", bytes(65536)),
-        says(OK + b"Content-Length: 9\r\n\r\nab"),
-        says(OK + b"Content-Length: -1\r\n\r\nab"),
-        says(OK + b"Content-Length: 1, 2\r\n\r\nab"),
-        says(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
-        says(b""),
-        says(b"\x16\x03\x01 no HTTP\r\n\r\n"),
+        sends(OK + b"Content-Length: 9\r\n\r\nab"),
+        sends(OK + b"Content-Length: -1\r\n\r\nab"),
+        sends(OK + b"Content-Length: 1, 2\r\n\r\nab"),
+        sends(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
+        sends(b""),
+        sends(b"\x16\x03\x01 no HTTP\r\n\r\n"),
     ],
     ids=[
         "silent",
@@ -273,7 +273,7 @@ def test_a_body_longer_than_its_length_ends_there() -> None:
 
 def test_what_is_packed_is_not_unpacked() -> None:
     packed = gzip.compress(bytes(10_000))
-    with hosting(says(OK + b"Content-Encoding: gzip\r\n\r\n" + packed)) as host:
+    with hosting(sends(OK + b"Content-Encoding: gzip\r\n\r\n" + packed)) as host:
         assert fetch(f"{host.origin}/x", host.origin) == packed
         assert b"\r\naccept-encoding: identity\r\n" in host.requests[0].lower()
 

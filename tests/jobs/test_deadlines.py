@@ -40,12 +40,12 @@ async def test_a_job_that_waits_past_its_timeout_fails_and_one_past_its_ttl_is_t
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1) as service:
         await service.submit(spec("first"), [(picture(),)])
-        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.requests) == 1)
         await service.submit(spec("impatient", policy=Policy(timeout_s=0.2)), [(picture(),)])
         await service.submit(spec("late", policy=Policy(ttl_s=0.2, timeout_s=5)), [(picture(),)])
         assert (await end_of(service, "impatient"))[::2] == (JobState.FAILED, "deadline_exceeded")
         assert (await end_of(service, "late"))[0] is JobState.TIMED_OUT
-        assert len(editor.jobs) == 1
+        assert len(editor.requests) == 1
 
 
 @async_test
@@ -69,7 +69,7 @@ class Broken(FakeEditor):
     """Raises a TimeoutError of its own."""
 
     async def edit(
-        self, job: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
     ) -> EditResult:
         raise TimeoutError("a socket, perhaps")
 
@@ -132,7 +132,7 @@ async def test_a_job_whose_pictures_are_all_stored_is_completed_after_its_deadli
     editor = FakeEditor()
     async with replica_on(sqlite_stores.open(), editor, clock=lambda: now[0]) as second:
         assert (await end_of(second, "job"))[0] is JobState.COMPLETED
-        assert editor.jobs == []
+        assert editor.requests == []
 
 
 async def _is_stored_as(service: Replica, state: JobState) -> bool:
@@ -157,7 +157,7 @@ async def test_a_timer_that_fires_early_does_not_turn_a_timeout_into_a_ttl(sqlit
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(sqlite_stores.open(), editor, max_active_jobs=1) as service:
         await service.submit(spec("first"), [(picture(),)])
-        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.requests) == 1)
         await service.submit(spec("late", policy=Policy(timeout_s=60, ttl_s=600)), [(picture(),)])
         expiry = service._live["late"].expiry
         assert expiry is not None

@@ -52,7 +52,7 @@ async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot
     async with replica_on(store.as_store, editor, max_active_jobs=1) as service:
         for name in ("first", "behind it"):
             await service.submit(spec(name), [(picture(),)])
-        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.requests) == 1)
         store.away = True
         release(editor, 2)
         num_calls = len(store.calls)
@@ -64,7 +64,7 @@ async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot
         assert await state(service, "first") is JobState.COMPLETED
         assert await state(service, "behind it") is JobState.COMPLETED
         assert await service.counts() == JobCounts(completed=2)
-    assert len(editor.jobs) == 2  # the picture that was drawn was kept
+    assert len(editor.requests) == 2  # the picture that was drawn was kept
 
 
 @async_test
@@ -93,7 +93,7 @@ async def test_a_job_that_fails_during_an_outage_is_failed_once(stores: Stores) 
     editor.problem = EditFailed("broken")
     async with replica_on(store.as_store, editor) as service:
         await service.submit(spec("job"), [(picture(),)])
-        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.requests) == 1)
         await until_async(lambda: "update" in store.calls)  # its pick-up
         store.away = True
         release(editor)
@@ -110,7 +110,7 @@ async def test_a_job_that_expires_during_an_outage_is_timed_out_after_it(stores:
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor, max_active_jobs=1) as service:
         await service.submit(spec("first"), [(picture(),)])
-        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.requests) == 1)
         await service.submit(spec("late", policy=Policy(ttl_s=0.3)), [(picture(),)])
         store.away = True
         await until_async(lambda: store.calls.count("update") >= 3)
@@ -126,7 +126,7 @@ async def test_time_without_the_store_is_no_execution_time(stores: Stores) -> No
     store, editor = CutOffStore(stores.open()), held()
     async with replica_on(store.as_store, editor) as service:
         await service.submit(spec("job", policy=Policy(execution_timeout_s=60, timeout_s=60)), [(picture(),)])
-        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.requests) == 1)
         assert len(service._live["job"].limits) == 1
         store.away = True
         release(editor)
@@ -177,7 +177,7 @@ async def test_a_job_that_was_stored_although_its_client_was_refused_runs_only_w
         await until_async(lambda: _has_no_open_job(store.as_store))
         expected = JobState.CANCELLED if repeat_key is None else JobState.COMPLETED
         assert await state(service, "job") is expected
-        assert len(editor.jobs) == len(receiver.calls) == (0 if repeat_key is None else 1)
+        assert len(editor.requests) == len(receiver.calls) == (0 if repeat_key is None else 1)
         assert (await service.counts()).in_queue == 0
 
 
@@ -191,7 +191,7 @@ async def test_a_client_that_waits_for_a_job_keeps_waiting_through_an_outage(sto
     async with replica_on(store.as_store, editor) as service:
         await service.submit(spec("job"), [(picture(),)])
         waiting = asyncio.create_task(service.wait("job", 20))
-        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.requests) == 1)
         store.away = True
         release(editor)
         await asyncio.sleep(0.2)
@@ -208,14 +208,14 @@ async def test_a_replica_starts_without_its_store_and_takes_over_when_that_is_ba
     first = held()
     async with replica_on(stores.open(), first) as service:
         await service.submit(spec("left behind"), [(picture(),)])
-        await until_async(lambda: len(first.jobs) == 1)
+        await until_async(lambda: len(first.requests) == 1)
     await stores.let_pass(1.5)  # the first one's lease
     store, editor = CutOffStore(stores.open()), FakeEditor()
     store.away = True
     async with replica_on(store.as_store, editor) as service:
         assert await service.fault() == "store"
         store.away = False
-        await until_async(lambda: len(editor.jobs) == 1)
+        await until_async(lambda: len(editor.requests) == 1)
         assert await state(service, "left behind") is JobState.COMPLETED
 
 
@@ -240,7 +240,7 @@ async def test_jobs_whose_adoption_was_not_answered_are_taken_over_by_the_next_h
         for name in ("first", "second"):
             assert await state(service, name) is JobState.COMPLETED
         assert num_lost == 1
-        assert sorted(each.prompt for each in editor.jobs) == ["first", "second"]
+        assert sorted(each.prompt for each in editor.requests) == ["first", "second"]
 
 
 @async_test

@@ -110,7 +110,7 @@ async def test_a_heartbeat_in_the_middle_of_a_retry_does_not_enlist_the_job_twic
         for _ in range(2):
             editor.gate.release()
         assert await state(service, job_id) is JobState.COMPLETED
-        assert len(editor.jobs) == 2  # the one that failed, and one more
+        assert len(editor.requests) == 2  # the one that failed, and one more
 
 
 @async_test
@@ -160,9 +160,9 @@ async def test_an_edit_is_rewritten_once_however_often_it_is_drawn(
     editor, rewriter = FakeEditor(problem=problem), FakeRewriter()
     async with replica_on(stores.open(), editor, rewriter) as service:
         await service.submit(spec("job", rewrite=True), [(picture(),)])
-        await until_async(lambda: len(editor.jobs) >= 4)
+        await until_async(lambda: len(editor.requests) >= 4)
         editor.problem = None
         job = await service.wait("job", 20)
         assert job.record.state is JobState.COMPLETED
-        assert {each.prompt for each in editor.jobs} == {"a precise wish"}
+        assert {each.prompt for each in editor.requests} == {"a precise wish"}
         assert len(rewriter.jobs) == 1

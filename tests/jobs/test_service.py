@@ -77,7 +77,7 @@ def test_a_successor_takes_over_what_a_replica_left_and_draws_only_what_is_missi
             job = await second.wait("job", 5)
         assert job.record.state is JobState.COMPLETED
         assert [outcome.final_prompt for outcome in job.outcomes] == ["a", "b", "c"]
-        assert sorted(each.prompt for each in editor.jobs) == ["b", "c"]
+        assert sorted(each.prompt for each in editor.requests) == ["b", "c"]
 
     asyncio.run(live())
 
@@ -89,7 +89,7 @@ def test_a_replica_that_lost_its_lease_cannot_end_the_job_a_second_time(
         stalled = FakeEditor(gate=asyncio.Semaphore(0))
         async with replica(stalled) as first:
             await first.submit(spec("job"), [(picture(),)])
-            await until_async(lambda: bool(stalled.jobs))
+            await until_async(lambda: bool(stalled.requests))
             with monkeypatch.context() as patch:
                 # As if its process had been stopped for longer than its lease.
                 patch.setattr(first._store._store, "beat", None)
@@ -111,7 +111,7 @@ def test_what_one_replica_runs_another_one_cancels(replica: Make) -> None:
         editor = FakeEditor(gate=asyncio.Semaphore(0))
         async with replica(editor) as first, replica(FakeEditor()) as second:
             await first.submit(spec("job"), [(picture(),)])
-            await until_async(lambda: bool(editor.jobs))
+            await until_async(lambda: bool(editor.requests))
             waiting = asyncio.create_task(first.wait("job", 5))
             assert (await second.cancel("job")).record.state is JobState.CANCELLED
             assert (await waiting).record.state is JobState.CANCELLED
@@ -166,7 +166,7 @@ def test_a_job_survives_the_death_of_its_editors(replica: Make, monkeypatch: pyt
         editor = FakeEditor(problem=ServiceUnavailable("the replica died"))
         async with replica(editor) as service:
             await service.submit(spec("job"), [(picture(),)])
-            await until_async(lambda: len(editor.jobs) >= 3)
+            await until_async(lambda: len(editor.requests) >= 3)
             editor.problem = None
             assert await state(service, "job") is JobState.COMPLETED
             # But not forever.
@@ -185,7 +185,7 @@ def test_a_job_waits_while_the_editors_are_full(replica: Make, monkeypatch: pyte
         editor = FakeEditor(problem=Overloaded("full"))
         async with replica(editor) as service:
             await service.submit(spec("job"), [(picture(),)])
-            await until_async(lambda: len(editor.jobs) > 2 * runner.MAX_LOSSES)
+            await until_async(lambda: len(editor.requests) > 2 * runner.MAX_LOSSES)
             editor.problem = None
             assert await state(service, "job") is JobState.COMPLETED
 
@@ -215,7 +215,7 @@ def test_the_same_job_sent_twice_runs_once(replica: Make) -> None:
             assert set(ids) == {"job"}
             assert await state(service, "job") is JobState.COMPLETED
             assert await service.submit(spec("job"), [(picture(),)]) == "job"
-            assert len(editor.jobs) == 1
+            assert len(editor.requests) == 1
 
     asyncio.run(live())
 
@@ -228,7 +228,7 @@ def test_a_job_sent_again_to_a_successor_waits_for_its_takeover(replica: Make) -
         async with replica(editor) as second:
             await second.submit(spec("job"), [(picture(),)])
             assert await state(second, "job") is JobState.COMPLETED
-            assert len(editor.jobs) == 1
+            assert len(editor.requests) == 1
             assert (await second.counts()).completed == 1
 
     asyncio.run(live())

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.config import JobSettings
 from serve_app.jobs.webhook import NUM_ATTEMPTS, notify_webhook
-from tests.network import PUBLIC, Host, Network, hosting, repeats, says, stalls
+from tests.network import PUBLIC, Host, Network, hosting, repeats, sends, stalls
 from tests.service.receiver import Receiver, receiving
 
 BODY = b'{"id": "job"}'
@@ -23,7 +23,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def listener() -> Iterator[Host]:
-    with hosting(says(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as listener:
+    with hosting(sends(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as listener:
         yield listener
 
 
@@ -72,7 +72,7 @@ def test_a_name_that_leads_inside(network: Network, listener: Host, answer: list
     origin = f"http://hooks.example:{listener.port}"
     network.answers["hooks.example"] = [answer]
     assert not notified(f"{origin}/hook", origin)
-    assert network.asked == ["hooks.example"] * NUM_ATTEMPTS
+    assert network.resolved == ["hooks.example"] * NUM_ATTEMPTS
     assert (network.dialled, listener.requests) == ([], [])
 
 
@@ -91,7 +91,7 @@ def test_a_name_in_a_network_of_the_operators(network: Network, listener: Host) 
 
 def test_redirects_are_not_followed(listener: Host) -> None:
     answer = f"HTTP/1.1 307 Moved\r\nLocation: {listener.origin}/\r\nContent-Length: 0\r\n\r\n"
-    with hosting(says(answer.encode())) as redirecting:
+    with hosting(sends(answer.encode())) as redirecting:
         assert not notified(f"{redirecting.origin}/hook", redirecting.origin, listener.origin)
         assert len(redirecting.requests) == NUM_ATTEMPTS
     assert listener.requests == []

@@ -40,7 +40,7 @@ def test_what_a_name_must_not_lead_to(network: Network, address: str) -> None:
 def test_numbers_that_systems_read_as_loopback(network: Network, host: str) -> None:
     with pytest.raises(PermissionError):
         resolved(host)
-    assert network.asked == [host]
+    assert network.resolved == [host]
 
 
 def test_every_address_in_its_order_and_once(network: Network) -> None:
@@ -70,7 +70,7 @@ def test_the_operators_own_networks(network: Network) -> None:
 @pytest.mark.parametrize("literal", ["127.0.0.1", "10.0.0.1", "::1"])
 def test_a_literal_address_is_itself_and_not_resolved(network: Network, literal: str) -> None:
     assert resolved(literal) == [literal]
-    assert network.asked == []
+    assert network.resolved == []
 
 
 def test_localhost_is_loopback_and_nothing_else(network: Network) -> None:

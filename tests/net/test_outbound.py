@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.net import outbound
 from serve_app.net.outbound import Outbound, Unreachable
-from tests.network import PUBLIC, Host, Network, hosting, repeats, says
+from tests.network import PUBLIC, Host, Network, hosting, repeats, sends
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def named() -> list[str | None]:
 def secure(certificate: Certificate, named: list[str | None]) -> Iterator[Host]:
     context = certificate.server()
     context.sni_callback = lambda _, name, __: named.append(name)
-    with hosting(says(b"HTTP/1.1 200 OK\r\n\r\nsealed"), lambda sock: context.wrap_socket(sock, True)) as host:
+    with hosting(sends(b"HTTP/1.1 200 OK\r\n\r\nsealed"), lambda sock: context.wrap_socket(sock, True)) as host:
         yield host
 
 
@@ -115,5 +115,5 @@ def test_being_cancelled_is_no_failure_of_the_host() -> None:
         async with Outbound((host.origin,), (), 5).exchange("GET", f"{host.origin}/", {}):
             raise asyncio.CancelledError
 
-    with hosting(says(b"HTTP/1.1 200 OK\r\n\r\n")) as host, pytest.raises(asyncio.CancelledError):
+    with hosting(sends(b"HTTP/1.1 200 OK\r\n\r\n")) as host, pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled(host))

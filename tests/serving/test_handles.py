@@ -157,7 +157,7 @@ def as_handle(fake: FakeHandle) -> DeploymentHandle[Any]:
 
 def edit(handle: FakeHandle) -> EditResult:
     editor = EditorHandle(as_handle(handle))
-    return asyncio.run(editor.edit(fakes.job(), PICTURES, lambda progress: None))
+    return asyncio.run(editor.edit(fakes.edit_request(), PICTURES, lambda progress: None))
 
 
 def rewrite(handle: FakeHandle, timeout_s: float = 60) -> Rewrite:
@@ -229,7 +229,7 @@ def test_a_caller_that_is_cancelled_stays_cancelled_and_cancels_the_request(port
         handle = FakeHandle(answer)
         editor, rewriter = EditorHandle(as_handle(handle)), RewriterHandle(as_handle(handle), 60)
         work: dict[str, Coroutine[Any, Any, object]] = {
-            "edit": editor.edit(fakes.job(), PICTURES, lambda progress: None),
+            "edit": editor.edit(fakes.edit_request(), PICTURES, lambda progress: None),
             "rewrite": rewriter.rewrite(JOB, PICTURES),
         }
         task = asyncio.create_task(work.pop(port))

@@ -21,7 +21,7 @@ from tests.editor.engine.harness import (
     running,
     submit,
 )
-from tests.fakes import FakeModel, job, picture
+from tests.fakes import FakeModel, edit_request, picture
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def gated() -> FakeModel:
 def test_one_edit_runs_its_steps_and_gives_a_picture() -> None:
     model = FakeModel()
     with running(model) as engine:
-        result = submit(engine, job("a", steps=3)).future.result(timeout=10)
+        result = submit(engine, edit_request("a", steps=3)).future.result(timeout=10)
     assert model.packs == [["a"]] * 3
     assert result.media_type == "image/png"
     assert result.data.startswith(b"\x89PNG")
@@ -42,9 +42,9 @@ def test_one_edit_runs_its_steps_and_gives_a_picture() -> None:
 
 def test_a_later_edit_joins_at_the_next_step_and_leaves_when_done(gated: FakeModel) -> None:
     with running(gated) as engine:
-        first = submit(engine, job("first", steps=4))
+        first = submit(engine, edit_request("first", steps=4))
         at_step(gated, 1)
-        second = submit(engine, job("second", steps=2))
+        second = submit(engine, edit_request("second", steps=2))
         open_gate(gated)
         finish(first, second)
     assert gated.packs == [["first"], ["first", "second"], ["first", "second"], ["first"]]
@@ -53,9 +53,9 @@ def test_a_later_edit_joins_at_the_next_step_and_leaves_when_done(gated: FakeMod
 
 def test_a_cancelled_edit_leaves_at_the_next_step(gated: FakeModel) -> None:
     with running(gated) as engine:
-        leaves = submit(engine, job("leaves", steps=9))
+        leaves = submit(engine, edit_request("leaves", steps=9))
         at_step(gated, 1)
-        stays = submit(engine, job("stays", steps=3))
+        stays = submit(engine, edit_request("stays", steps=3))
         at_step(gated, 3)
         leaves.cancel()
         leaves.cancel()  # idempotent
@@ -69,19 +69,19 @@ def test_a_cancelled_edit_leaves_at_the_next_step(gated: FakeModel) -> None:
 def test_a_cancelled_waiter_does_not_end_the_engine(gated: FakeModel) -> None:
     """asyncio cancels the future that a cancelled task awaits."""
     with running(gated) as engine:
-        left = submit(engine, job("left", steps=3))
+        left = submit(engine, edit_request("left", steps=3))
         at_step(gated, 1)
         assert not left.future.cancel()
         left.cancel()
         open_gate(gated)
         finish(left)
-        assert submit(engine, job("next")).future.result(timeout=10)
+        assert submit(engine, edit_request("next")).future.result(timeout=10)
 
 
 def test_equal_edits_are_distinguished(gated: FakeModel) -> None:
     """Tickets hold arrays, whose comparison has no truth value, so tickets must be compared by identity."""
     with running(gated) as engine:
-        tickets = [Ticket(job("twin", steps=3), (picture(),)) for _ in range(3)]
+        tickets = [Ticket(edit_request("twin", steps=3), (picture(),)) for _ in range(3)]
         for ticket in tickets:
             engine.submit(ticket)
         eventually(lambda: engine.stats.preparing == 0)
@@ -96,9 +96,9 @@ def test_equal_edits_are_distinguished(gated: FakeModel) -> None:
 
 def test_a_cancelled_edit_that_waits_never_begins(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
-        first = submit(engine, job("first", steps=2))
+        first = submit(engine, edit_request("first", steps=2))
         at_step(gated, 1)
-        waiting = submit(engine, job("waiting"))
+        waiting = submit(engine, edit_request("waiting"))
         waiting.cancel()
         open_gate(gated)
         finish(first, waiting)
@@ -108,9 +108,9 @@ def test_a_cancelled_edit_that_waits_never_begins(gated: FakeModel) -> None:
 
 def test_the_pack_stays_within_its_budget(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
-        tickets = [submit(engine, job("a", steps=3))]
+        tickets = [submit(engine, edit_request("a", steps=3))]
         at_step(gated, 1)
-        tickets += [submit(engine, job(name, steps=2)) for name in "bc"]
+        tickets += [submit(engine, edit_request(name, steps=2)) for name in "bc"]
         open_gate(gated)
         finish(*tickets)
     assert gated.packs == [["a"], ["a", "b"], ["a", "b"], ["c"], ["c"]]
@@ -118,10 +118,10 @@ def test_the_pack_stays_within_its_budget(gated: FakeModel) -> None:
 
 def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
-        small = submit(engine, job("small", steps=2))
+        small = submit(engine, edit_request("small", steps=2))
         at_step(gated, 1)
-        big = submit(engine, job("big", steps=2, side_px=256))
-        after = submit(engine, job("after", steps=2))
+        big = submit(engine, edit_request("big", steps=2, side_px=256))
+        after = submit(engine, edit_request("after", steps=2))
         open_gate(gated)
         finish(small, big, after)
     assert gated.packs == [["small"], ["small"], ["big"], ["big"], ["after"], ["after"]]
@@ -130,9 +130,9 @@ def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -
 def test_an_expired_edit_is_gone_at_the_next_step_and_its_room_is_used_in_it(gated: FakeModel) -> None:
     clock = Clock()
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
-        late = submit(engine, job("late", steps=9), timeout_s=5.0)
+        late = submit(engine, edit_request("late", steps=9), timeout_s=5.0)
         at_step(gated, 1)
-        next_one = submit(engine, job("next", steps=2))
+        next_one = submit(engine, edit_request("next", steps=2))
         clock.now += 4.9
         at_step(gated, 2)
         clock.now += 0.1
@@ -146,9 +146,9 @@ def test_an_expired_edit_is_gone_at_the_next_step_and_its_room_is_used_in_it(gat
 
 def test_a_cancelled_edits_room_is_used_in_the_same_step(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
-        leaves = submit(engine, job("leaves", steps=9))
+        leaves = submit(engine, edit_request("leaves", steps=9))
         at_step(gated, 1)
-        next_one = submit(engine, job("next", steps=1))
+        next_one = submit(engine, edit_request("next", steps=1))
         leaves.cancel()
         open_gate(gated)
         finish(leaves, next_one)
@@ -158,9 +158,9 @@ def test_a_cancelled_edits_room_is_used_in_the_same_step(gated: FakeModel) -> No
 def test_an_edit_that_expires_while_it_waits_never_begins(gated: FakeModel) -> None:
     clock = Clock()
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
-        first = submit(engine, job("first", steps=2))
+        first = submit(engine, edit_request("first", steps=2))
         at_step(gated, 1)
-        waiting = submit(engine, job("waiting"), timeout_s=1.0)
+        waiting = submit(engine, edit_request("waiting"), timeout_s=1.0)
         clock.now += 1.0
         open_gate(gated)
         finish(first, waiting)
@@ -171,13 +171,13 @@ def test_an_edit_that_expires_while_it_waits_never_begins(gated: FakeModel) -> N
 def test_low_priority_lets_others_go_first_but_not_for_ever(gated: FakeModel) -> None:
     clock = Clock()
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
-        tickets = [submit(engine, job("running", steps=1))]
+        tickets = [submit(engine, edit_request("running", steps=1))]
         at_step(gated, 1)
-        tickets.append(submit(engine, replace(job("low", steps=1), low_priority=True)))
+        tickets.append(submit(engine, replace(edit_request("low", steps=1), low_priority=True)))
         clock.now += 1
-        tickets.append(submit(engine, job("soon", steps=1)))
+        tickets.append(submit(engine, edit_request("soon", steps=1)))
         clock.now += LOW_PRIORITY_DELAY_S
-        tickets.append(submit(engine, job("much later", steps=1)))
+        tickets.append(submit(engine, edit_request("much later", steps=1)))
         open_gate(gated)
         finish(*tickets)
     assert gated.packs == [["running"], ["soon"], ["low"], ["much later"]]
@@ -185,9 +185,9 @@ def test_low_priority_lets_others_go_first_but_not_for_ever(gated: FakeModel) ->
 
 def test_what_is_admitted_together_is_encoded_together(gated: FakeModel) -> None:
     with running(gated) as engine:
-        tickets = [submit(engine, job("first", steps=2))]
+        tickets = [submit(engine, edit_request("first", steps=2))]
         at_step(gated, 1)
-        tickets += [submit(engine, job(name, steps=1)) for name in "ab"]
+        tickets += [submit(engine, edit_request(name, steps=1)) for name in "ab"]
         open_gate(gated)
         finish(*tickets)
     assert gated.begun == [["first"], ["a", "b"]]
@@ -196,7 +196,7 @@ def test_what_is_admitted_together_is_encoded_together(gated: FakeModel) -> None
 def test_every_step_is_reported_with_its_previews() -> None:
     events: list[Progress] = []
     with running(FakeModel()) as engine:
-        ticket = Ticket(replace(job("a", steps=4), num_previews=1), PICTURES, on_progress=events.append)
+        ticket = Ticket(replace(edit_request("a", steps=4), num_previews=1), PICTURES, on_progress=events.append)
         engine.submit(ticket)
         finish(ticket)
     assert [(progress.step, progress.num_steps) for progress in events] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
@@ -208,7 +208,7 @@ def test_every_step_is_reported_with_its_previews() -> None:
 def test_a_preview_that_fails_harms_nobody() -> None:
     events: list[Progress] = []
     with running(FakeModel(failing={"a": "preview"})) as engine:
-        ticket = Ticket(replace(job("a", steps=4), num_previews=3), PICTURES, on_progress=events.append)
+        ticket = Ticket(replace(edit_request("a", steps=4), num_previews=3), PICTURES, on_progress=events.append)
         engine.submit(ticket)
         assert ticket.future.result(timeout=10)
     assert [(progress.step, progress.preview) for progress in events] == [(step, None) for step in range(5)]
@@ -219,7 +219,7 @@ def test_a_listener_that_raises_harms_nobody() -> None:
         raise RuntimeError("broken listener")
 
     with running(FakeModel()) as engine:
-        ticket = Ticket(job("a"), PICTURES, on_progress=raises)
+        ticket = Ticket(edit_request("a"), PICTURES, on_progress=raises)
         engine.submit(ticket)
         assert ticket.future.result(timeout=10)
 
@@ -234,9 +234,9 @@ def test_previews_are_spread_evenly(num_previews: int, num_steps: int, due: list
 
 def test_guidance_counts_twice_in_the_budget(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
-        tickets = [submit(engine, job("guided", steps=2, guidance=2.0))]
+        tickets = [submit(engine, edit_request("guided", steps=2, guidance=2.0))]
         at_step(gated, 1)
-        tickets += [submit(engine, job("plain", steps=1))]
+        tickets += [submit(engine, edit_request("plain", steps=1))]
         open_gate(gated)
         finish(*tickets)
     assert gated.packs == [["guided"], ["guided"], ["plain"]]
@@ -246,7 +246,7 @@ def test_guidance_counts_twice_in_the_budget(gated: FakeModel) -> None:
 def test_a_failing_edit_fails_alone(stage: str, gated: FakeModel) -> None:
     gated.failing = {"bad": stage}
     with running(gated) as engine:
-        good, bad, other = (submit(engine, job(name, steps=3)) for name in ("good", "bad", "other"))
+        good, bad, other = (submit(engine, edit_request(name, steps=3)) for name in ("good", "bad", "other"))
         open_gate(gated)
         finish(good, bad, other)
         assert isinstance(bad.future.exception(), EditFailed)
@@ -255,23 +255,23 @@ def test_a_failing_edit_fails_alone(stage: str, gated: FakeModel) -> None:
         assert other.future.exception() is None
         assert (engine.stats.completed, engine.stats.failed) == (2, 1)
         # The engine still works.
-        assert submit(engine, job("next")).future.result(timeout=10)
+        assert submit(engine, edit_request("next")).future.result(timeout=10)
 
 
 def test_a_full_queue_refuses_at_once(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX, max_waiting=2) as engine:
-        tickets = [submit(engine, job("running"))]
+        tickets = [submit(engine, edit_request("running"))]
         eventually(lambda: engine.stats.running == 1)
-        tickets += [submit(engine, job("waiting")) for _ in range(2)]
+        tickets += [submit(engine, edit_request("waiting")) for _ in range(2)]
         with pytest.raises(Overloaded, match="2 edits are waiting"):
-            submit(engine, job("too many"))
+            submit(engine, edit_request("too many"))
         open_gate(gated)
         finish(*tickets)
 
 
 def test_closing_fails_what_runs_and_waits_and_refuses_the_rest(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
-        tickets = [submit(engine, job(name)) for name in ("running", "waiting")]
+        tickets = [submit(engine, edit_request(name)) for name in ("running", "waiting")]
         eventually(lambda: engine.stats.running == 1)
         closing = threading.Thread(target=engine.close)
         closing.start()
@@ -282,7 +282,7 @@ def test_closing_fails_what_runs_and_waits_and_refuses_the_rest(gated: FakeModel
         assert [type(ticket.future.exception()) for ticket in tickets] == [ServiceUnavailable] * 2
         assert not engine.alive
         with pytest.raises(ServiceUnavailable):
-            submit(engine, job("late"))
+            submit(engine, edit_request("late"))
 
 
 def test_a_model_that_does_not_load_fails_the_start() -> None:
@@ -296,9 +296,9 @@ def test_a_model_that_does_not_load_fails_the_start() -> None:
 
 def test_the_stats_count_shared_steps(gated: FakeModel) -> None:
     with running(gated) as engine:
-        tickets = [submit(engine, job("a", steps=3))]
+        tickets = [submit(engine, edit_request("a", steps=3))]
         at_step(gated, 1)
-        tickets += [submit(engine, job("b", steps=1))]
+        tickets += [submit(engine, edit_request("b", steps=1))]
         open_gate(gated)
         finish(*tickets)
         stats = engine.stats

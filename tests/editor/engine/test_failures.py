@@ -27,7 +27,7 @@ from tests.editor.engine.harness import (
     running,
     submit,
 )
-from tests.fakes import FakeModel, job
+from tests.fakes import FakeModel, edit_request
 
 NEVER_S = 100_000.0
 """Longer than any test may take."""
@@ -97,17 +97,17 @@ def test_the_message_names_the_fix() -> None:
 def test_who_asks_for_too_much_fails_alone(stage: str, gated: FakeModel) -> None:
     gated.failing, gated.problem = {"huge": stage}, no_memory
     with running(gated) as engine:
-        tickets = [submit(engine, job(name, steps=3)) for name in ("good", "huge", "other")]
+        tickets = [submit(engine, edit_request(name, steps=3)) for name in ("good", "huge", "other")]
         open_gate(gated)
         assert ends(*tickets) == [None, OutOfMemory, None]
         assert engine.alive
-        assert ends(submit(engine, job("next"))) == [None]
+        assert ends(submit(engine, edit_request("next"))) == [None]
 
 
 def test_a_preview_for_which_there_is_no_memory_is_left_out() -> None:
     events: list[Progress] = []
     with running(FakeModel(failing={"a": "preview"}, problem=no_memory)) as engine:
-        ticket = Ticket(job("a"), PICTURES, on_progress=events.append)
+        ticket = Ticket(edit_request("a"), PICTURES, on_progress=events.append)
         engine.submit(ticket)
         assert ends(ticket) == [None]
 
@@ -121,16 +121,16 @@ def test_a_single_edit_has_a_second_try_with_memory_made_free() -> None:
 
     model = Tight()
     with running(model) as engine:
-        assert ends(submit(engine, job("a"))) == [None]
+        assert ends(submit(engine, edit_request("a"))) == [None]
         assert engine.stats.token_budget == 10_000
     assert model.num_freed == 1
 
 
 def test_a_pack_that_is_too_large_goes_on_in_smaller_ones(gated: FakeModel) -> None:
     with running(gated) as engine:
-        tickets = [submit(engine, job("a", steps=3))]
+        tickets = [submit(engine, edit_request("a", steps=3))]
         at_step(gated, 1)
-        tickets += [submit(engine, job(name, steps=2)) for name in "bcd"]
+        tickets += [submit(engine, edit_request(name, steps=2)) for name in "bcd"]
         gated.memory = 3
         open_gate(gated)
         assert ends(*tickets) == [None] * 4
@@ -141,12 +141,12 @@ def test_a_pack_that_is_too_large_goes_on_in_smaller_ones(gated: FakeModel) -> N
 
 def test_what_waits_respects_the_smaller_budget(gated: FakeModel) -> None:
     with running(gated) as engine:
-        tickets = [submit(engine, job("a", steps=2))]
+        tickets = [submit(engine, edit_request("a", steps=2))]
         at_step(gated, 1)
-        tickets += [submit(engine, job(name, steps=1)) for name in "bc"]
+        tickets += [submit(engine, edit_request(name, steps=1)) for name in "bc"]
         gated.memory = 1
         at_step(gated, 2)
-        tickets += [submit(engine, job(name, steps=1)) for name in "de"]
+        tickets += [submit(engine, edit_request(name, steps=1)) for name in "de"]
         open_gate(gated)
         assert ends(*tickets) == [None] * 5
         assert engine.stats.token_budget == TOKENS_OF_64_PX
@@ -165,9 +165,9 @@ def test_edits_that_a_failed_step_has_moved_are_not_moved_again(gated: FakeModel
 
     model = Halfway(gate=threading.Semaphore(0))
     with running(model) as engine:
-        tickets = [submit(engine, job("a", steps=2))]
+        tickets = [submit(engine, edit_request("a", steps=2))]
         at_step(model, 1)
-        tickets += [submit(engine, job("b", steps=1))]
+        tickets += [submit(engine, edit_request("b", steps=1))]
         open_gate(model)
         assert ends(*tickets) == [None, None]
     assert model.packs == [["a"], ["b"]]
@@ -213,9 +213,9 @@ def test_what_failed_is_let_go_before_the_next_try(gated: FakeModel) -> None:
 
     model = Holding(gate=threading.Semaphore(0))
     with running(model) as engine:
-        tickets = [submit(engine, job("a", steps=2))]
+        tickets = [submit(engine, edit_request("a", steps=2))]
         at_step(model, 1)
-        tickets += [submit(engine, job("b", steps=1))]
+        tickets += [submit(engine, edit_request("b", steps=1))]
         open_gate(model)
         assert ends(*tickets) == [None, None]
 
@@ -227,7 +227,7 @@ def test_what_failed_is_let_go_before_the_next_try(gated: FakeModel) -> None:
 def test_a_lost_device_ends_the_engine_at_once(stage: str, gated: FakeModel, caplog: pytest.LogCaptureFixture) -> None:
     gated.failing, gated.problem = {"bad": stage}, illegal_access
     with running(gated) as engine:
-        bad = Ticket(replace(job("bad"), num_previews=1), PICTURES, on_progress=lambda progress: None)
+        bad = Ticket(replace(edit_request("bad"), num_previews=1), PICTURES, on_progress=lambda progress: None)
         engine.submit(bad)
         open_gate(gated)
         finish(bad)
@@ -235,7 +235,7 @@ def test_a_lost_device_ends_the_engine_at_once(stage: str, gated: FakeModel, cap
         with pytest.raises(ServiceUnavailable):
             engine.check_health()
         with pytest.raises(ServiceUnavailable):
-            submit(engine, job("next"))
+            submit(engine, edit_request("next"))
     assert type(bad.future.exception()) is EditFailed
     assert "CUDA" not in str(bad.future.exception())
     assert "illegal memory access" in caplog.text
@@ -245,9 +245,9 @@ def test_a_lost_device_ends_the_engine_at_once(stage: str, gated: FakeModel, cap
 def test_of_a_pack_that_loses_the_device_the_newest_is_not_run_again(gated: FakeModel) -> None:
     gated.problem = illegal_access
     with running(gated, max_pack_tokens=3 * TOKENS_OF_64_PX) as engine:
-        tickets = [submit(engine, job("old", steps=9)), submit(engine, job("young", steps=9))]
+        tickets = [submit(engine, edit_request("old", steps=9)), submit(engine, edit_request("young", steps=9))]
         at_step(gated, 2)
-        tickets += [submit(engine, job("bad", steps=9)), submit(engine, job("waits"))]
+        tickets += [submit(engine, edit_request("bad", steps=9)), submit(engine, edit_request("waits"))]
         gated.failing = {"bad": "step"}
         open_gate(gated)
         assert ends(*tickets) == [ServiceUnavailable, ServiceUnavailable, EditFailed, ServiceUnavailable]
@@ -258,10 +258,10 @@ def test_of_a_pack_that_loses_the_device_the_newest_is_not_run_again(gated: Fake
 def test_those_that_began_together_are_all_suspect(gated: FakeModel) -> None:
     gated.problem = illegal_access
     with running(gated) as engine:
-        old = submit(engine, job("old", steps=9))
+        old = submit(engine, edit_request("old", steps=9))
         at_step(gated, 1)
         gated.failing = {"b": "begin"}
-        tickets = [submit(engine, job(name)) for name in "abc"]
+        tickets = [submit(engine, edit_request(name)) for name in "abc"]
         open_gate(gated)
         assert ends(old, *tickets) == [ServiceUnavailable, EditFailed, EditFailed, EditFailed]
 
@@ -272,10 +272,10 @@ def test_no_edit_is_forgotten_while_others_are_begun_apart(gated: FakeModel) -> 
 
     gated.problem = in_turn
     with running(gated) as engine:
-        old = submit(engine, job("old", steps=9))
+        old = submit(engine, edit_request("old", steps=9))
         at_step(gated, 1)
         gated.failing = {"a": "begin"}
-        tickets = [submit(engine, job(name)) for name in "abc"]
+        tickets = [submit(engine, edit_request(name)) for name in "abc"]
         open_gate(gated)
         assert ends(old, *tickets) == [ServiceUnavailable, EditFailed, ServiceUnavailable, ServiceUnavailable]
 
@@ -290,9 +290,9 @@ def clock() -> Clock:
 
 def test_a_stuck_engine_is_found_and_its_edits_are_failed(gated: FakeModel, clock: Clock) -> None:
     with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX, wedged_after_s=300, clock=clock) as engine:
-        old = submit(engine, job("old", steps=9))
+        old = submit(engine, edit_request("old", steps=9))
         at_step(gated, 1)
-        new, waits = submit(engine, job("new", steps=9)), submit(engine, job("waits"))
+        new, waits = submit(engine, edit_request("new", steps=9)), submit(engine, edit_request("waits"))
         at_step(gated, 2)
         clock.now += 300
         engine.check_health()
@@ -304,7 +304,7 @@ def test_a_stuck_engine_is_found_and_its_edits_are_failed(gated: FakeModel, cloc
         engine.close(timeout_s=NEVER_S)
         assert engine._thread.is_alive()  # It was found stuck before, so `close` did not wait.
         with pytest.raises(ServiceUnavailable):
-            submit(engine, job("next"))
+            submit(engine, edit_request("next"))
         # The thread resumes after all: no edit ends twice, and no further step runs.
         open_gate(gated)
         eventually(lambda: not engine._thread.is_alive())
@@ -316,7 +316,7 @@ def test_a_stuck_engine_is_found_and_its_edits_are_failed(gated: FakeModel, cloc
 
 def test_an_engine_that_steps_on_is_not_stuck_however_long_its_edits_take(gated: FakeModel, clock: Clock) -> None:
     with running(gated, wedged_after_s=300, clock=clock) as engine:
-        ticket = submit(engine, job("long", steps=5))
+        ticket = submit(engine, edit_request("long", steps=5))
         for step in range(1, 6):
             at_step(gated, step)
             clock.now += 299
@@ -327,7 +327,7 @@ def test_an_engine_that_steps_on_is_not_stuck_however_long_its_edits_take(gated:
 
 def test_an_idle_engine_is_not_stuck(clock: Clock) -> None:
     with running(FakeModel(), wedged_after_s=300, clock=clock) as engine:
-        assert ends(submit(engine, job("a"))) == [None]
+        assert ends(submit(engine, edit_request("a"))) == [None]
         clock.now += 100_000
         engine.check_health()
         assert engine.alive
@@ -335,7 +335,7 @@ def test_an_idle_engine_is_not_stuck(clock: Clock) -> None:
 
 def test_closing_leaves_a_stuck_thread_behind(gated: FakeModel) -> None:
     with running(gated) as engine:
-        ticket = submit(engine, job("stuck"))
+        ticket = submit(engine, edit_request("stuck"))
         at_step(gated, 1)
         engine.close(timeout_s=0.1)
         assert engine._thread.is_alive()
@@ -347,7 +347,7 @@ def test_closing_leaves_a_stuck_thread_behind(gated: FakeModel) -> None:
 
 def test_health_does_not_wait_for_the_model(gated: FakeModel) -> None:
     with running(gated) as engine:
-        submit(engine, job("a"))
+        submit(engine, edit_request("a"))
         at_step(gated, 1)
         for _ in range(1000):
             engine.check_health()
@@ -361,7 +361,7 @@ def test_a_dead_thread_is_found_at_once() -> None:
             raise SystemExit
 
     with running(Deadly()) as engine:
-        ticket = submit(engine, job("a"))
+        ticket = submit(engine, edit_request("a"))
         assert ends(ticket) == [ServiceUnavailable]
         assert not engine.alive
         with pytest.raises(ServiceUnavailable):
@@ -371,7 +371,7 @@ def test_a_dead_thread_is_found_at_once() -> None:
 
 def test_the_real_model_gives_memory_back(tiny_settings: AppSettings) -> None:
     model = load_model(tiny_settings.editor)
-    prepared = model.prepare(job("a"), PICTURES)
+    prepared = model.prepare(edit_request("a"), PICTURES)
     model.begin([prepared])
     assert model.cache_stats["prompts"].held_bytes > 0
     model.free()

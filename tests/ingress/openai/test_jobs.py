@@ -49,7 +49,7 @@ def test_a_job_is_answered_as_an_edit_is(app: Harness) -> None:
 def test_a_repeat_is_the_same_job_with_the_same_drawn_seed(app: Harness) -> None:
     first, again = keyed(app), keyed(app)
     assert first.json() == again.json()
-    assert len(app.jobs.specs) == len(app.editor.jobs) == 1
+    assert len(app.jobs.specs) == len(app.editor.requests) == 1
 
 
 SAME: dict[str, dict[str, Any]] = {
@@ -156,7 +156,7 @@ def test_a_job_is_streamed_at_its_end(app: Harness) -> None:
     assert [event.name for event in found] == ["image_edit.completed"] * 2
     assert [(event.data["image_index"], event.data["seed"]) for event in found] == [(0, 5), (1, 6)]
     # A job's previews are not stored.
-    assert [job.num_previews for job in app.editor.jobs] == [0, 0]
+    assert [request.num_previews for request in app.editor.requests] == [0, 0]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -180,4 +180,4 @@ def test_a_job_goes_on_when_its_client_leaves(app: Harness, stream: bool) -> Non
 def test_an_empty_key_is_refused(app: Harness) -> None:
     response = app.client.post(EDITS, json={"prompt": "x", "image": DATA_URL}, headers={"Idempotency-Key": ""})
     assert "Idempotency-Key" in error_of(response, 400)["message"]
-    assert app.editor.jobs == []
+    assert app.editor.requests == []

@@ -26,8 +26,8 @@ def app(tiny_settings: AppSettings) -> Harness:
 
 
 def only(app: Harness) -> EditRequest:
-    assert len(app.editor.jobs) == 1
-    return app.editor.jobs[0]
+    assert len(app.editor.requests) == 1
+    return app.editor.requests[0]
 
 
 @both
@@ -62,10 +62,10 @@ def test_an_answer_is_complete(app: Harness, encoding: str) -> None:
 @both
 def test_absent_fields_have_defaults(app: Harness, encoding: str) -> None:
     drawn = app.edit(encoding).json()["data"][0]
-    job = only(app)
-    assert job.sampling == Sampling(drawn["seed"], 4, 1.0, " ")
-    assert job.output == OutputFormat("png", 100)
-    assert (job.size.final, job.prompt, job.num_previews) == (Size(256, 256), "x", 0)
+    request = only(app)
+    assert request.sampling == Sampling(drawn["seed"], 4, 1.0, " ")
+    assert request.output == OutputFormat("png", 100)
+    assert (request.size.final, request.prompt, request.num_previews) == (Size(256, 256), "x", 0)
 
 
 @both
@@ -95,12 +95,12 @@ def test_all_fields_reach_the_editor(app: Harness, encoding: str) -> None:
     )
     assert response.status_code == 200, response.text
     assert (response.json()["output_format"], response.json()["quality"]) == ("jpeg", "hd")
-    job = only(app)
-    assert job.prompt == f"{CameraPose(270, 30, 1.8).tokens} a precise wish"
-    assert job.sampling == Sampling(7, 6, 1.2, "blurry")
-    assert (job.size.made, job.size.final) == (Size(320, 208), Size(320, 200))
-    assert job.output == OutputFormat("jpeg", 80)
-    assert job.num_previews == 0, "there is no stream to show them in"
+    request = only(app)
+    assert request.prompt == f"{CameraPose(270, 30, 1.8).tokens} a precise wish"
+    assert request.sampling == Sampling(7, 6, 1.2, "blurry")
+    assert (request.size.made, request.size.final) == (Size(320, 208), Size(320, 200))
+    assert request.output == OutputFormat("jpeg", 80)
+    assert request.num_previews == 0, "there is no stream to show them in"
 
 
 def test_texts_of_a_form_are_read_as_numbers(app: Harness) -> None:
@@ -180,7 +180,7 @@ def test_pictures_of_json_keep_their_order(app: Harness) -> None:
 def test_a_form_without_files_may_be_urlencoded(app: Harness) -> None:
     response = app.client.post(EDITS, data={"prompt": "a & b", "url": DATA_URL, "n": "2"})
     assert len(response.json()["data"]) == 2
-    assert app.editor.jobs[0].prompt == "a & b"
+    assert app.editor.requests[0].prompt == "a & b"
 
 
 def test_a_body_without_content_type_is_json_and_bare_line_breaks_are_read(app: Harness) -> None:
@@ -246,10 +246,10 @@ def test_a_size_that_follows_from_the_picture_is_bounded(tiny_settings: AppSetti
 def test_variants_share_their_pictures_and_use_successive_seeds(app: Harness, encoding: str) -> None:
     body = app.edit(encoding, n=3, seed=40).json()
     assert [picture["seed"] for picture in body["data"]] == [40, 41, 42]
-    assert [job.sampling.seed for job in app.editor.jobs] == [40, 41, 42]
+    assert [request.sampling.seed for request in app.editor.requests] == [40, 41, 42]
     assert len(app.shared) == 1
     assert body["usage"]["total_tokens"] == 3 * 52
-    ids = [job.request_id for job in app.editor.jobs]
+    ids = [request.request_id for request in app.editor.requests]
     assert len(set(ids)) == 3
 
 
@@ -258,7 +258,7 @@ def test_a_drawn_seed_is_told(app: Harness, encoding: str) -> None:
     seeds = [app.edit(encoding, n=2).json()["data"] for _ in range(2)]
     drawn = [[picture["seed"] for picture in pictures] for pictures in seeds]
     assert drawn[0] != drawn[1]
-    assert [job.sampling.seed for job in app.editor.jobs] == [*drawn[0], *drawn[1]]
+    assert [request.sampling.seed for request in app.editor.requests] == [*drawn[0], *drawn[1]]
     assert all(second == first + 1 and 0 <= first < 2**31 for first, second in drawn)
 
 
@@ -366,7 +366,7 @@ def test_bad_values_name_the_field_and_the_fix(
     problem = error_of(app.edit(encoding, **fields), 400)
     assert message in problem["message"]
     assert (problem["param"], problem["type"]) == (param, "invalid_request_error")
-    assert app.editor.jobs == []
+    assert app.editor.requests == []
     assert app.edit(encoding).status_code == 200
 
 
@@ -407,7 +407,7 @@ def test_bad_pictures_are_named(app: Harness, parts: list[Part], param: str, mes
     problem = error_of(app.form(("prompt", "x"), *parts), 400)
     assert message in problem["message"]
     assert problem["param"] == param
-    assert app.editor.jobs == []
+    assert app.editor.requests == []
 
 
 PARTS: dict[str, tuple[list[Part], str]] = {

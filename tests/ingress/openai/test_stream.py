@@ -39,7 +39,7 @@ def test_a_stream_shows_previews_and_then_the_picture(app: Harness, encoding: st
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-request-id"]
-    assert app.editor.jobs[0].num_previews == 2
+    assert app.editor.requests[0].num_previews == 2
     first, second, last = events(response.text)
     look = {"size": "256x256", "quality": "low", "background": "opaque", "output_format": "jpeg"}
     for number, event in enumerate((first, second)):
@@ -111,7 +111,7 @@ def test_each_picture_is_told_when_it_is_done(app: Harness) -> None:
         app.editor.gate = asyncio.Semaphore(0)
         stream = await stream_of(app, n=2)
         first = asyncio.create_task(next_event(stream))
-        await until_async(lambda: len(app.editor.jobs) == 2)  # side by side, not one after the other
+        await until_async(lambda: len(app.editor.requests) == 2)  # side by side, not one after the other
         assert not first.done()
         app.editor.gate.release()
         assert (await first).data["type"] == "image_edit.completed"
@@ -133,7 +133,7 @@ class Stumbling:
         self.problem = problem
 
     async def edit(
-        self, job: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
     ) -> EditResult:
         for step in (1, 2):
             on_progress(Progress(step, 4, b"preview"))
@@ -204,7 +204,7 @@ def test_a_cancelled_request_cancels_its_edits(app: Harness, stream: bool) -> No
     async def scenario() -> None:
         app.editor.gate = asyncio.Semaphore(0)
         call = Call(app.app, {**EDIT, "stream": stream})
-        await until_async(lambda: len(app.editor.jobs) == 3)
+        await until_async(lambda: len(app.editor.requests) == 3)
         call.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call.task
@@ -222,7 +222,7 @@ def test_leaving_a_stream_cancels_what_is_not_drawn_yet(
     async def scenario() -> None:
         gate = app.editor.gate = asyncio.Semaphore(0)
         call = Call(app.app, {**EDIT, "stream": True}, spec=spec)
-        await until_async(lambda: len(app.editor.jobs) == 3)
+        await until_async(lambda: len(app.editor.requests) == 3)
         gate.release()
         await until_async(lambda: "image_edit.completed" in call.text)
         assert app.editor.num_cancelled == 0
@@ -241,7 +241,7 @@ def test_a_closed_stream_cancels_its_edits_and_waits_for_them(app: Harness) -> N
         gate = app.editor.gate = asyncio.Semaphore(0)
         stream = await stream_of(app, n=2)
         first = asyncio.create_task(next_event(stream))
-        await until_async(lambda: len(app.editor.jobs) == 2)
+        await until_async(lambda: len(app.editor.requests) == 2)
         gate.release()
         await first
         await stream.aclose()

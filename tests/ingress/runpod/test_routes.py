@@ -138,19 +138,19 @@ def test_an_envelope_is_complete(app: Harness) -> None:
 
 def test_absent_fields_get_the_documented_defaults(app: Harness) -> None:
     app.run(image=PICTURE, prompt="x")
-    job = app.editor.jobs[0]
-    assert job.sampling == Sampling(seed=42, num_inference_steps=4, true_cfg_scale=1.0, negative_prompt=" ")
-    assert job.output == OutputFormat("png")
-    assert job.size.final == Size(256, 256)
-    assert job.prompt == "x"
+    request = app.editor.requests[0]
+    assert request.sampling == Sampling(seed=42, num_inference_steps=4, true_cfg_scale=1.0, negative_prompt=" ")
+    assert request.output == OutputFormat("png")
+    assert request.size.final == Size(256, 256)
+    assert request.prompt == "x"
 
 
 def test_null_means_absent(app: Harness) -> None:
     fields = ("images", "azimuth", "elevation", "distance", "seed", "num_inference_steps", "guidance_scale")
     nulls = dict.fromkeys((*fields, "rewrite_prompt", "width", "height", "negative_prompt", "output_format"))
     assert app.run(image=PICTURE, prompt="x", **nulls).status_code == 200
-    assert app.editor.jobs[0].prompt == "x"
-    assert app.editor.jobs[0].sampling == Sampling()
+    assert app.editor.requests[0].prompt == "x"
+    assert app.editor.requests[0].sampling == Sampling()
 
 
 def test_all_fields_reach_the_editor(app: Harness) -> None:
@@ -168,16 +168,16 @@ def test_all_fields_reach_the_editor(app: Harness) -> None:
         output_format="JPG",
         output_quality=80,
     )
-    job = app.editor.jobs[0]
-    assert job.prompt == f"{CameraPose(270, 0, 1.8).tokens} x"
-    assert job.sampling == Sampling(7, 6, 1.2, "blurry")
-    assert (job.size.made, job.size.final) == (Size(320, 208), Size(320, 200))
-    assert job.output == OutputFormat("jpeg", 80)
+    request = app.editor.requests[0]
+    assert request.prompt == f"{CameraPose(270, 0, 1.8).tokens} x"
+    assert request.sampling == Sampling(7, 6, 1.2, "blurry")
+    assert (request.size.made, request.size.final) == (Size(320, 208), Size(320, 200))
+    assert request.output == OutputFormat("jpeg", 80)
 
 
 def test_true_cfg_scale_wins(app: Harness) -> None:
     app.run(image=PICTURE, prompt="x", guidance_scale=9.0, true_cfg_scale=2.0)
-    assert app.editor.jobs[0].sampling.true_cfg_scale == 2.0
+    assert app.editor.requests[0].sampling.true_cfg_scale == 2.0
 
 
 def test_pictures_and_prompts_of_one_length_are_a_batch(app: Harness) -> None:
@@ -185,9 +185,10 @@ def test_pictures_and_prompts_of_one_length_are_a_batch(app: Harness) -> None:
     tokens = CameraPose(90, 0, 1.0).tokens
     assert envelope["output"]["final_prompts"] == [f"{tokens} first", f"{tokens} second"]
     assert [len(pictures) for pictures in app.shared] == [1, 1]
-    assert [job.sampling.seed for job in app.editor.jobs] == [3, 3]
-    assert sorted((job.size.final.width, job.size.final.height) for job in app.editor.jobs) == [(256, 256), (320, 224)]
-    assert {job.request_id for job in app.editor.jobs} == {f"{envelope['id']}/0", f"{envelope['id']}/1"}
+    assert [request.sampling.seed for request in app.editor.requests] == [3, 3]
+    sizes = [request.size.final for request in app.editor.requests]
+    assert sorted((size.width, size.height) for size in sizes) == [(256, 256), (320, 224)]
+    assert {request.request_id for request in app.editor.requests} == {f"{envelope['id']}/0", f"{envelope['id']}/1"}
 
 
 def test_several_pictures_with_one_prompt_are_references_of_one_edit(app: Harness) -> None:
@@ -195,7 +196,7 @@ def test_several_pictures_with_one_prompt_are_references_of_one_edit(app: Harnes
     assert [len(pictures) for pictures in app.shared] == [3]
     # `image` comes first, and the first picture gives the aspect.
     assert app.shared[0][0].vae_pixels.shape == (224, 320, 3)
-    assert app.editor.jobs[0].size.final == Size(320, 224)
+    assert app.editor.requests[0].size.final == Size(320, 224)
 
 
 def test_a_camera_needs_no_prompt(app: Harness) -> None:
@@ -315,7 +316,7 @@ def test_bad_input_names_the_field_and_the_fix(app: Harness, fields: dict[str, A
     elif "width" in fields:
         fields = {"prompt": "x", **fields}
     assert message in app.refusal(**fields)
-    assert app.editor.jobs == []
+    assert app.editor.requests == []
     assert app.run(image=PICTURE, prompt="the next good one").status_code == 200
 
 
@@ -507,7 +508,7 @@ def test_a_queued_job_is_cancelled_and_never_runs(app: Harness) -> None:
     app.release(2)
     for job_id in running:
         app.status(job_id, "COMPLETED")
-    assert len(app.editor.jobs) == 2
+    assert len(app.editor.requests) == 2
 
 
 def test_a_finished_job_stays_as_it_is(app: Harness) -> None:
@@ -596,7 +597,7 @@ def test_low_priority_goes_behind(app: Harness) -> None:
     app.release(1)
     app.status(first[0], "COMPLETED")
     app.status(low, "IN_PROGRESS")
-    assert app.editor.jobs[-1].low_priority
+    assert app.editor.requests[-1].low_priority
     app.release(2)
     app.status(low, "COMPLETED")
 
@@ -626,7 +627,7 @@ def test_the_same_key_is_the_same_job(app: Harness) -> None:
     again = {"input": {"prompt": "x", "image": PICTURE, "seed": None}}
     assert app.client.post("/run", json=again, headers=headers).json()["id"] == first["id"]
     assert app.client.post("/v2/any/runsync", json=again, headers=headers).json() == first
-    assert len(app.editor.jobs) == 1
+    assert len(app.editor.requests) == 1
     other = app.client.post("/runsync", json=body(seed=1), headers=headers)
     assert other.status_code == 422
     assert "Idempotency-Key" in other.json()["error"]
@@ -690,7 +691,7 @@ def test_views_share_one_upload(app: Harness) -> None:
     words = [CameraPose(azimuth, 30, 1.0).tokens for azimuth in (0, 90, 180, 270)]
     assert envelope["output"]["final_prompts"] == [f"{each} x" for each in words]
     assert len(app.shared) == 1
-    assert {job.sampling.seed for job in app.editor.jobs} == {9}
+    assert {request.sampling.seed for request in app.editor.requests} == {9}
 
 
 def test_views_may_be_listed(app: Harness) -> None:
