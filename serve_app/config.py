@@ -213,6 +213,15 @@ class JobSettings(Settings):
     store: StoreSettings = Field(default=SqliteStoreSettings(), discriminator="kind")
     max_active_jobs: int = Field(default=64, ge=1, description="Jobs that are with the editors at once.")
     max_queued_jobs: int = Field(default=256, ge=0, description="Jobs that may wait for the editors; more get a 429.")
+    max_store_bytes: int = Field(
+        default=32 * 2**30,
+        ge=1,
+        description="Pictures, specifications and outcomes that the store holds when a job arrives; more get a 429. "
+        "Default 32 GiB. Keep it below the disk's free space or Redis' maxmemory.",
+    )
+    max_store_bytes_per_key: int = Field(
+        default=16 * 2**30, ge=1, description="The same for the jobs of one API key; default 16 GiB."
+    )
     sync_retention_s: float = Field(default=60.0, ge=1, description="How long a /runsync job is kept after its end.")
     async_retention_s: float = Field(default=1800.0, ge=1, description="The same for /run and Idempotency-Key.")
     lease_s: float = Field(

@@ -7,6 +7,7 @@
     ├── Unauthorized            401 unauthorized
     ├── Forbidden               403 forbidden
     ├── Overloaded              429 overloaded
+    │   └── StoreFull           429 store_full
     ├── JobNotFound             404 not_found
     ├── JobUnreadable           500 job_unreadable
     ├── ModelNotFound           404 model_not_found
@@ -97,6 +98,10 @@ class MissingField(InvalidInput):
 class Overloaded(ServiceError):
     status = 429
     code = "overloaded"
+
+
+class StoreFull(Overloaded):
+    code = "store_full"
 
 
 class EditCancelled(ServiceError):

@@ -26,6 +26,11 @@ class JobState(StrEnum):
     def retryable(self) -> bool:
         return self in (JobState.FAILED, JobState.TIMED_OUT)
 
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether the job may be drawn, now or when it is retried."""
+        return not self.final or self.retryable
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -66,6 +71,8 @@ class JobSpec:
         retention_s: how long the job is kept after its end, in seconds.
         webhook: the URL that is notified of the end.
         input_without_pictures: the request's `input`, which the webhook receives.
+        client: the name of the API key that sent it, never the key; empty if no key is needed. Clients share the queue
+            and the store's bytes.
     """
 
     id: str
@@ -77,6 +84,7 @@ class JobSpec:
     webhook: str | None = None
     input_without_pictures: Mapping[str, Any] | None = None
     repeat_key: RepeatKey | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,7 @@ class JobsPort(Protocol):
 
         Raises:
             Overloaded: the queue is full.
+            StoreFull: the store holds as many bytes as it may, in total or of this client.
             RepeatKeyConflict: the key was used with another request.
         """
 

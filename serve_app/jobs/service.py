@@ -18,7 +18,7 @@ from serve_app.jobs.heartbeat import Heartbeat
 from serve_app.jobs.live import LiveJob, StreamCursor
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.store_link import ADD_TIMEOUT_S, StoreLink
-from serve_app.jobs.stores.store import Store, not_found, read_job
+from serve_app.jobs.stores.store import ByteLimits, Store, not_found, read_job
 from serve_app.jobs.webhook import WebhookNotifier
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class JobService:
         )
         self._live: dict[str, LiveJob] = {}
         self._cursors: dict[str, StreamCursor] = {}
+        self._byte_limits = ByteLimits(settings.max_store_bytes, settings.max_store_bytes_per_key)
         self._max_jobs = settings.max_active_jobs + settings.max_queued_jobs
         self._adding: Counter[str] = Counter()
         self._refused: deque[str] = deque(maxlen=NUM_REFUSED)
@@ -102,7 +103,8 @@ class JobService:
             record = JobRecord(JobState.IN_QUEUE, self._clock(), webhook_pending=spec.webhook is not None)
             try:
                 job_id = await self._store.call(
-                    lambda store: store.add(spec, pictures, record, self._owner), timeout_s=ADD_TIMEOUT_S
+                    lambda store: store.add(spec, pictures, record, self._owner, self._byte_limits),
+                    timeout_s=ADD_TIMEOUT_S,
                 )
                 # An ingress that got no answer sends a job again, maybe to a successor: it runs where it was stored.
                 is_new = job_id == spec.id and await self._stored_record(job_id) == record

@@ -18,7 +18,8 @@ from serve_app.edits.request import (
     Sampling,
 )
 from serve_app.edits.sizes import OutputSize, Size
-from serve_app.jobs.stores.store import Store
+from serve_app.jobs.stores.codec import dump_pictures, dump_spec
+from serve_app.jobs.stores.store import UNLIMITED, ByteLimits, Store
 from tests.fakes import TIMINGS, TOKENS
 
 KEY = RepeatKey("order-17", "fingerprint")
@@ -68,7 +69,12 @@ def edit(request_id: str, prompt: str = "make it snow") -> EditRequest:
 
 
 def spec(
-    job_id: str = "job", *, key: RepeatKey | None = None, retention_s: float = 60.0, webhook: str | None = None
+    job_id: str = "job",
+    *,
+    key: RepeatKey | None = None,
+    retention_s: float = 60.0,
+    webhook: str | None = None,
+    client: str = "",
 ) -> JobSpec:
     return JobSpec(
         id=job_id,
@@ -80,7 +86,13 @@ def spec(
         webhook=webhook,
         input_without_pictures={"prompt": "make it snow", "seed": 7, "nested": {"list": [1, 2.5, None, True]}},
         repeat_key=key,
+        client=client,
     )
+
+
+def num_bytes(job: JobSpec, sets: Sequence[Pictures] = SETS) -> int:
+    """What a job without outcomes counts in a store."""
+    return len(dump_spec(job)) + len(dump_pictures(sets))
 
 
 def record(state: JobState = JobState.IN_QUEUE, *, webhook: bool = False, ended_at: float | None = None) -> JobRecord:
@@ -101,8 +113,11 @@ async def add(
     retention_s: float = 60.0,
     webhook: bool = False,
     sets: Sequence[Pictures] = SETS,
+    client: str = "",
+    limits: ByteLimits = UNLIMITED,
 ) -> str:
-    return await store.add(spec(job_id, key=key, retention_s=retention_s), sets, record(webhook=webhook), owner)
+    job = spec(job_id, key=key, retention_s=retention_s, client=client)
+    return await store.add(job, sets, record(webhook=webhook), owner, limits)
 
 
 async def end(store: Store, ended_at: float, job_id: str = "job", state: JobState = JobState.COMPLETED) -> None:
@@ -110,11 +125,9 @@ async def end(store: Store, ended_at: float, job_id: str = "job", state: JobStat
 
 
 async def is_kept(store: Store, job_id: str = "job") -> bool:
-    """Whether the job is kept; fails if only a part of it is."""
-    parts = [
-        await store.record(job_id) is not None,
-        await store.spec(job_id) is not None,
-        await store.pictures(job_id) != (),
-    ]
-    assert len(set(parts)) == 1
-    return parts[0]
+    """Whether the job is kept; fails if only a part of it is, or if its pictures are and are not needed."""
+    stored = await store.record(job_id)
+    is_kept = stored is not None
+    assert (await store.spec(job_id) is not None) is is_kept
+    assert (await store.pictures(job_id) != ()) is (stored is not None and stored.state.needs_pictures)
+    return is_kept

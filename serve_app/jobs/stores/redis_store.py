@@ -28,7 +28,7 @@ from serve_app.jobs.stores.codec import (
     load_spec,
     load_state,
 )
-from serve_app.jobs.stores.store import Store, StoredState, fingerprint_of, require_same
+from serve_app.jobs.stores.store import UNLIMITED, ByteLimits, Store, StoredState, fingerprint_of, require_same
 
 PASSWORD_VARIABLE = "CAMERA_EDIT_REDIS_PASSWORD"
 
@@ -68,15 +68,27 @@ class RedisStore(Store):
         self._add_outcome = self._redis.register_script(redis_scripts.ADD_OUTCOME)
         self._change = self._redis.register_script(redis_scripts.CHANGE)
         self._adopt = self._redis.register_script(redis_scripts.ADOPT)
+        self._sweep = self._redis.register_script(redis_scripts.SWEEP)
 
-    async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
+    async def add(
+        self,
+        spec: JobSpec,
+        pictures: Sequence[Pictures],
+        record: JobRecord,
+        owner: str,
+        limits: ByteLimits = UNLIMITED,
+    ) -> str:
         stored = StoredState(record, owner, spec.retention_s)
         staged = self._key("staged", _call())
         data = await asyncio.to_thread(dump_pictures, pictures)
         await self._redis.set(staged, data, px=STAGING_MS)
         repeat = self._key("repeat", spec.repeat_key.key) if spec.repeat_key is not None else ""
+        fields = _fields(spec, stored)
         places = [staged, spec.id, repeat, *self._listing(stored)]
-        job_id, fingerprint = await self._add(args=[self._prefix, *places, *_fields(spec, stored)])
+        bounds = [spec.client, str(len(fields["spec"]) + len(data)), str(limits.total), str(limits.per_client)]
+        parts = (part for field in fields.items() for part in field)
+        job_id, fingerprint, total, of_client = await self._add(args=[self._prefix, *places, *bounds, *parts])
+        limits.require_space(int(total), int(of_client))
         require_same(fingerprint.decode(), fingerprint_of(spec.repeat_key))
         return str(job_id.decode())
 
@@ -133,7 +145,7 @@ class RedisStore(Store):
         if fields[1] != owner.encode() or not await self._execute("HEXISTS", self._prefix + "open", job_id):
             return False
         stored = StoredState(record, owner, _seconds(fields[2]))
-        args = [fields[0] or b"", owner, dump_record(record), owner, *self._listing(stored), 0]
+        args = [fields[0] or b"", owner, dump_record(record), owner, *self._listing(stored), 0, 1]
         return bool(await self._change(args=[self._prefix, job_id, _call(), *args]))
 
     async def beat(self, owner: str, lease_s: float) -> Mapping[str, JobState]:
@@ -154,7 +166,8 @@ class RedisStore(Store):
         return {job_id: state for job_id, (state, _) in _read_entries(entries).items()}
 
     async def sweep(self) -> None:
-        """Redis deletes expired keys by itself."""
+        # Redis deletes expired keys by itself, but their bytes stay counted.
+        await self._sweep(args=[self._prefix])
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -176,7 +189,8 @@ class RedisStore(Store):
             new = rule(StoredState(load_record(record), owner.decode(), float(retention_s)))
             if new is None:
                 return False
-            args = [record, owner, dump_record(new.record), new.owner, *self._listing(new), int(afresh)]
+            flags = int(afresh), int(new.record.state.needs_pictures)
+            args = [record, owner, dump_record(new.record), new.owner, *self._listing(new), *flags]
             if await self._change(args=[self._prefix, job_id, _call(), *args]):
                 return True
 
@@ -195,11 +209,15 @@ def _call() -> str:
     return uuid.uuid4().hex
 
 
-def _fields(spec: JobSpec, stored: StoredState) -> list[str | bytes]:
-    return [
-        *("spec", dump_spec(spec), "record", dump_record(stored.record), "owner", stored.owner),
-        *("retention_s", repr(spec.retention_s), "fingerprint", fingerprint_of(spec.repeat_key)),
-    ]
+def _fields(spec: JobSpec, stored: StoredState) -> dict[str, str | bytes]:
+    return {
+        "spec": dump_spec(spec),
+        "record": dump_record(stored.record),
+        "owner": stored.owner,
+        "retention_s": repr(spec.retention_s),
+        "fingerprint": fingerprint_of(spec.repeat_key),
+        "client": spec.client,
+    }
 
 
 def _entry(state: JobState, owner: str) -> str:

@@ -45,6 +45,25 @@ SCHEMA = (
     "CREATE INDEX ended_jobs ON jobs (expires_at) WHERE expires_at IS NOT NULL",
 )
 TABLES = {"jobs", "pictures", "outcomes", "leases"}
+# Added to files of any age, and to new ones. Older code of this version ignores the columns, and the triggers keep the
+# sums even when it deletes jobs.
+_ADD_TO_SUM = "ON CONFLICT (client) DO UPDATE SET num_bytes = num_bytes + excluded.num_bytes; END"
+BYTE_COUNTS = (
+    "ALTER TABLE jobs ADD COLUMN client TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE jobs ADD COLUMN num_bytes INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX uncounted_jobs ON jobs (id) WHERE num_bytes = 0",
+    "CREATE TABLE held (client TEXT PRIMARY KEY, num_bytes INTEGER NOT NULL) WITHOUT ROWID",
+    f"""CREATE TRIGGER job_inserted AFTER INSERT ON jobs
+        BEGIN INSERT INTO held VALUES (NEW.client, NEW.num_bytes) {_ADD_TO_SUM}""",
+    f"""CREATE TRIGGER job_counted AFTER UPDATE OF num_bytes ON jobs
+        BEGIN INSERT INTO held VALUES (NEW.client, NEW.num_bytes - OLD.num_bytes) {_ADD_TO_SUM}""",
+    f"""CREATE TRIGGER job_deleted AFTER DELETE ON jobs
+        BEGIN INSERT INTO held VALUES (OLD.client, -OLD.num_bytes) {_ADD_TO_SUM}""",
+)
+COUNTED_BYTES = """length(spec)
+    + coalesce((SELECT length(data) FROM pictures WHERE job_id = jobs.id), 0)
+    + coalesce((SELECT sum(length(rest) + length(picture)) FROM outcomes WHERE job_id = jobs.id), 0)"""
+"""A job's bytes as they are. SQLite reads a blob's length without the blob."""
 # auto_vacuum comes first: it can be set only while the file is empty.
 PRAGMAS = (
     "auto_vacuum = INCREMENTAL",
@@ -204,6 +223,15 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
             f"jobs.store.path: {path} is no store of jobs: it has no table {', '.join(sorted(missing))}. "
             "Name another file."
         )
+    _transact(db, _add_byte_counts)
+
+
+def _add_byte_counts(db: sqlite3.Connection) -> None:
+    """Add the columns that count bytes if they are missing, and fill them for jobs that older code has stored."""
+    if "num_bytes" not in {column[1] for column in db.execute("PRAGMA table_info(jobs)")}:
+        for statement in BYTE_COUNTS:
+            db.execute(statement)
+    db.execute(f"UPDATE jobs SET num_bytes = {COUNTED_BYTES} WHERE num_bytes = 0")
 
 
 def _make_schema(db: sqlite3.Connection) -> None:

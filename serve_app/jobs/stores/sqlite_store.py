@@ -22,8 +22,8 @@ from serve_app.jobs.stores.codec import (
     load_spec,
     load_state,
 )
-from serve_app.jobs.stores.sqlite_file import SqliteFile
-from serve_app.jobs.stores.store import Store, StoredState, fingerprint_of, require_same
+from serve_app.jobs.stores.sqlite_file import COUNTED_BYTES, SqliteFile
+from serve_app.jobs.stores.store import UNLIMITED, ByteLimits, Store, StoredState, fingerprint_of, require_same
 
 KEPT = "jobs.id = :id AND (expires_at IS NULL OR expires_at > :now)"
 """Selects a job that has not expired: expired ones stay in the file until the next sweep."""
@@ -36,6 +36,9 @@ SAME_JOB = """SELECT id, fingerprint FROM jobs
     WHERE (id = :id OR repeat_key = :repeat_key) AND (expires_at IS NULL OR expires_at > :now)
     ORDER BY id = :id DESC"""
 """Selects the kept job with an id, or else with a repeat key."""
+
+HELD_BYTES = "SELECT coalesce(sum(num_bytes), 0), coalesce(sum(num_bytes * (client = :client)), 0) FROM held"
+"""Bytes of all jobs and of one client's."""
 
 
 def boot_time() -> float:
@@ -78,11 +81,18 @@ class SqliteStore(Store):
         self._lease_clock = lease_clock
         self._boot = f"{boot_id()}/"
 
-    async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
+    async def add(
+        self,
+        spec: JobSpec,
+        pictures: Sequence[Pictures],
+        record: JobRecord,
+        owner: str,
+        limits: ByteLimits = UNLIMITED,
+    ) -> str:
         data = await asyncio.to_thread(dump_pictures, pictures)
         stored = StoredState(record, self._boot + owner, spec.retention_s)
         now = self._clock()
-        return await self._file.write(lambda db: _add(db, spec, data, stored, now))
+        return await self._file.write(lambda db: _add(db, spec, data, stored, limits, now))
 
     async def find(self, job_id: str | None, repeat_key: RepeatKey | None) -> str | None:
         key = None if repeat_key is None else repeat_key.key
@@ -166,7 +176,9 @@ class SqliteStore(Store):
 # Each of the following functions is part of one transaction.
 
 
-def _add(db: sqlite3.Connection, spec: JobSpec, pictures: bytes, stored: StoredState, now: float) -> str:
+def _add(
+    db: sqlite3.Connection, spec: JobSpec, pictures: bytes, stored: StoredState, limits: ByteLimits, now: float
+) -> str:
     _delete_expired_jobs(db, now)
     values: dict[str, Any] = {
         "id": spec.id,
@@ -178,10 +190,14 @@ def _add(db: sqlite3.Connection, spec: JobSpec, pictures: bytes, stored: StoredS
         "fingerprint": fingerprint_of(spec.repeat_key),
         "record": dump_record(stored.record),
         "spec": dump_spec(spec),
+        "client": spec.client,
     }
     if (same := db.execute(SAME_JOB, {**values, "now": now}).fetchone()) is not None:
         require_same(same[1], values["fingerprint"])
         return str(same[0])
+    values["num_bytes"] = len(values["spec"]) + len(pictures)
+    held = db.execute(HELD_BYTES, values).fetchone()
+    limits.require_space(*(num_bytes + values["num_bytes"] for num_bytes in held))
     columns = ", ".join(values), ", ".join(f":{name}" for name in values)
     db.execute(f"INSERT INTO jobs ({columns[0]}) VALUES ({columns[1]})", values)
     db.execute("INSERT INTO pictures VALUES (?, ?)", (spec.id, pictures))
@@ -193,6 +209,7 @@ def _add_outcome(db: sqlite3.Connection, job_id: str, owner: str, index: int, ou
     if stored is None or not stored.takes_outcomes(owner):
         return False
     db.execute("REPLACE INTO outcomes VALUES (?, ?, ?, ?)", (job_id, index, *dump_outcome(outcome)))
+    _count_bytes(db, job_id)
     return True
 
 
@@ -208,9 +225,9 @@ def _change(
     stored = _stored_state(db, job_id, now)
     if stored is None or (new := rule(stored)) is None:
         return False
-    _write(db, job_id, new)
     if afresh:
         db.execute("DELETE FROM outcomes WHERE job_id = ?", (job_id,))
+    _write(db, job_id, new)
     return True
 
 
@@ -228,6 +245,13 @@ def _write(db: sqlite3.Connection, job_id: str, new: StoredState) -> None:
         "UPDATE jobs SET record = ?, state = ?, owner = ?, expires_at = ? WHERE id = ?",
         (dump_record(new.record), new.record.state, new.owner, new.expires_at, job_id),
     )
+    if not new.record.state.needs_pictures:
+        db.execute("DELETE FROM pictures WHERE job_id = ?", (job_id,))
+    _count_bytes(db, job_id)
+
+
+def _count_bytes(db: sqlite3.Connection, job_id: str) -> None:
+    db.execute(f"UPDATE jobs SET num_bytes = {COUNTED_BYTES} WHERE id = ?", (job_id,))
 
 
 def _beat(db: sqlite3.Connection, owner: str, expires_at: float) -> dict[str, JobState]:

@@ -1,12 +1,45 @@
 """The interface of the stores of jobs, and the rules that all stores share."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from serve_app.edits.job import Job, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
-from serve_app.errors import JobNotFound, RepeatKeyConflict
+from serve_app.errors import JobNotFound, RepeatKeyConflict, StoreFull
+
+
+@dataclass(frozen=True)
+class ByteLimits:
+    """The most bytes that a store holds when it takes a new job, that job included: pictures, specifications and
+    outcomes of all kept jobs. Outcomes of accepted jobs are always stored.
+
+    Attributes:
+        per_client: of the jobs of one client.
+    """
+
+    total: int = sys.maxsize
+    per_client: int = sys.maxsize
+
+    def require_space(self, total: int, of_client: int) -> None:
+        """Compare the bytes that would be held.
+
+        Raises:
+            StoreFull: they are more than the limits.
+        """
+        if total > self.total:
+            raise StoreFull(
+                "The job store is full; try again when earlier jobs have ended or expired (jobs.max_store_bytes)."
+            )
+        if of_client > self.per_client:
+            raise StoreFull(
+                "The jobs of this API key fill its share of the job store; try again when earlier ones have ended or "
+                "expired (jobs.max_store_bytes_per_key)."
+            )
+
+
+UNLIMITED = ByteLimits()
 
 
 class Store(Protocol):
@@ -25,12 +58,20 @@ class Store(Protocol):
 
     def __init__(self, settings: Any) -> None: ...
 
-    async def add(self, spec: JobSpec, pictures: Sequence[Pictures], record: JobRecord, owner: str) -> str:
+    async def add(
+        self,
+        spec: JobSpec,
+        pictures: Sequence[Pictures],
+        record: JobRecord,
+        owner: str,
+        limits: ByteLimits = UNLIMITED,
+    ) -> str:
         """Store a new job, completely or not at all. Returns its id. A job that is already kept under the id, or else
         under the repeat key, stays as it is, and its id is returned.
 
         Raises:
             RepeatKeyConflict: that job has another fingerprint.
+            StoreFull: the job is new, and with it the store would hold more than `limits`.
         """
 
     async def find(self, job_id: str | None, repeat_key: RepeatKey | None) -> str | None:
@@ -47,7 +88,8 @@ class Store(Protocol):
         """The job's current record; None if the job is not kept."""
 
     async def pictures(self, job_id: str) -> tuple[Pictures, ...]:
-        """The sets of prepared pictures, exactly as they were added. Empty if the job is not kept."""
+        """The sets of prepared pictures, exactly as they were added. Empty if the job is not kept, and in a state that
+        does not need them: they are deleted when such a state is stored."""
 
     async def outcomes(self, job_id: str) -> Mapping[int, EditOutcome]:
         """The finished edits by their index."""

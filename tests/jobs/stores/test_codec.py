@@ -58,8 +58,15 @@ def test_not_a_number_is_kept() -> None:
 
 def test_the_keys_of_a_stored_spec_stay_the_same() -> None:
     """Other versions read and write them, too."""
-    fields = "id edits pictures_of seed policy retention_s webhook asked repeat_key"
+    fields = "id edits pictures_of seed policy retention_s webhook asked repeat_key client"
     assert set(json.loads(dump_spec(spec()))) == set(fields.split())
+
+
+def test_a_spec_of_an_earlier_version_names_no_client() -> None:
+    fields = json.loads(dump_spec(spec(client="anna")))
+    assert load_spec(json.dumps(fields).encode()) == spec(client="anna")
+    del fields["client"]
+    assert load_spec(json.dumps(fields).encode()) == spec()
 
 
 @pytest.mark.parametrize("state", JobState)

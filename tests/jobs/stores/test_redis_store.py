@@ -12,11 +12,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from serve_app.config import RedisStoreSettings
 from serve_app.edits.job import JobState
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, StoreFull
 from serve_app.jobs.stores import redis_store
+from serve_app.jobs.stores.codec import dump_outcome, dump_spec
 from serve_app.jobs.stores.redis_store import RedisStore
+from serve_app.jobs.stores.store import ByteLimits
 from tests.jobs.conftest import RedisStores, async_test
-from tests.jobs.samples import KEY, add, end, outcome, record
+from tests.jobs.samples import KEY, add, end, num_bytes, outcome, record, spec
 from tests.processes import free_port
 
 
@@ -94,6 +96,65 @@ async def test_a_call_whose_answer_was_lost_gets_the_same_answer_again(redis_sto
         assert await store.adopt("heir") == []
 
 
+async def held(stores: RedisStores) -> dict[str, str]:
+    async with Redis.from_url(stores.url, decode_responses=True) as client:
+        fields = await client.hgetall(f"{stores.prefix}held")
+        return {str(name): str(value) for name, value in fields.items()}
+
+
+@async_test
+async def test_calls_whose_answers_were_lost_count_bytes_once(redis_stores: RedisStores) -> None:
+    size = num_bytes(spec("job", client="anna"))
+    async with lossy(redis_stores) as way:
+        store = redis_stores.open()
+        await warm_up(redis_stores)
+        before = int((await held(redis_stores))["total"])
+        way.loses = nth_script(1)
+        await add(store, client="anna", limits=ByteLimits(before + size, size))
+        assert (await held(redis_stores))["client:anna"] == str(size)
+        way.loses = nth_script(1)
+        assert await store.add_outcome("job", "me", 0, outcome())
+        drawn = sum(map(len, dump_outcome(outcome())))
+        assert int((await held(redis_stores))["total"]) == before + size + drawn
+        way.loses = nth_script(1)
+        await end(store, redis_stores.now)
+        left = len(dump_spec(spec("job", client="anna"))) + drawn
+        assert await held(redis_stores) | {"total": str(before + left), "client:anna": str(left)} == await held(
+            redis_stores
+        )
+        way.loses = nth_script(1)
+        with pytest.raises(StoreFull):
+            await add(store, "other", limits=ByteLimits(before + left))
+        assert way.num_lost == 4
+
+
+@async_test
+async def test_bytes_of_expired_jobs_and_of_keys_deleted_by_hand_are_subtracted(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    for name, retention_s in (("brief", 0.1), ("lost", 60.0), ("kept", 60.0)):
+        await add(store, name, retention_s=retention_s, client=name)
+    await end(store, redis_stores.now, "brief")
+    await redis_stores.let_pass(0.2)
+    async with Redis.from_url(redis_stores.url) as client:
+        await client.delete(f"{redis_stores.prefix}job:lost")
+        await client.zadd(f"{redis_stores.prefix}checks", {"lost": 1, "kept": 1})  # a minute later
+        await store.sweep()
+        kept = num_bytes(spec("kept", client="kept"))
+        assert await held(redis_stores) == {"job:kept": f"{kept} kept", "client:kept": str(kept), "total": str(kept)}
+        assert await client.zrange(f"{redis_stores.prefix}checks", 0, -1) == [b"kept"]
+
+
+@async_test
+async def test_a_job_of_an_earlier_version_is_counted_at_its_next_change(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await add(store)
+    async with Redis.from_url(redis_stores.url) as client:
+        await client.hdel(f"{redis_stores.prefix}job:job", "client")
+        await client.delete(f"{redis_stores.prefix}held", f"{redis_stores.prefix}checks")
+    assert await store.update("job", "me", record(JobState.IN_PROGRESS))
+    assert (await held(redis_stores))["client:"] == str(num_bytes(spec()))
+
+
 async def warm_up(stores: RedisStores) -> None:
     """Load the scripts into Redis, so that each call runs one once."""
     store = stores.open()
@@ -150,7 +211,7 @@ async def test_every_key_has_the_prefix(redis_stores: RedisStores) -> None:
         await store.add_outcome("job", "me", 0, outcome())
         await store.adopt("heir")
         num_new = len(set(await client.keys("*")) - before)
-    assert num_new == 6
+    assert num_new == 8
     assert await redis_stores.num_left() == num_new
 
 

@@ -14,15 +14,15 @@ import pytest
 
 from serve_app.config import SqliteStoreSettings
 from serve_app.edits.job import JobState
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, StoreFull
 from serve_app.jobs.stores import sqlite_store
 from serve_app.jobs.stores.codec import dump_outcome, dump_pictures, dump_record, dump_spec
-from serve_app.jobs.stores.sqlite_file import VERSION
+from serve_app.jobs.stores.sqlite_file import SCHEMA, VERSION
 from serve_app.jobs.stores.sqlite_store import SqliteStore
-from serve_app.jobs.stores.store import Store
+from serve_app.jobs.stores.store import ByteLimits, Store
 from tests.conftest import ROOT
 from tests.jobs.conftest import SqliteStores, async_test
-from tests.jobs.samples import KEY, SETS, add, end, noise, outcome, record, same_pictures, spec
+from tests.jobs.samples import KEY, SETS, add, end, noise, num_bytes, outcome, record, same_pictures, spec
 
 # Without the tests' own modules, which take seconds to import.
 DIE_AT_WORK = """
@@ -160,13 +160,55 @@ async def test_the_file_becomes_small_again(sqlite_stores: SqliteStores) -> None
     store = sqlite_stores.open()
     for number in range(8):
         await add(store, f"job {number}", sets=((noise(number, 1024, 1024),),))
-        await end(store, sqlite_stores.now, f"job {number}")
+        await end(store, sqlite_stores.now, f"job {number}", JobState.FAILED)
     large = _size(sqlite_stores.path)
     sqlite_stores.now += 100
     for _ in range(20):
         await store.sweep()
     # While it is open: a service runs for months.
     assert _size(sqlite_stores.path) < 200_000 < 20_000_000 < large
+
+
+@async_test
+async def test_jobs_that_are_cancelled_at_once_reuse_the_same_pages(sqlite_stores: SqliteStores) -> None:
+    store = sqlite_stores.open()
+    for number in range(16):
+        await add(store, f"job {number}", sets=((noise(number, 640, 640),),))
+        await store.cancel(f"job {number}", sqlite_stores.now)
+    await sqlite_stores.close()
+    sqlite_stores.opened.clear()
+    assert _size(sqlite_stores.path) < 2 * num_bytes(spec(), ((noise(1, 640, 640),),))
+
+
+def _insert_as_before(db: sqlite3.Connection, job_id: str) -> None:
+    """Store a job as versions did that counted no bytes."""
+    columns = "id, state, owner, expires_at, retention_s, repeat_key, fingerprint, record, spec"
+    values = (job_id, "IN_QUEUE", "me", None, 60.0, None, "", dump_record(record()), dump_spec(spec(job_id)))
+    db.execute(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    db.execute("INSERT INTO pictures VALUES (?, ?)", (job_id, dump_pictures(SETS)))
+    db.execute("REPLACE INTO outcomes VALUES (?, ?, ?, ?)", (job_id, 0, *dump_outcome(outcome())))
+
+
+@async_test
+async def test_the_bytes_of_jobs_that_an_earlier_version_stored_are_counted(sqlite_stores: SqliteStores) -> None:
+    """In its own file, and in one that this version has opened before."""
+    sqlite_stores.path.parent.mkdir()
+    for job_id in ("job 0", "job 1"):
+        db = sqlite3.connect(sqlite_stores.path)
+        if job_id == "job 0":
+            for statement in (*SCHEMA, f"PRAGMA user_version = {VERSION}"):
+                db.execute(statement)
+        _insert_as_before(db, job_id)
+        db.commit()
+        db.close()
+        assert same_pictures(await sqlite_stores.open().pictures(job_id), SETS)
+        await sqlite_stores.close()
+        sqlite_stores.opened.clear()
+    held = 2 * (num_bytes(spec("job 0")) + sum(map(len, dump_outcome(outcome()))))
+    store = sqlite_stores.open()
+    with pytest.raises(StoreFull):
+        await add(store, "job 2", limits=ByteLimits(held + num_bytes(spec("job 2")) - 1))
+    assert await add(store, "job 2", limits=ByteLimits(held + num_bytes(spec("job 2")))) == "job 2"
 
 
 def _size(path: Path) -> int:
