@@ -92,12 +92,13 @@ class Heartbeat:
         for job in known:
             if states.get(job.id, JobState.CANCELLED).final:
                 await self._isolated(job.id, self._reread(job))
-        for job_id in states:
-            if not self._works_on(job_id):
-                await self._isolated(job_id, self._read_and_take_up(job_id))
-        for job_id in await self._store.call(lambda store: store.adopt(self._owner)):
+        untended = [job_id for job_id in states if not self._works_on(job_id)]
+        adopted = await self._store.call(lambda store: store.adopt(self._owner))
+        for job_id in adopted:
             logger.info("took over job %s", job_id)
-            await self._isolated(job_id, self._read_and_take_up(job_id))
+        with self._runner.hold():
+            for job_id in [*untended, *adopted]:
+                await self._isolated(job_id, self._read_and_take_up(job_id))
         await self._sweep()
 
     async def _isolated(self, job_id: str, work: Coroutine[Any, Any, None]) -> None:

@@ -45,9 +45,13 @@ class LiveJob:
         return self.spec.id
 
     @property
+    def is_low_priority(self) -> bool:
+        return self.spec.edits[0].low_priority
+
+    @property
     def rank(self) -> float:
-        """Place in the queue: the job with the smallest rank is next."""
-        return self.record.created_at + (LOW_PRIORITY_DELAY_S if self.spec.edits[0].low_priority else 0.0)
+        """Place among its client's jobs: the one with the smallest rank is next."""
+        return self.record.created_at + (LOW_PRIORITY_DELAY_S if self.is_low_priority else 0.0)
 
     @property
     def waits(self) -> bool:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress, SharedPictures
 from serve_app.edits.service import EditService, OnProgress, all_or_none
 from serve_app.errors import DeadlineExceeded, JobUnreadable, Overloaded, ServiceError, ServiceUnavailable
+from serve_app.jobs.fair_queue import FairQueue
 from serve_app.jobs.live import LiveJob
 from serve_app.jobs.store_link import StoreLink
 from serve_app.jobs.stores.store import Store
@@ -54,7 +56,8 @@ class Runner:
         self._max_active = max_active
         self._clock = clock
         self._on_end = on_end
-        self._queue: list[LiveJob] = []
+        self._queue = FairQueue(clock)
+        self._is_held = False
         self._active: set[LiveJob] = set()
         self._ending: set[LiveJob] = set()
         self._background: set[asyncio.Task[None]] = set()
@@ -72,8 +75,7 @@ class Runner:
     def enlist(self, spec: JobSpec, record: JobRecord, *, was_picked_up: bool = False) -> LiveJob:
         """Queue a stored job that this replica owns. Its ttl does not apply if another replica picked it up."""
         job = LiveJob(spec, record, was_picked_up)
-        self._queue.append(job)
-        self._queue.sort(key=lambda waiting: waiting.rank)
+        self._queue.add(job)
         loop = asyncio.get_running_loop()
         limits = [] if was_picked_up else [loop.time() + self._remaining_s(record, spec.policy.ttl_s)]
         if spec.policy.timeout_s is not None:
@@ -89,6 +91,17 @@ class Runner:
     def _remaining_s(self, record: JobRecord, limit_s: float) -> float:
         """Seconds left of a limit that starts at the job's arrival. A clock that was set back does not extend it."""
         return max(0.0, min(limit_s, record.created_at + limit_s - self._clock()))
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Start no job meanwhile: of many that are enlisted one after the other, the first ones should not start only
+        because they were read first."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            self._start_next()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background; errors are logged."""
@@ -115,8 +128,8 @@ class Runner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start_next(self) -> None:
-        while self._queue and len(self._active) < self._max_active:
-            job = self._queue.pop(0)
+        while self._queue and not self._is_held and len(self._active) < self._max_active:
+            job = self._queue.pop()
             self._active.add(job)
             job.task = asyncio.create_task(self._run(job))
             job.task.add_done_callback(_log_failure)
@@ -266,8 +279,7 @@ class Runner:
     def _release(self, job: LiveJob) -> None:
         job.cancel_expiry()
         self._active.discard(job)
-        if job in self._queue:
-            self._queue.remove(job)
+        self._queue.discard(job)
         self._start_next()
 
 
