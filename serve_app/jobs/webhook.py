@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,12 @@ from serve_app.net.outbound import Outbound, Unreachable
 logger = logging.getLogger(__name__)
 
 NUM_ATTEMPTS = 3
+
+MAX_DELIVERIES = 16
+"""Attempts that run at once; each holds a body, which may be some 20 MB."""
+
+MAX_DELIVERIES_OF_CLIENT = 4
+"""Those of one client, whose webhooks may be slow."""
 
 _HEADERS = {"content-type": "application/json", "user-agent": "qwen-camera-edit"}
 
@@ -49,6 +56,11 @@ class WebhookNotifier:
         self._body = body
         self._spawn = spawn
         self._notifying: set[str] = set()
+        self._places = asyncio.Semaphore(MAX_DELIVERIES)
+        # There are as many clients as API keys.
+        self._places_of_client = defaultdict[str, asyncio.Semaphore](
+            lambda: asyncio.Semaphore(MAX_DELIVERIES_OF_CLIENT)
+        )
         self.ends: Counter[str] = Counter()
 
     def is_notifying(self, job_id: str) -> bool:
@@ -70,30 +82,50 @@ class WebhookNotifier:
 
     async def _deliver(self, spec: JobSpec, url: str, record: JobRecord) -> None:
         try:
-            job = await self._store.call_until_done(lambda store: read_job(store, spec.id, record), is_write=False)
+            taken = await notify_webhook(
+                spec.id, url, partial(self._read_body, spec, record), self._settings, partial(self._place, spec.client)
+            )
         except (JobNotFound, JobUnreadable) as problem:
             logger.error("the webhook of job %s is not notified: %s", spec.id, problem)
             return
-        body = await asyncio.to_thread(self._body, spec, job)
-        taken = await notify_webhook(spec.id, url, body, self._settings)
         self.ends["taken" if taken else "refused"] += 1
+
+    @asynccontextmanager
+    async def _place(self, client: str) -> AsyncIterator[None]:
+        async with self._places_of_client[client], self._places:
+            yield
+
+    async def _read_body(self, spec: JobSpec, record: JobRecord) -> bytes:
+        job = await self._store.call_until_done(lambda store: read_job(store, spec.id, record), is_write=False)
+        return await asyncio.to_thread(self._body, spec, job)
 
     async def _settle(self, job_id: str, record: JobRecord, store: Store) -> None:
         if await store.record(job_id) == record:  # not where it was retried meanwhile
             await store.update(job_id, self._owner, replace(record, webhook_pending=False))
 
 
-async def notify_webhook(job_id: str, url: str, body: bytes, settings: JobSettings) -> bool:
+async def notify_webhook(
+    job_id: str,
+    url: str,
+    read_body: Callable[[], Awaitable[bytes]],
+    settings: JobSettings,
+    place: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+) -> bool:
     """POST a JSON body, at most `NUM_ATTEMPTS` times until the answer is 200. Returns whether it was.
 
     The URL is checked against the settings again: they may have changed since the job was accepted.
+
+    Args:
+        read_body: called for each attempt, so that no body is held between them.
+        place: bounds the attempts that run at once.
     """
     outbound = Outbound(settings.webhook_origins, settings.webhook_private_networks, settings.webhook_timeout_s)
     for attempt in range(NUM_ATTEMPTS):
         if attempt:
             await asyncio.sleep(settings.webhook_gap_s)
-        if await _taken(job_id, url, body, outbound):
-            return True
+        async with place():
+            if await _taken(job_id, url, await read_body(), outbound):
+                return True
     logger.warning("the webhook of job %s did not take its end", job_id)
     return False
 

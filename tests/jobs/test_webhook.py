@@ -1,16 +1,25 @@
 """Notifying a webhook: how often, and which hosts never."""
 
 import asyncio
+import gc
 import logging
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
 
 from serve_app.config import JobSettings
+from serve_app.edits.job import Job, JobSpec
+from serve_app.jobs import webhook
 from serve_app.jobs.webhook import NUM_ATTEMPTS, notify_webhook
+from tests.fakes import FakeEditor, picture
+from tests.jobs import replicas
+from tests.jobs.conftest import Stores, async_test
 from tests.network import PUBLIC, Host, Network, hosting, repeats, sends, stalls
 from tests.service.receiver import Receiver, receiving
+from tests.waiting import until_async
 
 BODY = b'{"id": "job"}'
 
@@ -41,7 +50,11 @@ def notified(url: str, *origins: str, private: tuple[str, ...] = (), timeout_s: 
         webhook_timeout_s=timeout_s,
         webhook_gap_s=0,
     )
-    return asyncio.run(notify_webhook("job", url, BODY, settings))
+    return asyncio.run(notify_webhook("job", url, read_body, settings))
+
+
+async def read_body() -> bytes:
+    return BODY
 
 
 @pytest.mark.parametrize(
@@ -106,3 +119,47 @@ def test_a_host_that_never_answers_ends_each_attempt(caplog: pytest.LogCaptureFi
         assert not notified(f"{host.origin}/secret-path", host.origin, timeout_s=0.2)
     assert "the webhook of job job could not be reached: TimeoutError" in caplog.text
     assert "secret-path" not in caplog.text
+
+
+class Body:
+    """Stands for the bytes of a body, which cannot be referred to weakly."""
+
+
+@async_test
+async def test_few_bodies_are_delivered_at_once_and_none_is_held_between_attempts(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies: weakref.WeakSet[Body] = weakref.WeakSet()
+    running: Counter[str] = Counter()
+    peaks: Counter[str] = Counter()
+    tried: list[str] = []
+
+    def make_body(spec: JobSpec, job: Job) -> Body:
+        bodies.add(body := Body())
+        return body
+
+    async def refuse(job_id: str, *args: object) -> bool:
+        client = job_id.split()[0]
+        for name in (client, "all"):
+            running[name] += 1
+            peaks[name] = max(peaks[name], running[name])
+        peaks["bodies"] = max(peaks["bodies"], len(bodies))
+        await asyncio.sleep(0.2)
+        running.subtract((client, "all"))
+        tried.append(job_id)
+        return False
+
+    monkeypatch.setattr(replicas, "body", make_body)
+    monkeypatch.setattr(webhook, "_taken", refuse)
+    jobs = [f"{client} {number}" for client in ("anna", "otto", "emma", "hans", "vera") for number in range(8)]
+    async with replicas.replica_on(stores.open(), FakeEditor(), webhook_gap_s=60.0) as service:
+        for job_id in jobs:
+            job = replicas.spec(job_id, client=job_id.split()[0], webhook="https://hooks.example/hook")
+            await service.submit(job, [(picture(),)])
+        await until_async(lambda: len(tried) == len(jobs))
+        await asyncio.sleep(0)
+        gc.collect()
+        assert len(bodies) == 0
+    assert peaks["all"] <= webhook.MAX_DELIVERIES
+    assert peaks["bodies"] <= webhook.MAX_DELIVERIES
+    assert max(peaks[client] for client in running if client != "all") <= webhook.MAX_DELIVERIES_OF_CLIENT
