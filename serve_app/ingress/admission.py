@@ -6,8 +6,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -16,8 +16,8 @@ from serve_app.edits.images import decode_base64
 from serve_app.edits.job import JobCounts, JobSpec, JobsPort, Policy, RepeatKey
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import Deadline, EditorPort, OnProgress
-from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
-from serve_app.ingress.auth import KEY_NAME
+from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable, StoreFull
+from serve_app.ingress.auth import CLIENT, KEY_NAME
 from serve_app.ingress.backend import DRAINS, RETRY_AFTER_S, Backend
 from serve_app.ingress.prepare import ParsedRequest
 
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 FULL_S = 0.1
 """For how long a queue that was full is assumed to be full."""
+
+STORE_FULL_S = 1.0
+"""For how long a store is assumed to be full for a client whose job it refused."""
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 300
 
@@ -41,6 +44,7 @@ class JobAdmission:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._places = QueuePlaces(backend.jobs)
+        self._store_space = StoreSpace()
 
     async def find_or_submit(
         self,
@@ -76,6 +80,7 @@ class JobAdmission:
             return known
         if self._backend.draining.begun:
             raise ServiceUnavailable(DRAINS)
+        self._store_space.require(CLIENT.get())
         async with self._places.take():
             prepared = await deadline.bound(self._backend.prepare(job_id, parsed))
         spec = JobSpec(
@@ -88,8 +93,10 @@ class JobAdmission:
             webhook=webhook,
             input_without_pictures=input_without_pictures,
             repeat_key=repeat_key,
+            client=CLIENT.get(),
         )
-        accepted = replace(spec, id=await deadline.bound(jobs.submit(spec, prepared.pictures)))
+        with self._store_space.noting(spec.client):
+            accepted = replace(spec, id=await deadline.bound(jobs.submit(spec, prepared.pictures)))
         _log_accepted(accepted, repeated=accepted.id != job_id)
         return accepted
 
@@ -169,6 +176,32 @@ class QueuePlaces:
             raise
         finally:
             self._num_preparing -= 1
+
+
+class StoreSpace:
+    """Rejects jobs of clients for whom the store was full a moment ago, before their pictures are prepared."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._refused: dict[str, tuple[float, str]] = {}
+
+    def require(self, client: str) -> None:
+        """
+        Raises:
+            StoreFull: the store refused a job of this client less than `STORE_FULL_S` ago.
+        """
+        until, message = self._refused.get(client, (-math.inf, ""))
+        if self._clock() < until:
+            raise StoreFull(message)
+
+    @contextmanager
+    def noting(self, client: str) -> Iterator[None]:
+        """Remember a StoreFull that is raised meanwhile."""
+        try:
+            yield
+        except StoreFull as problem:
+            self._refused[client] = self._clock() + STORE_FULL_S, problem.message
+            raise
 
 
 class ThroughputMeter:

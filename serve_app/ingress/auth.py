@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -32,16 +32,29 @@ CHECK_EVERY_S = 1.0
 KEY_NAME: ContextVar[str] = ContextVar("key_name", default="")
 """The name of the API key of the current request, for its log lines; empty: none."""
 
+CLIENT: ContextVar[str] = ContextVar("client", default="")
+"""`Key.client` of the current request's API key, for its jobs; empty: no key is needed."""
+
 _NAMED = re.compile(rb"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<key>.*)", re.DOTALL)
 _BEARER = re.compile(r"^bearer(?:\s+|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key, and its name in logs and metrics; empty: it has none."""
+    """A key, and its name in logs and metrics; empty: it has none.
+
+    Attributes:
+        position: where it is configured, as `file#2` for the second key of a file.
+    """
 
     value: bytes = field(repr=False)
     name: str = ""
+    position: str = field(default="", repr=False, compare=False)
+
+    @property
+    def client(self) -> str:
+        """Who shares the queue and the store of jobs. It is stored with jobs, so nothing is derived from the key."""
+        return self.name or self.position
 
     @classmethod
     def parsed(cls, text: bytes) -> Self:
@@ -135,7 +148,7 @@ class KeyFile:
     def _replace(self, content: bytes, state: str) -> None:
         """A removed key must stop working, so a file without keys rejects every request."""
         lines = content.removeprefix(codecs.BOM_UTF8).splitlines()
-        self._keys = _parsed(line for line in lines if not line.lstrip().startswith(b"#"))
+        self._keys = _parsed("file", (line for line in lines if not line.lstrip().startswith(b"#")))
         if not self._keys and state != self._state:
             logger.error(
                 "the file of %s holds no key, so every request that needs one is rejected: %s (%s)",
@@ -156,7 +169,7 @@ def configured_keys(setting: str | None, source: KeySource = API_KEYS) -> Keys |
         ConfigError: a file or the variable is set, and it holds no key.
     """
     variable = os.environ.get(source.variable, "")
-    keys = _parsed(part.encode() for part in variable.split(","))
+    keys = _parsed("env", (part.encode() for part in variable.split(",")))
     if variable.strip(" ,") and not keys:
         raise ConfigError(f"{source.variable} is set and holds no key; write KEY,ANOTHER or NAME:KEY.")
     path = os.environ.get(source.file_variable, "").strip() or setting
@@ -166,10 +179,10 @@ def configured_keys(setting: str | None, source: KeySource = API_KEYS) -> Keys |
     return lambda: (*keys, *file())
 
 
-def _parsed(texts: Iterable[bytes]) -> tuple[Key, ...]:
+def _parsed(source: str, texts: Iterable[bytes]) -> tuple[Key, ...]:
     """Blank texts are ignored, and so are names without a key: an empty key would admit requests without one."""
-    keys = (Key.parsed(text.strip()) for text in texts)
-    return tuple(key for key in keys if key.value)
+    keys = (key for text in texts if (key := Key.parsed(text.strip())).value)
+    return tuple(replace(key, position=f"{source}#{number}") for number, key in enumerate(keys, 1))
 
 
 def require_keys(keys: Keys | None, host: str, allow_anonymous: bool) -> None:

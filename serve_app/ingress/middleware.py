@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import InvalidInput, ServiceUnavailable, Unauthorized
-from serve_app.ingress.auth import KEY_NAME, Keys, credentials, matching, operator_error
+from serve_app.ingress.auth import CLIENT, KEY_NAME, Keys, credentials, matching, operator_error
 from serve_app.ingress.backend import DRAINS, Draining
 from serve_app.ingress.dialects import dialect_of, is_operator_route, is_repeatable_work, is_work, route_path
 from serve_app.ingress.error_responses import error_response
@@ -110,11 +110,12 @@ class ApiKeys:
             await error_response(scope["path"], problem)(scope, receive, send)
             return
         scope.setdefault("state", {})["key_name"] = key.name
-        token = KEY_NAME.set(key.name)
+        tokens = KEY_NAME.set(key.name), CLIENT.set(key.client)
         try:
             await self._app(scope, receive, send)
         finally:
-            KEY_NAME.reset(token)
+            KEY_NAME.reset(tokens[0])
+            CLIENT.reset(tokens[1])
 
 
 def _is_open(scope: Scope) -> bool:

@@ -1,28 +1,32 @@
 """Admission: free places in the queue of jobs, and the Retry-After of rejected requests."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
 
 from serve_app.config import AppSettings
-from serve_app.edits.job import JobCounts, JobsPort
-from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
+from serve_app.edits.job import JobCounts, JobSpec, JobsPort
+from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress, SharedPictures
 from serve_app.edits.service import OnProgress
-from serve_app.errors import EditFailed, Overloaded, ServiceUnavailable
+from serve_app.errors import EditFailed, Overloaded, ServiceUnavailable, StoreFull
 from serve_app.ingress.admission import (
     COUNT_EVERY_S,
     FULL_S,
     MAX_RETRY_AFTER_S,
     MIN_RETRY_AFTER_S,
+    STORE_FULL_S,
     WINDOW_S,
     MeteredEditor,
     QueuePlaces,
+    StoreSpace,
     ThroughputMeter,
 )
 from serve_app.ingress.backend import RETRY_AFTER_S
+from serve_app.ingress.prepare import ParsedRequest, Prepared, Preparer
 from tests.fakes import FakeEditor, edit_request, picture
-from tests.ingress.openai_harness import FakeJobs, error_of, harness
+from tests.ingress.openai_harness import DATA_URL, FakeJobs, error_of, harness
 from tests.waiting import until_async
 
 
@@ -104,6 +108,53 @@ def test_a_request_that_fails_gives_its_place_back() -> None:
         assert await queue.is_admitted()
 
     asyncio.run(story())
+
+
+def test_a_client_for_whom_the_store_is_full_is_rejected_for_a_moment_and_the_others_are_not() -> None:
+    now = 100.0
+    space = StoreSpace(lambda: now)
+    with pytest.raises(StoreFull), space.noting("anna"):
+        raise StoreFull("full")
+    with pytest.raises(StoreFull, match="full"):
+        space.require("anna")
+    space.require("otto")
+    now += STORE_FULL_S
+    space.require("anna")
+
+
+def test_a_full_store_answers_429_without_preparing_pictures_again_and_knows_its_jobs(
+    tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = harness(tiny_settings, api_keys=("acme:k-1", "k-2"))
+    num_prepared = 0
+    prepare = Preparer.__call__
+
+    async def counted(preparer: Preparer, request_id: str, parsed: ParsedRequest) -> Prepared:
+        nonlocal num_prepared
+        num_prepared += 1
+        return await prepare(preparer, request_id, parsed)
+
+    async def refuse(spec: JobSpec, pictures: Sequence[Pictures]) -> str:
+        raise StoreFull("full")
+
+    monkeypatch.setattr(Preparer, "__call__", counted)
+
+    def run(key: str, repeat_key: str) -> tuple[int, str]:
+        headers = {"authorization": f"Bearer {key}", "Idempotency-Key": repeat_key}
+        body = {"input": {"prompt": "x", "image": DATA_URL}}
+        response = scene.client.post("/run", json=body, headers=headers)
+        return response.status_code, response.headers.get("retry-after", "")
+
+    assert run("k-1", "known") == (200, "")
+    assert [spec.client for spec in scene.jobs.specs.values()] == ["acme"]
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.jobs, "submit", refuse)
+        for number in range(5):
+            status, retry_after = run("k-1", f"new {number}")
+            assert (status, int(retry_after) > 0) == (429, True)
+        assert run("k-1", "known") == (200, "")
+    assert num_prepared == 2  # the job's, and those of the first one that was refused
+    assert run("k-2", "another client's") == (200, "")
 
 
 class CountedJobs(FakeJobs):

@@ -126,6 +126,15 @@ def test_a_key_may_have_a_name(file: Path, monkeypatch: pytest.MonkeyPatch, line
     assert keys() == (Key(key, name),)
 
 
+def test_a_client_is_the_name_of_its_key_or_else_its_position(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("# keys\nacme:k-1\n\nk-2\nacme:k-3\n")
+    assert [key.client for key in KeyFile(file)()] == ["acme", "file#2", "acme"]
+    monkeypatch.setenv(KEYS_VARIABLE, "k-4, ,acme:k-5,k-6")
+    keys = configured_keys(str(file))
+    assert keys is not None
+    assert [key.client for key in keys()] == ["env#1", "acme", "env#3", "acme", "file#2", "acme"]
+
+
 def test_a_name_without_a_key_admits_nobody(tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEYS_VARIABLE, "acme:, other:k")
     keys = configured_keys(None)

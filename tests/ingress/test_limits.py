@@ -43,5 +43,5 @@ def test_every_limit_is_tried_and_documented_with_its_default() -> None:
     assert LIMITS.keys() == LimitSettings.model_fields.keys() - {"num_decode_threads"}
     for name, field in LimitSettings.model_fields.items():
         assert "default " in (field.description or ""), name
-    for name in ("max_active_jobs", "max_queued_jobs"):
+    for name in ("max_active_jobs", "max_queued_jobs", "max_store_bytes", "max_store_bytes_per_key"):
         assert JobSettings.model_fields[name].description

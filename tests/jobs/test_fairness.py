@@ -75,14 +75,14 @@ async def starts_until_all_of(client: str, number: int, editor: FakeEditor) -> l
     """The clients of the jobs in the order of their starts, until so many of one client's have started. One job ends
     after the other."""
     assert editor.gate is not None
-    while (started := [job.prompt.split()[0] for job in editor.jobs]).count(client) < number:
+    while (started := [job.prompt.split()[0] for job in editor.requests]).count(client) < number:
         editor.gate.release()
         await num_started(editor, len(started) + 1)
     return started
 
 
 async def num_started(editor: FakeEditor, number: int) -> None:
-    await until_async(lambda: len(editor.jobs) >= number)
+    await until_async(lambda: len(editor.requests) >= number)
 
 
 @async_test
@@ -100,7 +100,7 @@ async def test_four_jobs_behind_a_hundred_of_another_client_start_before_its_twe
         started = await starts_until_all_of("second", 4, editor)
         assert started.count("first") < 12
         for client in ("first", "second"):
-            numbers = [int(job.prompt.split()[1]) for job in editor.jobs if job.prompt.startswith(client)]
+            numbers = [int(job.prompt.split()[1]) for job in editor.requests if job.prompt.startswith(client)]
             assert sorted(numbers) == list(range(len(numbers)))
             assert max_active > 1 or numbers == sorted(numbers)
 
