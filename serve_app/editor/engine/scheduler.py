@@ -234,7 +234,7 @@ class Scheduler:
 
     def _enqueue(self, ticket: Ticket) -> None:
         prepare, prepared = self._prepare, None
-        problem: Exception = stopped()
+        problem: Exception | None = None
         try:
             if prepare is not None:
                 prepared = prepare(ticket.request, ticket.pictures)
@@ -247,7 +247,7 @@ class Scheduler:
                 self._waiting.sort(key=lambda waiting: waiting.ticket.rank)
                 self._changed.notify_all()
                 return
-        self._outbox.failed(ticket, problem)
+        self._outbox.failed(ticket, stopped() if problem is None else problem)
 
 
 def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
