@@ -19,6 +19,7 @@ TESTED_BY = {
     "camera-edit check": "tests/tools/check/test_check.py",
     "camera-edit demo": "tests/tools/demo/test_demo.py",
     "camera-edit drain": "tests/tools/test_drain.py",
+    "camera-edit openapi": "tests/configs/test_openapi.py",
     "camera-edit run": "tests/service/test_sigterm.py",
     "camera-edit tiny --train": "tests/tools/training/test_training.py",
     "camera-edit tiny": "tests/test_cli.py",
