@@ -80,8 +80,8 @@ def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
     prefix = DATA_URL.match(text)
     try:
         body = text[prefix.end() if prefix else 0 :].encode("ascii").translate(None, WHITE_SPACE)
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"{field} holds characters outside ASCII. Send it as base64.", field) from error
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{field} holds characters outside ASCII. Send it as base64.", field) from None
     if not body:
         raise InvalidInput(f"{field} is empty. {WANTED} as base64.", field)
     size = len(body) // 4 * 3 - body[-2:].count(b"=")
@@ -89,8 +89,8 @@ def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
         raise InvalidInput(f"{field} is larger than {max_bytes / 2**20:.4g} MiB. Send a smaller file.", field)
     try:
         data = base64.b64decode(body, validate=True)
-    except binascii.Error as error:
-        raise InvalidInput(_base64_fault(body, field), field) from error
+    except binascii.Error:
+        raise InvalidInput(_base64_fault(body, field), field) from None
     # Strict decoding accepts padding after a complete group, as in "AAAA=".
     if len(data) != size:
         raise InvalidInput(_base64_fault(body, field), field)
@@ -119,10 +119,10 @@ def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
         stored.load()
         _check_palette(stored)
         picture = _upright(_over_white(_to_8_bits(stored)), stored)
-    except Image.DecompressionBombError as error:
-        raise InvalidInput(f"{field} has too many pixels. {_smaller(limits)}", field) from error
-    except DAMAGE as error:
-        raise InvalidInput(f"{field} is damaged or truncated. {WANTED} that is whole.", field) from error
+    except Image.DecompressionBombError:
+        raise InvalidInput(f"{field} has too many pixels. {_smaller(limits)}", field) from None
+    except DAMAGE:
+        raise InvalidInput(f"{field} is damaged or truncated. {WANTED} that is whole.", field) from None
     picture.info = {}
     return picture
 

@@ -127,12 +127,12 @@ class Fetcher:
         """
         try:
             return await self._fetch(url)
-        except Unreachable as problem:
+        except Unreachable:
             raise InvalidInput(
                 f"{field} could not be fetched, or is a URL that this server may not fetch. Send the picture itself, "
                 "as a file or in base64.",
                 field,
-            ) from problem
+            ) from None
 
     async def _fetch(self, url: str) -> bytes:
         data = bytearray()

@@ -7,6 +7,7 @@ wrote: no prompts, pictures, keys or URLs.
 import gc
 import logging
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,14 +28,37 @@ def join_serve_logs() -> None:
 
 def discreet(record: logging.LogRecord) -> bool:
     """A log filter that removes what a caller may have written: the message of a ServiceError, which Serve logs with
-    its traceback, quotes the request, and a request id may be any text."""
+    its traceback, quotes the request, and so may every exception that is chained to it; a request id may be any
+    text."""
     problem = record.exc_info[1] if record.exc_info else None
     if isinstance(problem, ServiceError):
         record.msg, record.args = f"{record.getMessage()} ({problem.code})", None
         record.exc_info = record.exc_text = None
+    elif problem is not None:
+        record.exc_text = "".join(_discreet_lines(problem, set())).rstrip("\n")
     if not is_sane(getattr(record, "request_id", "-")):
         record.request_id = "-"
     return True
+
+
+def _discreet_lines(problem: BaseException, seen: set[int]) -> Iterator[str]:
+    """A traceback with its chain as Python prints it, without the text of a ServiceError and all that led to it."""
+    seen.add(id(problem))
+    if isinstance(problem, ServiceError):
+        yield f"{type(problem).__name__} ({problem.code})\n"
+        return
+    before = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
+    if before is not None and id(before) not in seen:
+        yield from _discreet_lines(before, seen)
+        yield "\nwhich led to:\n\n"
+    if isinstance(problem, BaseExceptionGroup):
+        yield "Traceback (most recent call last):\n"
+        yield from traceback.format_tb(problem.__traceback__)
+        yield f"{type(problem).__name__} of:\n"
+        for each in problem.exceptions:
+            yield from _discreet_lines(each, seen)
+    else:
+        yield from traceback.format_exception(problem, chain=False)
 
 
 def is_sane(request_id: str) -> bool:

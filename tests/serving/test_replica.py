@@ -4,8 +4,9 @@ import logging
 import sys
 
 import pytest
+from ray._common.formatters import JSONFormatter, TextFormatter
 
-from serve_app.errors import JobNotFound
+from serve_app.errors import InvalidInput, JobNotFound
 from serve_app.serving.replica import discreet
 
 
@@ -33,6 +34,63 @@ def test_any_other_error_keeps_its_traceback() -> None:
     record = line(RuntimeError("CUDA error"))
     assert discreet(record)
     assert "RuntimeError: CUDA error" in logging.Formatter().format(record)
+
+
+SECRET = "planted text"
+
+
+def chained(outer: Exception, inner: Exception, *, cause: bool) -> Exception:
+    """`outer`, raised while `inner` was handled."""
+    try:
+        try:
+            raise inner
+        except Exception as problem:
+            if cause:
+                raise outer from problem
+            raise outer  # noqa: B904 - the context is what is tested
+    except Exception as problem:
+        return problem
+
+
+def quoting() -> Exception:
+    """An InvalidInput that quotes the request, as does what it was raised from."""
+    return chained(InvalidInput(SECRET), ValueError(SECRET), cause=True)
+
+
+def caught(*problems: Exception) -> Exception:
+    try:
+        raise ExceptionGroup("several", problems)
+    except ExceptionGroup as group:
+        return group
+
+
+CHAINS = {
+    "a cause": chained(RuntimeError("CUDA error"), quoting(), cause=True),
+    "a context": chained(RuntimeError("CUDA error"), quoting(), cause=False),
+    "further down": chained(RuntimeError("CUDA error"), chained(KeyError(1), quoting(), cause=True), cause=True),
+    "in a group": caught(quoting(), RuntimeError("CUDA error")),
+    "under a group": caught(chained(RuntimeError("CUDA error"), quoting(), cause=False)),
+}
+
+
+@pytest.mark.parametrize("formatter", [logging.Formatter(), TextFormatter(), JSONFormatter()], ids=type)
+@pytest.mark.parametrize("problem", CHAINS.values(), ids=CHAINS)
+def test_nothing_chained_to_a_service_error_is_logged(problem: Exception, formatter: logging.Formatter) -> None:
+    record = line(problem)
+    record.exc_text = SECRET  # as a formatter of another handler leaves it
+    assert discreet(record)
+    text = formatter.format(record)
+    assert "RuntimeError: CUDA error" in text
+    assert "Traceback" in text
+    assert SECRET not in text
+
+
+def test_an_error_that_led_to_itself_is_logged_once() -> None:
+    first, second = RuntimeError("CUDA error"), KeyError("x")
+    first.__cause__, second.__cause__ = second, first
+    record = line(first)
+    assert discreet(record)
+    assert logging.Formatter().format(record).count("CUDA error") == 1
 
 
 @pytest.mark.parametrize(
