@@ -36,7 +36,8 @@ CLIENT: ContextVar[str] = ContextVar("client", default="")
 """`Key.client` of the current request's API key, for its jobs; empty: no key is needed."""
 
 _NAMED = re.compile(rb"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<key>.*)", re.DOTALL)
-_BEARER = re.compile(r"^bearer(?:\s+|$)", re.IGNORECASE)
+_BEARER = re.compile(r"^bearer(?:[ \t]+|$)", re.IGNORECASE)
+_BLANKS = " \t\r\n\f\v"
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def configured_keys(setting: str | None, source: KeySource = API_KEYS) -> Keys |
         ConfigError: a file or the variable is set, and it holds no key.
     """
     variable = os.environ.get(source.variable, "")
-    keys = _parsed("env", (part.encode() for part in variable.split(",")))
+    keys = _parsed("env", (os.fsencode(part) for part in variable.split(",")))
     if variable.strip(" ,") and not keys:
         raise ConfigError(f"{source.variable} is set and holds no key; write KEY,ANOTHER or NAME:KEY.")
     path = os.environ.get(source.file_variable, "").strip() or setting
@@ -213,7 +214,8 @@ def is_loopback(host: str) -> bool:
 
 def credentials(headers: Headers) -> bytes:
     """The key that a request presents, as `Bearer KEY` or, as RunPod's clients do, bare; empty: none."""
-    return _BEARER.sub("", headers.get("authorization", ""), count=1).strip().encode("latin-1")
+    # Only ASCII's white space: in latin-1, the last bytes of a key in UTF-8 may look like other white space.
+    return _BEARER.sub("", headers.get("authorization", ""), count=1).strip(_BLANKS).encode("latin-1")
 
 
 def matching(keys: Keys | None, credential: bytes) -> Key | None:
@@ -242,7 +244,7 @@ def operator_error(
         return _WRONG_KIND
     if operator_keys is not None:
         return None if matching(operator_keys, credential) is not None else _WRONG_KEY
-    if behind_haproxy or not _is_local(scope, headers):
+    if behind_haproxy or not is_local(scope):
         return _NOT_LOCAL
     return _UNKNOWN_KEY if credential and api_keys is not None else None
 
@@ -262,11 +264,12 @@ def _authority(origin: str) -> str | None:
         return None
 
 
-def _is_local(scope: Scope, headers: Headers) -> bool:
+def is_local(scope: Scope) -> bool:
     """Whether the request shows no sign that its client runs on another machine. The Host header excludes pages whose
     name resolves to this machine, and a forwarding header excludes clients of a reverse proxy here. Serve's proxy puts
     the peer's address into `client`; uvicorn replaces it by `x-forwarded-for` if the peer is loopback."""
-    peer, hosts = scope.get("client"), headers.getlist("host")
+    headers, peer = Headers(scope=scope), scope.get("client")
+    hosts = headers.getlist("host")
     is_forwarded = scope.get("http_version") == "1.0" or any(
         name in _FORWARDING_HEADERS or name.startswith(_FORWARDING_PREFIXES) for name in headers
     )

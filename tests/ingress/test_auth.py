@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
+from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.config import AppSettings
@@ -26,7 +27,9 @@ from serve_app.ingress.auth import (
     KeyFile,
     Keys,
     configured_keys,
+    credentials,
     is_loopback,
+    matching,
     require_keys,
 )
 from serve_app.ingress.middleware import ApiKeys
@@ -249,6 +252,17 @@ def test_a_file_without_keys_stops_the_start(tmp_path: Path, content: str | None
         path.write_text(content)
     with pytest.raises(ConfigError, match="cannot be read or holds no key"):
         configured_keys(str(path))
+
+
+# In UTF-8, "à" ends with the byte a0 and "Å" with 85: white space in latin-1, which headers are decoded as.
+@pytest.mark.parametrize("key", ["voilà".encode(), "Å".encode(), b"k\xa0", b"k\x85", b"\xa0k", b"\x85"])
+@pytest.mark.parametrize("form", [b"Bearer %s", b"bearer  %s", b"BEARER\t%s ", b"%s"])
+def test_a_key_may_end_in_any_byte(file: Path, monkeypatch: pytest.MonkeyPatch, key: bytes, form: bytes) -> None:
+    file.write_bytes(b"\xef\xbb\xbf  # a comment\n" + key + b"\n")
+    monkeypatch.setenv(KEYS_VARIABLE, os.fsdecode(key))
+    for keys in (KeyFile(file), configured_keys(None)):
+        assert values(keys) == [key]
+        assert matching(keys, credentials(Headers(raw=[(b"authorization", form % key)]))) == Key(key)
 
 
 def test_where_keys_come_from(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
