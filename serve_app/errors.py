@@ -6,8 +6,10 @@
     │   └── MissingField        422 missing_field
     ├── Unauthorized            401 unauthorized
     ├── Forbidden               403 forbidden
+    ├── UrlTooLong              414 url_too_long
     ├── Overloaded              429 overloaded
     │   └── StoreFull           429 store_full
+    ├── HeadersTooLarge         431 headers_too_large
     ├── JobNotFound             404 not_found
     ├── JobUnreadable           500 job_unreadable
     ├── ModelNotFound           404 model_not_found
@@ -95,6 +97,11 @@ class MissingField(InvalidInput):
     code = "missing_field"
 
 
+class UrlTooLong(ServiceError):
+    status = 414
+    code = "url_too_long"
+
+
 class Overloaded(ServiceError):
     status = 429
     code = "overloaded"
@@ -102,6 +109,11 @@ class Overloaded(ServiceError):
 
 class StoreFull(Overloaded):
     code = "store_full"
+
+
+class HeadersTooLarge(ServiceError):
+    status = 431
+    code = "headers_too_large"
 
 
 class EditCancelled(ServiceError):

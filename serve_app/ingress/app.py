@@ -8,16 +8,9 @@ from serve_app import __version__
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.dialects import add_routes
 from serve_app.ingress.error_responses import add_error_handlers
+from serve_app.ingress.headers import HeadLimits, RejectControlHeaders
 from serve_app.ingress.health import health_router
-from serve_app.ingress.middleware import (
-    ApiKeys,
-    BodyLimit,
-    DrainGate,
-    OperatorGate,
-    QueueLimitHeader,
-    RejectControlHeaders,
-    RequestId,
-)
+from serve_app.ingress.middleware import ApiKeys, BodyLimit, DrainGate, OperatorGate, QueueLimitHeader, RequestId
 from serve_app.ingress.openapi import document
 
 
@@ -41,6 +34,7 @@ def build_app(backend: Backend) -> FastAPI:
         api_keys=backend.api_keys,
         behind_haproxy=backend.behind_haproxy,
     )
+    app.add_middleware(HeadLimits)
     app.add_middleware(RequestId, behind_proxy=backend.behind_serve)  # the outermost: the last one added
     add_error_handlers(app, backend.retry_after_s)
     app.include_router(health_router(backend))

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -21,6 +20,7 @@ from serve_app.ingress.backend import Backend, Draining
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.prepare import Preparer
 from serve_app.serving.handles import EditorHandle, RewriterHandle, call_all, fault, jobs_port, share, worker_counts
+from serve_app.serving.http_server import disable_websockets, is_behind_haproxy
 from serve_app.serving.replica import join_serve_logs
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class Ingress:
         give_up: Callable[[], None],
     ) -> None:
         join_serve_logs()
+        disable_websockets()
         api_keys, operator_keys = _checked_keys(settings, give_up)
         me = serve.get_replica_context()
         port = jobs_port(jobs)
@@ -55,7 +56,7 @@ class Ingress:
             api_keys=api_keys,
             operator_keys=operator_keys,
             behind_serve=True,
-            behind_haproxy=RAY_SERVE_ENABLE_HA_PROXY,
+            behind_haproxy=is_behind_haproxy(),
             draining=self._draining,
             drain=partial(_sum_of_all, me.app_name, me.deployment, "begin_drain"),
             undrain=partial(_sum_of_all, me.app_name, me.deployment, "end_drain"),
@@ -116,4 +117,4 @@ def _bound_host() -> str:
     """The address at which Serve's proxies listen. Ray has no public call for it."""
     client = _get_global_client()
     # HAProxy listens on all interfaces, whatever http_options says.
-    return "0.0.0.0" if client is None or RAY_SERVE_ENABLE_HA_PROXY else client.http_config.host
+    return "0.0.0.0" if client is None or is_behind_haproxy() else client.http_config.host

@@ -6,16 +6,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import InvalidInput, ServiceUnavailable, Unauthorized
+from serve_app.errors import ServiceUnavailable, Unauthorized
 from serve_app.ingress.auth import CLIENT, KEY_NAME, Keys, credentials, matching, operator_error
 from serve_app.ingress.backend import DRAINS, Draining
 from serve_app.ingress.dialects import dialect_of, is_operator_route, is_repeatable_work, is_work, route_path
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
 from serve_app.serving.replica import is_sane
-
-DISCONNECT_HEADER = "x-request-disconnect-disabled"
-"""With the value `?1`, Serve 2.60 runs a request to its end although its client has disconnected."""
 
 LIMIT_HEADER = "x-queue-limit"
 """The limit of unfinished jobs, in the application's responses to jobs."""
@@ -122,22 +119,6 @@ def _is_open(scope: Scope) -> bool:
     return route_path(scope) in OPEN_PATHS or scope.get("state", {}).get("is_operator", False)
 
 
-class RejectControlHeaders:
-    """Rejects requests that would run on after their client has disconnected. Serve's proxy strips the header if a
-    Serve file names `serve_app.ingress.proxy`; HAProxy never does. The header for a request's own timeout affects no
-    other request, so it passes."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and Headers(scope=scope).get(DISCONNECT_HEADER) == "?1":
-            problem = InvalidInput(f"The header {DISCONNECT_HEADER} must not be set by clients; leave it out.")
-            await error_response(scope["path"], problem)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-
 class DrainGate:
     """Counts requests, and rejects new work while the service drains. Other requests pass, so that clients can fetch
     their results; so does work with an Idempotency-Key, which its route accepts if it repeats earlier work."""
@@ -183,7 +164,8 @@ class BodyLimit:
 
         async def receive_limited() -> Message:
             nonlocal received_bytes
-            self._check(int(announced) if announced.isdecimal() else 0)
+            # 19 digits are more than any limit; Python reads no number of 5,000.
+            self._check(int(announced[:19]) if announced.isdecimal() else 0)
             message = await receive()
             received_bytes += len(message.get("body", b""))
             self._check(received_bytes)

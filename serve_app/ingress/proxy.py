@@ -1,5 +1,5 @@
-"""ASGI middleware for Serve's HTTP proxy: strips client-set control headers, rejects work when the queue is full, and
-rewrites the proxy's plain-text errors as JSON.
+"""ASGI middleware for Serve's HTTP proxy: strips client-set control headers, rejects what needs no replica to be
+rejected and work when the queue is full, and rewrites the proxy's plain-text errors as JSON.
 
 Serve's proxies call the function that RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names. The shipped Serve files name
 `middlewares` there, in the environment of the controller, which the proxies inherit.
@@ -17,23 +17,24 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
-from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work
+from serve_app.errors import Forbidden, Overloaded, ServiceError, ServiceUnavailable
+from serve_app.ingress.auth import is_local
+from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work, route_path
 from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.headers import StripControlHeaders, closing_response, head_error
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
-from serve_app.ingress.middleware import DISCONNECT_HEADER, LIMIT_HEADER, RequestId
-from serve_app.serving.replica import is_sane
+from serve_app.ingress.middleware import LIMIT_HEADER, RequestId
+from serve_app.serving.http_server import disable_websockets, is_behind_haproxy
 
 logger = logging.getLogger(__name__)
-
-TIMEOUT_HEADER = "x-request-timeout-seconds"
-"""Sets the time after which Serve 2.60 aborts a request (`ray/serve/_private/http_util.py`)."""
 
 FULL_S = 0.25
 """For how long a queue that was full is assumed to be full, and a job that was just queued to be unfinished."""
 
-_STRIPPED = frozenset({TIMEOUT_HEADER.encode(), DISCONNECT_HEADER.encode()})
-
+_SERVES_OWN = "/-/"
+_NOT_HERE = Forbidden(
+    "Serve's own routes can be called only from the node itself. /health/live and /health/ready need no key."
+)
 _FULL = Overloaded("Too many requests are waiting already; try again later.")
 _GONE = ServiceUnavailable("The replica that had this request is gone; send it again.")
 # The errors that stand for the proxy's plain-text ones. When the replica of a request dies, Serve 2.60 answers 500 with
@@ -47,26 +48,43 @@ _ERRORS: dict[int, ServiceError] = {
 
 
 def middlewares() -> list[Middleware]:
-    """The middleware in its order, as Serve's callback returns it."""
-    return [Middleware(StripControlHeaders), Middleware(QueueFullMiddleware), Middleware(ProxyErrorMiddleware)]
+    """The middleware, as Serve's callback returns it: the last one is the outermost."""
+    disable_websockets()
+    return [
+        Middleware(StripControlHeaders),
+        Middleware(QueueFullMiddleware),
+        Middleware(ProxyGate, behind_haproxy=is_behind_haproxy()),
+        Middleware(ProxyErrorMiddleware),
+    ]
 
 
-class StripControlHeaders:
-    """Removes the headers that control Serve, and an `x-request-id` with characters that ours do not have, since Serve
-    logs it and returns it unchanged."""
+class ProxyGate:
+    """Rejects requests by `head_error`, and those from other machines for Serve's own routes, `/-/healthz` and
+    `/-/routes`, which Serve answers without a key. Ray's and KubeRay's probes of a node run on that node.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        behind_haproxy: Serve runs behind HAProxy, which answers these routes itself and probes the replicas' from any
+            node.
+    """
+
+    def __init__(self, app: ASGIApp, behind_haproxy: bool = False) -> None:
         self._app = app
+        self._behind_haproxy = behind_haproxy
+        self._metrics = RequestMetrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if "headers" in scope:
-            kept = [(name, value) for name, value in scope["headers"] if not _is_stripped(name.lower(), value)]
-            scope = {**scope, "headers": kept}
-        await self._app(scope, receive, send)
+        problem = self._problem(scope)
+        if problem is None:
+            await self._app(scope, receive, send)
+        else:
+            reject = MetricsMiddleware(closing_response(scope, problem), self._metrics)
+            await RequestId(reject)(scope, receive, send)
 
-
-def _is_stripped(name: bytes, value: bytes) -> bool:
-    return name in _STRIPPED or (name == b"x-request-id" and not is_sane(value.decode("latin-1")))
+    def _problem(self, scope: Scope) -> ServiceError | None:
+        is_serves_own = scope["type"] == "http" and route_path(scope).startswith(_SERVES_OWN)
+        if is_serves_own and not self._behind_haproxy and not is_local(scope):
+            return _NOT_HERE
+        return head_error(scope)
 
 
 @dataclass
@@ -216,7 +234,7 @@ class ProxyErrorMiddleware:
                 raise
             logger.exception("the proxy failed")
         if not begun:
-            await error_response(scope["path"], _GONE)(scope, receive, send)
+            await RequestId(error_response(scope["path"], _GONE))(scope, receive, send)
 
 
 def _replacement(path: str, message: Message) -> JSONResponse | None:

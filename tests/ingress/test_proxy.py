@@ -27,8 +27,9 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.ingress import proxy
-from serve_app.ingress.middleware import DISCONNECT_HEADER, LIMIT_HEADER, QueueLimitHeader
-from serve_app.ingress.proxy import FULL_S, TIMEOUT_HEADER, ProxyErrorMiddleware, QueueFullMiddleware
+from serve_app.ingress.headers import DISCONNECT_HEADER, TIMEOUT_HEADER
+from serve_app.ingress.middleware import LIMIT_HEADER, QueueLimitHeader
+from serve_app.ingress.proxy import FULL_S, ProxyErrorMiddleware, QueueFullMiddleware
 from tests.conftest import ROOT
 
 RUN, EDITS = "/v2/mine/run", "/v1/images/edits"
@@ -305,6 +306,7 @@ def test_no_answer_at_all_is_one(fails: bool) -> None:
 
     answer = TestClient(ProxyErrorMiddleware(app)).post("/runsync")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.headers["x-request-id"].startswith("req-")
     assert SECRET not in answer.text
 
 

@@ -1,9 +1,11 @@
 """Operator endpoints, health, clients that set Serve's control headers, and no public start without keys."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -73,6 +75,40 @@ def test_a_client_cannot_keep_its_edit_running_after_it_leaves(service: Service)
     print(f"the edit left the engine {after_s} s after it was sent")
     assert edit(service).status_code == 200
     assert f"edit {request_id} done" not in service.log
+
+
+@pytest.mark.parametrize(
+    "name", ["serve_multiplexed_model_id", "SERVE-Multiplexed-Model-ID", "x-session-id", "X_Session_Id"]
+)
+def test_what_serve_reads_of_a_client_does_not_reach_it(service: Service, name: str) -> None:
+    """Serve fails on values that are not UTF-8, before it calls the application."""
+    response = requests.get(f"{service.url}/health", headers={name: b"\xff"}, timeout=30)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("size", [8 * 2**10, 2**20])
+def test_headers_have_a_limit(service: Service, size: int) -> None:
+    response = requests.get(f"{service.url}/health", headers={"x-big": "v" * size}, timeout=30)
+    assert (response.status_code, response.headers["x-request-id"][:4]) == (431, "req-")
+    assert response.json().keys() == {"error"}
+
+
+def test_serves_own_routes_answer_the_node_alone(service: Service) -> None:
+    for path in ("/-/healthz", "/-/routes"):
+        assert requests.get(f"{service.url}{path}", timeout=30).status_code == 200
+        assert requests.get(f"{service.url}{path}", headers={"via": "1.1 proxy"}, timeout=30).status_code == 403
+
+
+def test_a_websocket_handshake_by_post_is_answered_and_closed(service: Service) -> None:
+    address = urlsplit(service.url)
+    request = (
+        "POST /runsync HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nContent-Length: 0\r\n\r\n"
+    )
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(request.encode())
+        with connection.makefile("rb") as answered:
+            assert answered.read().startswith(b"HTTP/1.1 400 ")
 
 
 def named_file(folder: Path, **settings: Any) -> Path:
