@@ -11,7 +11,7 @@ from starlette.types import Scope
 from serve_app.errors import ServiceError
 from serve_app.ingress.backend import RETRY_AFTER_S
 from serve_app.ingress.dialects import dialect_of
-from serve_app.ingress.validation import NOT_JSON, from_validation, unexpected
+from serve_app.ingress.validation import NOT_JSON, echo_name, from_validation, unexpected
 
 NO_ROUTE = "none"
 """The route of a request that was rejected before routing, or that matches none."""
@@ -19,7 +19,7 @@ NO_ROUTE = "none"
 _MESSAGES = {
     404: "There is no {where} here; /docs lists what there is.",
     405: "{where} does not exist with this method; /docs lists what there is.",
-    # FastAPI's status for a body that is not UTF-8 or nested too deeply.
+    # FastAPI's status for a body that cannot be read.
     400: NOT_JSON,
 }
 
@@ -37,8 +37,14 @@ def error_response(path: str, problem: ServiceError) -> JSONResponse:
 
 
 def _response(path: str, status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
-    body = dialect_of(path).error_body(status, code, message, field)
+    field = None if field is None else _encodable(field)
+    body = dialect_of(path).error_body(status, code, _encodable(message), field)
     return JSONResponse(body.model_dump(), status, {"retry-after": str(RETRY_AFTER_S)} if status in (429, 503) else {})
+
+
+def _encodable(text: str) -> str:
+    """A lone surrogate, as in a client's field name, has no encoding."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def add_error_handlers(app: FastAPI, retry_after_s: Callable[[], int]) -> None:
@@ -67,8 +73,11 @@ async def _validation_error(request: Request, problem: Exception) -> JSONRespons
 async def _http_error(request: Request, problem: Exception) -> JSONResponse:
     if not isinstance(problem, HTTPException):
         return await _internal_error(request, problem)
+    if isinstance(problem.__cause__, ServiceError):  # FastAPI wraps what reading the body raised
+        return await _service_error(request, problem.__cause__)
     path, status = request.url.path, problem.status_code
-    message = _MESSAGES[status].format(where=f"{request.method} {path}") if status in _MESSAGES else str(problem.detail)
+    where = f"{echo_name(request.method)} {echo_name(path)}"
+    message = _MESSAGES[status].format(where=where) if status in _MESSAGES else str(problem.detail)
     return _response(path, status, "invalid_request" if status < 500 else "internal_error", message)
 
 

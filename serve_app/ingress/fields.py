@@ -21,6 +21,7 @@ MAX_ORBIT = 8
 
 FORMATS = {**{name: name for name in ENCODER_OPTIONS}, "jpg": "jpeg"}
 
+_ORBIT = re.compile(f"orbit(?::([1-{MAX_ORBIT}]))?")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -96,10 +97,10 @@ def _views(value: object) -> object:
     """`orbit` and `orbit:N` as lists of poses."""
     if value is None or isinstance(value, list):
         return value
-    name, _, number = value.partition(":") if isinstance(value, str) else ("", "", "")
-    num_views = MAX_ORBIT if value == "orbit" else int(number) if number.isdecimal() and len(number) < 3 else 0
-    if name != "orbit" or not 1 <= num_views <= MAX_ORBIT:
+    orbit = _ORBIT.fullmatch(value) if isinstance(value, str) else None
+    if orbit is None:
         raise wrong(f'a list of camera poses, "orbit" or "orbit:N" with N from 1 to {MAX_ORBIT}', value)
+    num_views = int(orbit[1] or MAX_ORBIT)
     return [{"azimuth": index * 360.0 / num_views} for index in range(num_views)]
 
 

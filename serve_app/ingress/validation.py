@@ -1,8 +1,10 @@
 """Checks of values, and validation errors as messages that name the field and the fix."""
 
 import difflib
+import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
@@ -17,7 +19,11 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 NOT_JSON = "The body is not valid JSON. Send one JSON object."
+MAX_JSON_DEPTH = 32
+"""Levels of lists and objects in a request's JSON. No request needs more than five."""
+
 _MAX_ECHO_CHARS = 40
+_MAX_ECHO_BITS = 14_000  # Python writes no more than 4,300 digits.
 _PARTS_OF_A_REQUEST = ("body", "query", "path", "header")
 # What pydantic's own checks expect, by the type of their error.
 _EXPECTED = {
@@ -33,12 +39,48 @@ _EXPECTED = {
 
 
 def echo(value: object) -> str:
-    """A value as error messages quote it: shortened, so that a picture is never echoed."""
-    return _short(repr(value))
+    """A value as error messages quote it: of bounded length, so that a picture is never echoed, and escaped, so that
+    it can be encoded. Takes only what is shown of a large or deeply nested value, and never raises."""
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > _MAX_ECHO_CHARS:
+            break
+    return _short(text)
+
+
+def echo_name(name: str) -> str:
+    """A client's field name as error messages quote it: likewise, without quotation marks."""
+    return _short(repr(name[: _MAX_ECHO_CHARS + 1])[1:-1])
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _MAX_ECHO_CHARS else f"{text[:_MAX_ECHO_CHARS]}…"
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """What `repr` returns, piece by piece."""
+    match value:
+        case str() | bytes():
+            yield repr(value[: _MAX_ECHO_CHARS + 1])
+        case list() | tuple():
+            yield from _enclosed("[]", ((item,) for item in value))
+        case dict():
+            yield from _enclosed("{}", value.items())
+        case int() if value.bit_length() > _MAX_ECHO_BITS:
+            yield "a huge number"
+        case _:
+            yield repr(value)
+
+
+def _enclosed(brackets: str, entries: Iterable[tuple[object, ...]]) -> Iterator[str]:
+    yield brackets[0]
+    for index, entry in enumerate(entries):
+        yield ", " if index else ""
+        for part, each in enumerate(entry):
+            yield ": " if part else ""
+            yield from _pieces(each)
+    yield brackets[1]
 
 
 def wrong(expected: str, value: object) -> PydanticCustomError:
@@ -46,6 +88,51 @@ def wrong(expected: str, value: object) -> PydanticCustomError:
     return PydanticCustomError(
         "wrong_value", "must be {expected}, got {value}", {"expected": expected, "value": echo(value)}
     )
+
+
+def read_json(body: bytes) -> Any:
+    """The value of a body that is JSON in UTF-8. Control characters in strings are allowed: shell scripts, the users'
+    documented one among them, paste the output of GNU `base64` with its line breaks into a JSON string.
+
+    Raises:
+        InvalidInput: it is not valid JSON, or nested too deeply.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+        check_depth(text)
+        return json.loads(text, strict=False)
+    except ValueError:
+        raise InvalidInput(NOT_JSON) from None
+
+
+# A string without an end reaches to the end of the text, so that each character is read once.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKET = re.compile(r"[^\[\]{}]+")
+_ONE_KIND = str.maketrans("{}", "[]")
+
+
+def check_depth(text: str, field: str | None = None) -> None:
+    """Check how deep a JSON text is nested, before anything is built from it. All loops are in C, since a body of
+    20 MiB may consist of brackets.
+
+    Args:
+        field: the form's field that holds it; None: it is the whole body.
+
+    Raises:
+        InvalidInput: it has more than `MAX_JSON_DEPTH` levels.
+    """
+    if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
+        return
+    brackets = _NO_BRACKET.sub("", _STRING.sub("", text)).translate(_ONE_KIND)
+    for _ in range(MAX_JSON_DEPTH):
+        brackets = brackets.replace("[]", "")
+    # What has no partner is not JSON, but may be deep: brackets that close nothing, then some that are never closed.
+    if "[]" in brackets or brackets.count("[") > MAX_JSON_DEPTH:
+        raise InvalidInput(
+            f"{field or 'The body'} is nested more than {MAX_JSON_DEPTH} levels deep. Send flat lists and objects, as "
+            "/docs shows them.",
+            field,
+        )
 
 
 def listed(names: Iterable[str]) -> str:
@@ -122,7 +209,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel])
 
 def _dotted(location: Iterable[str | int]) -> str:
     path = ""
-    for part in map(_shown, location):
+    for part in (part if isinstance(part, int) else echo_name(part) for part in location):
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
 
@@ -149,8 +236,3 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)
-
-
-def _shown(part: str | int) -> str | int:
-    """A client's field name may have any length, and characters that UTF-8 cannot encode."""
-    return part if isinstance(part, int) else _short(repr(part)[1:-1])

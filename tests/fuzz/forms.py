@@ -28,6 +28,9 @@ _TYPES = (
     "multipart/form-data; boundary=" + "b" * 5000,
     "multipart/form-data; charset=nowhere; boundary={}",
     "multipart/form-data; charset=utf-16; boundary={}",
+    "multipart/form-data; charset=utf-7; boundary={}",
+    "multipart/form-data; charset=punycode; boundary={}",
+    "multipart/form-data; charset=undefined; boundary={}",
     'multipart/form-data; boundary="{}',
     "application/x-www-form-urlencoded; boundary={}",
 )

@@ -34,8 +34,8 @@ ODD_NAMES = (
     "0",
     "$ref",
 )
-NESTED = 50_000
-"""Levels of nesting, far beyond any parser's recursion limit."""
+MAX_NESTED, FAR_TOO_DEEP = 2000, 50_000
+"""Levels of lists: beyond where any parser's recursion ends, and far beyond."""
 
 
 def mutated(rng: random.Random, fields: dict[str, Any]) -> Any:
@@ -84,12 +84,16 @@ def to_json(rng: random.Random, tree: Any) -> str:
         case 0:
             return text.replace('"image"', '"image": "x", "image"', 1)
         case 1:
-            return text.replace("null", rng.choice("[{") * NESTED, 1)
+            return text.replace("null", rng.choice("[{") * _levels(rng), 1)
         case 2:
-            return rng.choice(('{"input":', '{"a":', "[")) * NESTED
+            return rng.choice(('{"input":', '{"a":', "[")) * _levels(rng)
         case 3:
             return text.replace("\\n", "\n").replace("turn", "tu\trn\0")
         case 4:
             return text.replace("1", rng.choice(("1e999", "0" * 50, "9" * 5000, "1_000", "+1", "0x1")), 1)
         case _:
             return text
+
+
+def _levels(rng: random.Random) -> int:
+    return FAR_TOO_DEEP if rng.random() < 0.2 else rng.randint(1, MAX_NESTED)

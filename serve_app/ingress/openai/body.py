@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -17,13 +18,16 @@ from serve_app.errors import EditCancelled, InvalidInput
 from serve_app.ingress.fields import View
 from serve_app.ingress.openai.request import OpenAIEdit, OpenAIForm, OpenAIJson
 from serve_app.ingress.prepare import PictureSource
-from serve_app.ingress.validation import NOT_JSON, echo, from_validation
+from serve_app.ingress.validation import check_depth, echo, echo_name, from_validation, read_json
 
 E = TypeVar("E", bound=OpenAIEdit)
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_PARTS = 100
 """Of files, and of texts. More than any edit takes, so that our own check rejects too many pictures."""
+
+_MAX_NUMBER_CHARS = 400
+"""Of a number in a form. More than any number needs that a field takes."""
 
 _FORM_PICTURES = ("image", "image[]", "url", "url[]")
 _JSON_PICTURES = ("images", "image", "url")
@@ -57,6 +61,7 @@ async def read_body(request: Request, limits: LimitSettings) -> OpenAIBody:
 
 async def _parts(request: Request, limits: LimitSettings) -> list[tuple[str, str | bytes]]:
     """The parts of a form with their names, in order."""
+    _check_charset(request.headers["content-type"])
     # Starlette's default limit for texts is 1 MB, and data URLs are texts.
     form = request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=limits.max_body_bytes)
     try:
@@ -65,9 +70,19 @@ async def _parts(request: Request, limits: LimitSettings) -> list[tuple[str, str
     except HTTPException as problem:
         if problem.status_code != 400:
             raise
-        raise InvalidInput(f"The form cannot be read: {problem.detail}") from problem
-    except ValueError as problem:  # such as a charset of Python's that cannot decode the part
-        raise InvalidInput("The form cannot be read: it is not valid multipart/form-data.") from problem
+        raise InvalidInput(f"The form cannot be read: {problem.detail}") from None
+    except ValueError:  # such as the parser's for a broken urlencoded form
+        raise InvalidInput("The form cannot be read: it is not a valid form.") from None
+
+
+def _check_charset(content_type: str) -> None:
+    """Python has codecs that are slow, that make lone surrogates, or that are no text encodings; and it keeps every
+    unknown name that it looks up. So the name is compared, and found as Starlette finds it."""
+    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8"):
+        raise InvalidInput(
+            f"The form cannot be read: its charset is {echo(charset)}. Send UTF-8, or leave charset out."
+        )
 
 
 async def _content(part: str | UploadFile) -> str | bytes:
@@ -86,16 +101,14 @@ def _from_form(parts: Sequence[tuple[str, str | bytes]]) -> OpenAIBody:
         if name in _FORM_PICTURES:
             continue
         if name in fields:
-            raise InvalidInput(f"{name} comes more than once. Give it once.", name)
+            shown = echo_name(name)
+            raise InvalidInput(f"{shown} comes more than once. Give it once.", shown)
         fields[name] = _value_of(name, content)
     return OpenAIBody(_checked(OpenAIForm, fields), _numbered(pictures))
 
 
 def _from_json(body: bytes) -> OpenAIBody:
-    try:
-        fields = json.loads(body, strict=False)  # as in RunPod's LenientRoute: shells leave line breaks in base64
-    except (ValueError, RecursionError) as problem:
-        raise InvalidInput(NOT_JSON) from problem
+    fields = read_json(body)
     edit = _checked(OpenAIJson, fields)
     pictures = [(name, text) for name in fields if name in _JSON_PICTURES for text in edit.texts(name)]
     return OpenAIBody(edit, _numbered(pictures))
@@ -134,27 +147,37 @@ def _value_of(name: str, content: str | bytes) -> object:
     if not content and name != "prompt":
         return None
     known = OpenAIForm.model_fields.get(name)
-    return content if known is None else _READERS.get(known.annotation, str)(content)
+    return content if known is None else _READERS.get(known.annotation, _text)(name, content)
 
 
-def _json_of(*kinds: type) -> Callable[[str], object]:
-    def read(text: str) -> object:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-        return value if isinstance(value, kinds) else text
-
-    return read
+def _text(name: str, text: str) -> object:
+    return text
 
 
-def _flag(text: str) -> object:
+def _number(name: str, text: str) -> object:
+    try:
+        value = json.loads(text) if len(text) <= _MAX_NUMBER_CHARS else text
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, int | float) else text
+
+
+def _list(name: str, text: str) -> object:
+    check_depth(text, name)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, list) else text
+
+
+def _flag(name: str, text: str) -> object:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-_READERS: dict[object, Callable[[str], object]] = {
-    int | None: _json_of(int, float),
-    float | None: _json_of(int, float),
+_READERS: dict[object, Callable[[str, str], object]] = {
+    int | None: _number,
+    float | None: _number,
     bool | None: _flag,
-    list[View] | None: _json_of(list),
+    list[View] | None: _list,
 }

@@ -23,7 +23,10 @@ from serve_app.ingress.openai.stream import Draw, DrawResult, EventStream, draw_
 from serve_app.ingress.openapi import SAMPLE
 from serve_app.ingress.validation import default, echo
 
-_ERRORS = {status: {"model": OpenAIError} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)}
+_ERRORS = {status: {"model": OpenAIError} for status in (400, 401, 404, 413, 414, 422, 429, 431, 500, 503, 504)}
+_CANCELLED: dict[int | str, dict[str, Any]] = {
+    499: {"model": OpenAIError, "description": "The job of this Idempotency-Key was cancelled."}
+}
 
 _DATA_URL = f"data:image/png;base64,{SAMPLE}"
 _PICTURE = {"images": [{"image_url": _DATA_URL}]}
@@ -106,7 +109,7 @@ def _add_edits(router: APIRouter, backend: Backend) -> None:
     @router.post(
         "/images/edits",
         response_model=OpenAIImages,
-        responses={200: _EDIT_RESPONSE},
+        responses={200: _EDIT_RESPONSE, **_CANCELLED},
         openapi_extra={"requestBody": _EDIT_REQUEST},
     )
     async def edit_images(request: Request, repeat_key: RepeatKeyHeader = None) -> Response:

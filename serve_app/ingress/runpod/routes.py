@@ -1,6 +1,5 @@
 """RunPod's routes. They exist at the root, as on RunPod's local server, and under any endpoint's id."""
 
-import json
 import uuid
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from serve_app.ingress.runpod.answers import (
 )
 from serve_app.ingress.runpod.jobs import RunPodJobs
 from serve_app.ingress.runpod.request import RunPodRequest
+from serve_app.ingress.validation import read_json
 
 
 def _example(summary: str, fields: dict[str, Any], **more: Any) -> Example:
@@ -53,35 +53,34 @@ _JOB_EXAMPLES: dict[str, Example] = {
 NewJob = Annotated[RunPodRequest, Body(openapi_examples=_JOB_EXAMPLES)]
 WaitMs = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the job's end.")]
 StreamWaitMs = Annotated[int, Query(ge=0, le=300_000, description="Milliseconds to wait for something new.")]
-_ERRORS = {status: {"model": RunPodError} for status in (400, 401, 413, 429, 500, 503, 504)}
+_ERRORS = {status: {"model": RunPodError} for status in (400, 401, 413, 414, 429, 431, 500, 503, 504)}
 _REPEATED = {422: {"model": RunPodError, "description": "The Idempotency-Key came with another body before."}}
 _OPERATORS = {403: {"model": RunPodError, "description": "The request does not come from an operator."}}
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
 
 
-class LenientRequest(Request):
-    """Accepts JSON with control characters in strings. Shell scripts, the users' documented one among them, paste the
-    output of GNU `base64` with its line breaks into a JSON string."""
+class CheckedRequest(Request):
+    """Reads its JSON with `read_json`."""
 
     async def json(self) -> Any:
-        return json.loads(await self.body(), strict=False)
+        return read_json(await self.body())
 
 
-class LenientRoute(APIRoute):
-    """A route that reads its body as LenientRequest does."""
+class CheckedRoute(APIRoute):
+    """A route that reads its body as CheckedRequest does."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_leniently(request: Request) -> Response:
-            return await handle(LenientRequest(request.scope, request.receive))
+        async def handle_checked(request: Request) -> Response:
+            return await handle(CheckedRequest(request.scope, request.receive))
 
-        return handle_leniently
+        return handle_checked
 
 
 def runpod_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
-    router = APIRouter(route_class=LenientRoute, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
+    router = APIRouter(route_class=CheckedRoute, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
     jobs = RunPodJobs(backend)
     _add_submitting(router, jobs)
     _add_reading(router, jobs)

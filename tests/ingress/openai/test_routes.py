@@ -446,7 +446,7 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "no JSON": ("application/json", b"prompt=x", 400, "The body is not valid JSON. Send one JSON object."),
     "nothing": ("application/json", b"", 400, "The body is not valid JSON."),
     "no UTF-8": ("application/json", b'{"prompt": "\xff"}', 400, "The body is not valid JSON."),
-    "nested": ("application/json", b"[" * 100_000, 400, "The body is not valid JSON."),
+    "nested": ("application/json", b"[" * 100_000, 400, "The body is nested more than 32 levels deep."),
     "a list": ("application/json", b"[]", 400, "The body must be a JSON object"),
     "NaN": ("application/json", b'{"guidance_scale": NaN}', 400, "guidance_scale must be a finite number, got nan."),
     "infinity": ("application/json", b'{"seed": 1e999}', 400, "seed must be a whole number, got inf."),

@@ -338,7 +338,7 @@ BODIES = {
     "a policy": (b'{"input": {}, "policy": {"ttI": 1}}', "Unknown field 'policy.ttI'. Did you mean 'ttl'?"),
     "empty": (b"", "The body is required."),
     "not UTF-8": (b'{"input": "\xff"}', "The body is not valid JSON"),
-    "nested": (b"[" * 100_000, "The body is not valid JSON"),
+    "nested": (b"[" * 100_000, "The body is nested more than 32 levels deep"),
 }
 
 
