@@ -8,9 +8,17 @@ from serve_app import __version__
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.dialects import add_routes
 from serve_app.ingress.error_responses import add_error_handlers
-from serve_app.ingress.headers import HeadLimits, RejectControlHeaders
 from serve_app.ingress.health import health_router
-from serve_app.ingress.middleware import ApiKeys, BodyLimit, DrainGate, OperatorGate, QueueLimitHeader, RequestId
+from serve_app.ingress.middleware import (
+    ApiKeys,
+    BodyLimit,
+    DrainGate,
+    HeadLimits,
+    OperatorGate,
+    QueueLimitHeader,
+    RejectControlHeaders,
+    RequestId,
+)
 from serve_app.ingress.openapi import document
 
 

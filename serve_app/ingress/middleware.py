@@ -4,15 +4,32 @@ import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import ServiceUnavailable, Unauthorized
+from serve_app.errors import HeadersTooLarge, InvalidInput, ServiceError, ServiceUnavailable, Unauthorized, UrlTooLong
 from serve_app.ingress.auth import CLIENT, KEY_NAME, Keys, credentials, matching, operator_error
 from serve_app.ingress.backend import DRAINS, Draining
 from serve_app.ingress.dialects import dialect_of, is_operator_route, is_repeatable_work, is_work, route_path
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
+from serve_app.serving.control_headers import DISCONNECT_HEADER, MODEL_HEADER, spelling
 from serve_app.serving.replica import is_sane
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 8 * 2**10
+"""Of one header, its name and its value."""
+MAX_HEADERS_BYTES = 32 * 2**10
+"""Of all headers."""
+MAX_URL_BYTES = 8 * 2**10
+"""Of the path, before it is unquoted, and the query."""
+
+_HEADERS = HeadersTooLarge(
+    f"The headers are too large: at most {MAX_HEADERS}, each of {MAX_HEADER_BYTES} bytes, together "
+    f"{MAX_HEADERS_BYTES} bytes. Leave some out; a picture or a prompt belongs into the body."
+)
+_URL = UrlTooLong(f"The URL is longer than {MAX_URL_BYTES} bytes. Send its content in the body.")
+_UPGRADE = InvalidInput("This service has no WebSocket. Send a plain HTTP request, without Upgrade.")
 
 LIMIT_HEADER = "x-queue-limit"
 """The limit of unfinished jobs, in the application's responses to jobs."""
@@ -117,6 +134,65 @@ class ApiKeys:
 
 def _is_open(scope: Scope) -> bool:
     return route_path(scope) in OPEN_PATHS or scope.get("state", {}).get("is_operator", False)
+
+
+class RejectControlHeaders:
+    """Rejects requests that would run on after their client has disconnected, or that name a model for Serve to
+    remember. Serve's proxy strips both headers if a Serve file names `serve_app.ingress.proxy`; HAProxy never does.
+    What else Serve reads affects no other request, so it passes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = _rejected_header(scope) if scope["type"] == "http" else None
+        if name is not None:
+            problem = InvalidInput(f"The header {name} must not be set by clients; leave it out.")
+            await error_response(scope["path"], problem)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _rejected_header(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        spelled = spelling(name.decode("latin-1"))
+        if spelled == MODEL_HEADER or (spelled == DISCONNECT_HEADER and value == b"?1"):
+            return spelled
+    return None
+
+
+class HeadLimits:
+    """Rejects requests by `head_error`. The connection is closed, since their bodies are not read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = head_error(scope)
+        if problem is None:
+            await self._app(scope, receive, send)
+        else:
+            await closing_response(scope, problem)(scope, receive, send)
+
+
+def head_error(scope: Scope) -> ServiceError | None:
+    """Why a request is rejected before its body is read: its headers or its URL are too large, or it asks for a
+    WebSocket, which no route has; None: it is not."""
+    if scope["type"] != "http":
+        return None
+    sizes = [len(name) + len(value) for name, value in scope["headers"]]
+    if len(sizes) > MAX_HEADERS or sum(sizes) > MAX_HEADERS_BYTES or any(size > MAX_HEADER_BYTES for size in sizes):
+        return _HEADERS
+    if len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")) > MAX_URL_BYTES:
+        return _URL
+    return _UPGRADE if "websocket" in Headers(scope=scope).get("upgrade", "").lower() else None
+
+
+def closing_response(scope: Scope, problem: ServiceError) -> JSONResponse:
+    """The response to a request whose body is not read."""
+    response = error_response(scope["path"], problem)
+    response.headers["connection"] = "close"
+    return response
 
 
 class DrainGate:

@@ -21,9 +21,9 @@ from serve_app.errors import Forbidden, Overloaded, ServiceError, ServiceUnavail
 from serve_app.ingress.auth import is_local
 from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work, route_path
 from serve_app.ingress.error_responses import error_response
-from serve_app.ingress.headers import StripControlHeaders, closing_response, head_error
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
-from serve_app.ingress.middleware import LIMIT_HEADER, RequestId
+from serve_app.ingress.middleware import LIMIT_HEADER, RequestId, closing_response, head_error
+from serve_app.serving.control_headers import is_control_header, session_header
 from serve_app.serving.http_server import disable_websockets, is_behind_haproxy
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,21 @@ def middlewares() -> list[Middleware]:
         Middleware(ProxyGate, behind_haproxy=is_behind_haproxy()),
         Middleware(ProxyErrorMiddleware),
     ]
+
+
+class StripControlHeaders:
+    """Removes the headers that Serve itself reads, except a valid `x-request-id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._session = session_header()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "headers" in scope:
+            headers = scope["headers"]
+            kept = [(name, value) for name, value in headers if not is_control_header(name, value, self._session)]
+            scope = {**scope, "headers": kept}
+        await self._app(scope, receive, send)
 
 
 class ProxyGate:

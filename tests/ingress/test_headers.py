@@ -21,21 +21,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.config import AppSettings
 from serve_app.ingress import proxy
-from serve_app.ingress.headers import (
+from serve_app.ingress.middleware import MAX_HEADER_BYTES, MAX_HEADERS, MAX_HEADERS_BYTES, MAX_URL_BYTES
+from serve_app.ingress.proxy import ProxyGate, StripControlHeaders
+from serve_app.serving.control_headers import (
     CONTROL_HEADERS,
     CONTROL_PREFIX,
     DISCONNECT_HEADER,
-    MAX_HEADER_BYTES,
-    MAX_HEADERS,
-    MAX_HEADERS_BYTES,
-    MAX_URL_BYTES,
     MODEL_HEADER,
     REQUEST_ID_HEADER,
     SESSION_VARIABLE,
-    StripControlHeaders,
     session_header,
 )
-from serve_app.ingress.proxy import ProxyGate
 from serve_app.serving.http_server import disable_websockets
 from tests.ingress.openai_harness import harness
 

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from serve_app.config import AppSettings
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import CHECK_EVERY_S, KeyFile
-from serve_app.ingress.headers import DISCONNECT_HEADER, TIMEOUT_HEADER
+from serve_app.serving.control_headers import DISCONNECT_HEADER, TIMEOUT_HEADER
 from tests.ingress.openai_harness import Harness, error_of, harness, local
 
 OPERATOR_PATHS = ("/drain", "/undrain", "/purge-queue", "/v2/any/purge-queue")

@@ -27,9 +27,9 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.ingress import proxy
-from serve_app.ingress.headers import DISCONNECT_HEADER, TIMEOUT_HEADER
 from serve_app.ingress.middleware import LIMIT_HEADER, QueueLimitHeader
 from serve_app.ingress.proxy import FULL_S, ProxyErrorMiddleware, QueueFullMiddleware
+from serve_app.serving.control_headers import DISCONNECT_HEADER, TIMEOUT_HEADER
 from tests.conftest import ROOT
 
 RUN, EDITS = "/v2/mine/run", "/v1/images/edits"
