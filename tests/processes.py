@@ -43,6 +43,15 @@ def free_port() -> int:
     raise OSError(f"no port is left of {_PORTS}")
 
 
+@contextmanager
+def starting() -> Iterator[None]:
+    """Held while a test starts a Ray cluster. Only one test process on this machine does so at a time: Ray ends a node
+    that is not up after 30 s, which two starts at once on two busy cores may exceed."""
+    with (Path(tempfile.gettempdir()) / f"camera-edit-start-{os.getuid()}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @dataclass
 class RedisServer:
     """A Redis server on its own port that can be stopped and started again.

@@ -20,7 +20,7 @@ import yaml
 
 from serve_app.config import TINY_FILE
 from tests.conftest import RANDOM_FILE, ROOT
-from tests.processes import RedisServer, free_port
+from tests.processes import RedisServer, free_port, starting
 from tests.service.faulty import FAULT_VARIABLE
 from tests.service.receiver import Receiver, receiving
 from tests.units import unit_of
@@ -82,8 +82,9 @@ class Host:
         return self._process
 
     def start(self) -> None:
-        self._process = serve_run(self.file, self.service.log_file, self.program, **self.environment)
-        wait_until_ready(self.service, self._process)
+        with starting():
+            self._process = serve_run(self.file, self.service.log_file, self.program, **self.environment)
+            wait_until_ready(self.service, self._process)
 
     def stop(self) -> None:
         if self._process is not None:

@@ -12,7 +12,7 @@ import requests
 import yaml
 
 from tests.conftest import ROOT
-from tests.processes import free_port
+from tests.processes import free_port, starting
 from tests.service.conftest import START_TIMEOUT_S, Service, jobs_of, serve_run, stop, tiny_file
 from tests.service.load import EDIT
 from tests.service.receiver import Receiver
@@ -122,11 +122,12 @@ def named_file(folder: Path, **settings: Any) -> Path:
 
 def test_without_keys_it_does_not_start_on_a_public_host(tmp_path: Path, receiver: Receiver) -> None:
     log_file = tmp_path / "serve.log"
-    process = serve_run(named_file(tmp_path, jobs=jobs_of(tmp_path, receiver)), log_file)
-    try:
-        exit_code = process.wait(START_TIMEOUT_S)
-    finally:
-        stop(process)
+    with starting():
+        process = serve_run(named_file(tmp_path, jobs=jobs_of(tmp_path, receiver)), log_file)
+        try:
+            exit_code = process.wait(START_TIMEOUT_S)
+        finally:
+            stop(process)
     log = log_file.read_text()
     assert exit_code != 0, log
     assert "No API keys are set, and http_options.host LOCALHOST can be reached from other machines" in log

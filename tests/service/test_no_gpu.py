@@ -18,21 +18,22 @@ from serve_app.errors import NoGpuError
 from serve_app.serving import gpus
 from serve_app.serving.gpus import require_gpus
 from tests.conftest import ROOT
-from tests.processes import free_port
+from tests.processes import free_port, starting
 from tests.service.conftest import on_port, serve_run, stop
 from tests.service.kill import forget_cluster, gcs_addresses
 
-LIMIT_S = 60
+LIMIT_S = 180
 
 
-def test_it_ends_within_a_minute_and_names_the_cpu_configuration(tmp_path: Path) -> None:
+def test_it_ends_and_names_the_cpu_configuration(tmp_path: Path) -> None:
     log_file = tmp_path / "serve.log"
     file = on_port(ROOT / "serve_config.yaml", free_port(), tmp_path / "gpu.yaml")
-    process = serve_run(file, log_file)
-    try:
-        exit_code = process.wait(LIMIT_S)  # raises after that
-    finally:
-        stop(process)
+    with starting():
+        process = serve_run(file, log_file)
+        try:
+            exit_code = process.wait(LIMIT_S)  # raises after that
+        finally:
+            stop(process)
     log = log_file.read_text()
     assert exit_code != 0, log
     assert "configs/tiny-cpu.yaml" in log

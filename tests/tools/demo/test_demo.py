@@ -23,7 +23,7 @@ from serve_app.tools.demo.run import NOTICE
 from serve_app.tools.demo.sheet import WIDTH
 from tests.conftest import ROOT
 from tests.pictures import pixels_of
-from tests.processes import free_port
+from tests.processes import free_port, starting
 
 FIRST, SECOND = SCENES
 # What each picture that comes back should show.
@@ -64,7 +64,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
         record.parent.mkdir()
         record.write_text(f"127.0.0.1:{free_port()}")
         environment = _environment(home, temporary)
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+        with starting():
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     return DemoRun(home, out, done.stdout, done.stderr, done.returncode)
 
 
