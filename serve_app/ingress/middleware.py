@@ -13,7 +13,7 @@ from serve_app.ingress.backend import DRAINS, Draining
 from serve_app.ingress.dialects import dialect_of, is_operator_route, is_repeatable_work, is_work, route_path
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
-from serve_app.serving.control_headers import DISCONNECT_HEADER, MODEL_HEADER, spelling
+from serve_app.serving.control_headers import DISCONNECT_HEADER, MODEL_HEADER, REQUEST_ID_HEADER, spelling
 from serve_app.serving.replica import is_sane
 
 MAX_HEADERS = 100
@@ -54,10 +54,10 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        received = Headers(scope=scope).get("x-request-id", "")
+        received = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         is_kept = is_sane(received)
         request_id = received if is_kept else f"req-{uuid.uuid4()}"
-        headers = {} if is_kept and self._behind_proxy else {"x-request-id": request_id}
+        headers = {} if is_kept and self._behind_proxy else {REQUEST_ID_HEADER: request_id}
         scope.setdefault("state", {}).update(request_id=request_id, response_headers=headers)
 
         async def send_with_id(message: Message) -> None:

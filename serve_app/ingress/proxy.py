@@ -23,7 +23,7 @@ from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work, r
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.middleware import LIMIT_HEADER, RequestId, closing_response, head_error
-from serve_app.serving.control_headers import is_control_header, session_header
+from serve_app.serving.control_headers import REQUEST_ID_HEADER, is_control_header, session_header
 from serve_app.serving.http_server import disable_websockets, is_behind_haproxy
 
 logger = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ def _replacement(path: str, message: Message) -> JSONResponse | None:
     if not headers.get("content-type", "").startswith("text/plain"):
         return None
     response = error_response(path, _ERRORS[message["status"]])
-    for name in ("retry-after", "x-request-id"):
+    for name in ("retry-after", REQUEST_ID_HEADER):
         if name in headers:
             response.headers[name] = headers[name]
     return response

@@ -9,7 +9,7 @@ from serve_app.serving.metrics import SECONDS
 class RewriteMetrics:
     def __init__(self) -> None:
         self._rewrites = Counter(
-            "camera_edit_rewrites", "Rewritings: rewritten, or fallback to the user's own words.", ("outcome",)
+            "camera_edit_rewrites", "Rewritings: rewritten, or fallback to the user's prompt.", ("outcome",)
         )
         self._seconds = Histogram("camera_edit_rewrite_seconds", "One rewriting, waiting included.", SECONDS)
 

@@ -279,16 +279,16 @@ def test_what_is_packed_is_not_unpacked() -> None:
 
 
 def test_a_name_server_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, over = Event(), Event()
+    was_called, over = Event(), Event()
     answered: list[bool] = []
 
     def stall(*_: object, **__: object) -> list[object]:
-        asked.set()
+        was_called.set()
         answered.append(over.wait(HANG_S))
         return []
 
     monkeypatch.setattr("socket.getaddrinfo", stall)
     assert refuses("http://pictures.example/x", "http://pictures.example", timeout_s=DEADLINE_S)
-    assert asked.is_set()
+    assert was_called.is_set()
     assert answered == []
     over.set()
