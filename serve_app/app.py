@@ -16,7 +16,7 @@ from serve_app.serving.gpus import end_serve_run, require_gpus
 # Defaults; the shipped Serve files set their own under `deployments:`. An edit may take minutes, so replicas get that
 # long to finish before they are killed. Requests that wait for the engine count as ongoing.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "Ingress": {"max_ongoing_requests": 256},
+    "Ingress": {"max_ongoing_requests": 512},
     "Jobs": {"max_ongoing_requests": 1024, "graceful_shutdown_timeout_s": 30},
     "Rewriter": {"max_ongoing_requests": 16, "graceful_shutdown_timeout_s": 60},
     "Editor": {"max_ongoing_requests": 288, "graceful_shutdown_timeout_s": 300},

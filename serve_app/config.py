@@ -155,10 +155,18 @@ class RewriterSettings(Settings):
 
 
 class LimitSettings(Settings):
-    """Limits of a request. Above one the answer is a 400 that names the field and the limit, or, for the whole body, a
-    413."""
+    """Limits of a request. Above one the answer is a 400 that names the field and the limit; for the whole body, a 413;
+    for what requests share, a 429."""
 
     max_body_bytes: int = Field(default=20 * 2**20, ge=1, description="Of a request's body; default 20 MiB.")
+    max_bodies_bytes: int = Field(
+        default=256 * 2**20,
+        ge=1,
+        description="Of the bodies of all requests without a response, half of it for one client; default 256 MiB.",
+    )
+    max_requests_per_key: int = Field(
+        default=128, ge=1, description="Requests of one API key at once, long polls included; default 128."
+    )
     max_picture_bytes: int = Field(default=20 * 2**20, ge=1, description="Of one picture's file; default 20 MiB.")
     max_picture_px: int = Field(
         default=64_000_000, ge=1, description="Of one picture, checked before it is decoded; default 64 million."

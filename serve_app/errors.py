@@ -6,6 +6,8 @@
     │   └── MissingField        422 missing_field
     ├── Unauthorized            401 unauthorized
     ├── Forbidden               403 forbidden
+    ├── RequestTimeout          408 request_timeout
+    ├── BodyTooLarge            413 body_too_large
     ├── UrlTooLong              414 url_too_long
     ├── Overloaded              429 overloaded
     │   └── StoreFull           429 store_full
@@ -95,6 +97,16 @@ class RepeatKeyConflict(ServiceError):
 class MissingField(InvalidInput):
     status = 422
     code = "missing_field"
+
+
+class RequestTimeout(ServiceError):
+    status = 408
+    code = "request_timeout"
+
+
+class BodyTooLarge(ServiceError):
+    status = 413
+    code = "body_too_large"
 
 
 class UrlTooLong(ServiceError):

@@ -14,6 +14,7 @@ SHARED = {
     "test_overload.py": "narrow",
     "test_privacy.py": "narrow",
     "test_sigterm.py": "narrow",
+    "test_transfer.py": "narrow",
     # These start their own processes.
     "test_kill.py": "none",
     "test_no_gpu.py": "none",

@@ -9,17 +9,10 @@ from serve_app.ingress.backend import Backend
 from serve_app.ingress.dialects import add_routes
 from serve_app.ingress.error_responses import add_error_handlers
 from serve_app.ingress.health import health_router
-from serve_app.ingress.middleware import (
-    ApiKeys,
-    BodyLimit,
-    DrainGate,
-    HeadLimits,
-    OperatorGate,
-    QueueLimitHeader,
-    RejectControlHeaders,
-    RequestId,
-)
+from serve_app.ingress.limits import BodyLimit, LimitsReport, ReportLimits
+from serve_app.ingress.middleware import ApiKeys, DrainGate, HeadLimits, OperatorGate, RejectControlHeaders, RequestId
 from serve_app.ingress.openapi import document
+from serve_app.ingress.transfer import TransferLimits
 
 
 def build_app(backend: Backend) -> FastAPI:
@@ -30,8 +23,7 @@ def build_app(backend: Backend) -> FastAPI:
         description="Edit pictures and move the camera around what is in them.",
         strict_content_type=False,  # a body without a Content-Type is read as JSON
     )
-    jobs = backend.settings.jobs
-    app.add_middleware(QueueLimitHeader, limit=jobs.max_active_jobs + jobs.max_queued_jobs)
+    report = LimitsReport.of(backend.settings)
     app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
     app.add_middleware(DrainGate, draining=backend.draining)
     app.add_middleware(RejectControlHeaders)
@@ -42,6 +34,10 @@ def build_app(backend: Backend) -> FastAPI:
         api_keys=backend.api_keys,
         behind_haproxy=backend.behind_haproxy,
     )
+    if backend.behind_haproxy:
+        app.add_middleware(TransferLimits, limits=report)
+    elif backend.behind_serve:
+        app.add_middleware(ReportLimits, report=report)
     app.add_middleware(HeadLimits)
     app.add_middleware(RequestId, behind_proxy=backend.behind_serve)  # the outermost: the last one added
     add_error_handlers(app, backend.retry_after_s)

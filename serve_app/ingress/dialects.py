@@ -34,7 +34,6 @@ class Dialect:
         request: the body of a request for edits; its fields are suggested for an unknown one.
         error_body: makes an error's body from its status, code, message and field.
         repeatable: the routes among `work` that read an Idempotency-Key. With one they pass the drain and a full queue.
-        queueing: the routes among `work` that respond as soon as a job is queued.
         operator: the routes for operators only.
         makes_jobs: its work takes places in the queue of jobs.
     """
@@ -47,7 +46,6 @@ class Dialect:
     request: type[BaseModel]
     error_body: Callable[[int, str, str, str | None], BaseModel]
     repeatable: re.Pattern[str] = _NONE
-    queueing: re.Pattern[str] = _NONE
     operator: re.Pattern[str] = _NONE
     makes_jobs: bool = False
 
@@ -73,7 +71,6 @@ DIALECTS = (
         request=RunPodRequest,
         error_body=runpod_error,
         repeatable=re.compile(r"(/v2/[^/]+)?/(run|runsync)$"),
-        queueing=re.compile(r"(/v2/[^/]+)?/(run|retry/[^/]+)$"),
         operator=re.compile(r"(/v2/[^/]+)?/purge-queue$"),
         makes_jobs=True,
     ),

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from serve_app.errors import ServiceError
+from serve_app.errors import Overloaded, ServiceError
 from serve_app.ingress.backend import RETRY_AFTER_S
 from serve_app.ingress.dialects import dialect_of
 from serve_app.ingress.validation import NOT_JSON, echo_name, from_validation, unexpected
@@ -62,6 +62,7 @@ async def _service_error(request: Request, problem: Exception) -> JSONResponse:
     response = error_response(request.url.path, problem)
     if problem.status == 429:
         response.headers["retry-after"] = str(request.app.state.retry_after_s())
+        request.state.queue_full = problem.code == Overloaded.code  # Of all clients, unlike StoreFull.
     return response
 
 

@@ -3,14 +3,13 @@
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import HeadersTooLarge, InvalidInput, ServiceError, ServiceUnavailable, Unauthorized, UrlTooLong
 from serve_app.ingress.auth import CLIENT, KEY_NAME, Keys, credentials, matching, operator_error
 from serve_app.ingress.backend import DRAINS, Draining
-from serve_app.ingress.dialects import dialect_of, is_operator_route, is_repeatable_work, is_work, route_path
+from serve_app.ingress.dialects import is_operator_route, is_repeatable_work, is_work, route_path
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
 from serve_app.serving.control_headers import DISCONNECT_HEADER, MODEL_HEADER, REQUEST_ID_HEADER, spelling
@@ -30,9 +29,6 @@ _HEADERS = HeadersTooLarge(
 )
 _URL = UrlTooLong(f"The URL is longer than {MAX_URL_BYTES} bytes. Send its content in the body.")
 _UPGRADE = InvalidInput("This service has no WebSocket. Send a plain HTTP request, without Upgrade.")
-
-LIMIT_HEADER = "x-queue-limit"
-"""The limit of unfinished jobs, in the application's responses to jobs."""
 
 # Not counted: a drain must not wait for its own requests.
 _UNCOUNTED = ("/health", *OPERATOR_PATHS)
@@ -221,54 +217,3 @@ def _is_new_work(scope: Scope) -> bool:
     method, path = scope["method"], route_path(scope)
     may_repeat = "idempotency-key" in Headers(scope=scope) and is_repeatable_work(method, path)
     return is_work(method, path) and not may_repeat
-
-
-class BodyLimit:
-    """Raises HTTPException 413 when more than `max_body_bytes` of a body are announced or received. FastAPI's own
-    `max_body_size` answers in plain text, past every exception handler; clients of either dialect need JSON."""
-
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self._app = app
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "")
-        received_bytes = 0
-
-        async def receive_limited() -> Message:
-            nonlocal received_bytes
-            # 19 digits are more than any limit; Python reads no number of 5,000.
-            self._check(int(announced[:19]) if announced.isdecimal() else 0)
-            message = await receive()
-            received_bytes += len(message.get("body", b""))
-            self._check(received_bytes)
-            return message
-
-        await self._app(scope, receive_limited, send)
-
-    def _check(self, body_bytes: int) -> None:
-        if body_bytes > self._max_body_bytes:
-            raise HTTPException(
-                413, f"The body is larger than the {self._max_body_bytes} bytes that this server takes."
-            )
-
-
-class QueueLimitHeader:
-    """Adds `LIMIT_HEADER` to responses to jobs; the proxy's QueueFullMiddleware reads it."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_limit(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[LIMIT_HEADER] = str(self._limit)
-            await send(message)
-
-        is_work_here = scope["type"] == "http" and is_work(scope["method"], scope["path"])
-        is_job = is_work_here and dialect_of(scope["path"]).makes_jobs
-        await self._app(scope, receive, send_with_limit if is_job else send)

@@ -6,10 +6,10 @@ Serve's proxies call the function that RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
 """
 
 import logging
+import math
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -21,17 +21,18 @@ from serve_app.errors import Forbidden, Overloaded, ServiceError, ServiceUnavail
 from serve_app.ingress.auth import is_local
 from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work, route_path
 from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.limits import LimitsReport
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
-from serve_app.ingress.middleware import LIMIT_HEADER, RequestId, closing_response, head_error
+from serve_app.ingress.middleware import RequestId, closing_response, head_error
+from serve_app.ingress.transfer import SERVES_OWN, TransferLimits
 from serve_app.serving.control_headers import REQUEST_ID_HEADER, is_control_header, session_header
-from serve_app.serving.http_server import disable_websockets, is_behind_haproxy
+from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
 
 logger = logging.getLogger(__name__)
 
 FULL_S = 0.25
-"""For how long a queue that was full is assumed to be full, and a job that was just queued to be unfinished."""
+"""For how long a queue that was full is assumed to be full."""
 
-_SERVES_OWN = "/-/"
 _NOT_HERE = Forbidden(
     "Serve's own routes can be called only from the node itself. /health/live and /health/ready need no key."
 )
@@ -49,10 +50,11 @@ _ERRORS: dict[int, ServiceError] = {
 
 def middlewares() -> list[Middleware]:
     """The middleware, as Serve's callback returns it: the last one is the outermost."""
-    disable_websockets()
+    configure_http_servers()
     return [
         Middleware(StripControlHeaders),
         Middleware(QueueFullMiddleware),
+        Middleware(TransferLimits, metrics=RequestMetrics()),
         Middleware(ProxyGate, behind_haproxy=is_behind_haproxy()),
         Middleware(ProxyErrorMiddleware),
     ]
@@ -96,7 +98,7 @@ class ProxyGate:
             await RequestId(reject)(scope, receive, send)
 
     def _problem(self, scope: Scope) -> ServiceError | None:
-        is_serves_own = scope["type"] == "http" and route_path(scope).startswith(_SERVES_OWN)
+        is_serves_own = scope["type"] == "http" and route_path(scope).startswith(SERVES_OWN)
         if is_serves_own and not self._behind_haproxy and not is_local(scope):
             return _NOT_HERE
         return head_error(scope)
@@ -104,63 +106,28 @@ class ProxyGate:
 
 @dataclass
 class _Queue:
-    """What the proxy knows about a dialect's queue. Times are seconds of the middleware's clock.
+    """What the proxy knows about a dialect's queue.
 
     Attributes:
-        full_until: the queue is assumed to be full until then; None: it has room.
-        is_probed: a request has been let through since it was full, and has no response yet.
+        full_until: the queue is assumed to be full until then, in seconds of the middleware's clock.
         retry_after: of the last 429.
-        limit: how many jobs may be unfinished; None: not known yet.
+        max_jobs: how many jobs may be unfinished; 0: not known yet, or the dialect's work makes no jobs.
         num_unanswered: requests whose body has arrived and that have no response yet.
-        queued_at: when jobs were queued, within the last `FULL_S`.
     """
 
-    full_until: float | None = None
-    is_probed: bool = False
+    full_until: float = -math.inf
     retry_after: str = "1"
-    limit: int | None = None
+    max_jobs: int = 0
     num_unanswered: int = 0
-    queued_at: deque[float] = field(default_factory=deque)
-
-    def has_no_room(self, now: float) -> bool:
-        """Whether the unanswered requests and the jobs just queued take all places."""
-        self._forget(now)
-        return self.limit is not None and self.num_unanswered + len(self.queued_at) >= self.limit
-
-    def add_queued(self, now: float) -> None:
-        """Record that a job was queued. Work with an Idempotency-Key is recorded although its room was not checked, so
-        the number of records is bounded here, by the limit."""
-        self._forget(now)
-        self.queued_at.append(now)
-        if self.limit is not None and len(self.queued_at) > self.limit:
-            self.queued_at.popleft()
-
-    def _forget(self, now: float) -> None:
-        while self.queued_at and self.queued_at[0] <= now - FULL_S:
-            self.queued_at.popleft()
 
     def is_full(self, now: float) -> bool:
-        """Whether it was full within the last `FULL_S`. Then one request probes it while the others are rejected for
-        another `FULL_S`; a second probe follows only after another 429."""
-        if self.full_until is None or now < self.full_until:
-            return self.full_until is not None
-        is_next = not self.is_probed and now < self.full_until + FULL_S
-        self.full_until = now + FULL_S if is_next else None
-        self.is_probed = is_next
-        return False
-
-    def add_response(self, now: float, status: int, retry_after: str, was_probe: bool) -> None:
-        """Record the application's response."""
-        if status == Overloaded.status:
-            self.full_until, self.is_probed, self.retry_after = now + FULL_S, False, retry_after
-        elif was_probe:
-            self.full_until = None
+        return now < self.full_until or 0 < self.max_jobs <= self.num_unanswered
 
 
 class QueueFullMiddleware:
-    """Rejects work of a dialect before its body is read, if the application has just answered such work with 429, or
-    has as many unanswered requests as its queue has places. Now and then one request passes as a probe. Work with an
-    Idempotency-Key passes, since it may be done already."""
+    """Rejects work of a dialect before its body is read, if the application has just answered such work with 429 since
+    its queue is full, or has as many unanswered requests as its queue has places. Work with an Idempotency-Key passes,
+    since it may be done already."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
@@ -172,15 +139,14 @@ class QueueFullMiddleware:
         if scope["type"] != "http" or not is_work(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
-        dialect, now = dialect_of(scope["path"]), self._clock()
+        dialect = dialect_of(scope["path"])
         queue = self._queues[dialect.name]
-        if "idempotency-key" not in Headers(scope=scope) and (queue.is_full(now) or queue.has_no_room(now)):
+        if "idempotency-key" not in Headers(scope=scope) and queue.is_full(self._clock()):
             await self._reject(scope, receive, send)
         else:
             await self._pass(dialect, queue, scope, receive, send)
 
     async def _pass(self, dialect: Dialect, queue: _Queue, scope: Scope, receive: Receive, send: Send) -> None:
-        is_probe = queue.full_until is not None  # a request from before the queue was full says nothing about now
         is_counted = False
 
         def count(unanswered: bool) -> None:
@@ -197,7 +163,7 @@ class QueueFullMiddleware:
         async def send_and_learn(message: Message) -> None:
             if message["type"] == "http.response.start":
                 count(False)
-                self._learn(dialect, queue, scope["path"], message, is_probe)
+                self._learn(dialect, queue, message)
             await send(message)
 
         try:
@@ -205,13 +171,15 @@ class QueueFullMiddleware:
         finally:
             count(False)
 
-    def _learn(self, dialect: Dialect, queue: _Queue, path: str, message: Message, was_probe: bool) -> None:
-        headers, now = Headers(raw=list(message["headers"])), self._clock()
-        if LIMIT_HEADER in headers:
-            queue.limit = int(headers[LIMIT_HEADER])
-        queue.add_response(now, message["status"], headers.get("retry-after", "1"), was_probe)
-        if message["status"] == 200 and dialect.queueing.match(path):
-            queue.add_queued(now)
+    def _learn(self, dialect: Dialect, queue: _Queue, message: Message) -> None:
+        report = LimitsReport.read(message)
+        if report is None:
+            return
+        if dialect.makes_jobs:
+            queue.max_jobs = report.max_jobs
+        if report.queue_full:
+            queue.full_until = self._clock() + FULL_S
+            queue.retry_after = Headers(raw=list(message["headers"])).get("retry-after", "1")
 
     async def _answer_full(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -228,7 +196,7 @@ class ProxyErrorMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/-/"):
+        if scope["type"] != "http" or scope["path"].startswith(SERVES_OWN):
             await self._app(scope, receive, send)
             return
         begun = replaced = False

@@ -32,7 +32,7 @@ from serve_app.serving.control_headers import (
     SESSION_VARIABLE,
     session_header,
 )
-from serve_app.serving.http_server import disable_websockets
+from serve_app.serving.http_server import configure_http_servers
 from tests.ingress.openai_harness import harness
 
 SERVE = Path(ray.serve.__file__).parent
@@ -315,7 +315,7 @@ async def exchange(app: ASGIApp, request: bytes) -> bytes:
 def no_websockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the processes of the service; put back afterwards."""
     monkeypatch.setitem(uvicorn.config.WS_PROTOCOLS, "auto", uvicorn.config.WS_PROTOCOLS["auto"])
-    disable_websockets()
+    configure_http_servers()
 
 
 def handshake(method: str, body: bytes = b"") -> bytes:

@@ -26,6 +26,9 @@ LIMITS: dict[str, tuple[list[Part], Any, Any, int]] = {
     "max_side_px": ([SQUARE, PROMPT, ("size", "64x96")], 96, 95, 400),
 }
 
+SHARED = {"max_bodies_bytes", "max_requests_per_key"}
+"""Of requests at the same time; `test_transfer.py` tries them."""
+
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_both_sides_of_each_limit(tiny_settings: AppSettings, name: str) -> None:
@@ -40,7 +43,7 @@ def test_both_sides_of_each_limit(tiny_settings: AppSettings, name: str) -> None
 
 
 def test_every_limit_is_tried_and_documented_with_its_default() -> None:
-    assert LIMITS.keys() == LimitSettings.model_fields.keys() - {"num_decode_threads"}
+    assert LIMITS.keys() == LimitSettings.model_fields.keys() - {"num_decode_threads", *SHARED}
     for name, field in LimitSettings.model_fields.items():
         assert "default " in (field.description or ""), name
     for name in ("max_active_jobs", "max_queued_jobs", "max_store_bytes", "max_store_bytes_per_key"):

@@ -88,7 +88,7 @@ def test_50_clients_who_leave_free_the_engine(narrow: Service) -> None:
 
 def test_100_slow_clients_do_not_delay_others(narrow: Service) -> None:
     """Slow loris: connections that announce a body and send it byte by byte. All are still open and unanswered when the
-    others have been answered."""
+    others have been answered, unless the machine took longer for those than an upload may pause."""
     with ExitStack() as connections:
         slow = [connections.enter_context(connected(narrow, "/run", b"{", announced=10_000)) for _ in range(100)]
         elapsed_s = []
@@ -100,12 +100,17 @@ def test_100_slow_clients_do_not_delay_others(narrow: Service) -> None:
             assert narrow.run(**EDIT)["status"] == "COMPLETED"
             elapsed_s.append(time.monotonic() - began)
         answered, _, _ = select.select(slow, [], [], 0)
-        assert answered == []
+        assert {connection.recv(12) for connection in answered} <= {b"HTTP/1.1 408"}
     print(f"beside 100 slow clients a request took at most {max(elapsed_s):.2f} s")
 
 
 def connected(
-    service: Service, path: str, body: bytes, announced: int | None = None, request_id: str = "any"
+    service: Service,
+    path: str,
+    body: bytes,
+    announced: int | None = None,
+    request_id: str = "any",
+    method: str = "POST",
 ) -> socket.socket:
     """A connection that has sent a request, or its beginning."""
     host, port = service.url.removeprefix("http://").split(":")
@@ -118,5 +123,5 @@ def connected(
         **service.headers,
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+    connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
     return connection

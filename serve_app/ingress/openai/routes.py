@@ -23,7 +23,7 @@ from serve_app.ingress.openai.stream import Draw, DrawResult, EventStream, draw_
 from serve_app.ingress.openapi import SAMPLE
 from serve_app.ingress.validation import default, echo
 
-_ERRORS = {status: {"model": OpenAIError} for status in (400, 401, 404, 413, 414, 422, 429, 431, 500, 503, 504)}
+_ERRORS = {status: {"model": OpenAIError} for status in (400, 401, 404, 408, 413, 414, 422, 429, 431, 500, 503, 504)}
 _CANCELLED: dict[int | str, dict[str, Any]] = {
     499: {"model": OpenAIError, "description": "The job of this Idempotency-Key was cancelled."}
 }

@@ -53,7 +53,7 @@ _JOB_EXAMPLES: dict[str, Example] = {
 NewJob = Annotated[RunPodRequest, Body(openapi_examples=_JOB_EXAMPLES)]
 WaitMs = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the job's end.")]
 StreamWaitMs = Annotated[int, Query(ge=0, le=300_000, description="Milliseconds to wait for something new.")]
-_ERRORS = {status: {"model": RunPodError} for status in (400, 401, 413, 414, 429, 431, 500, 503, 504)}
+_ERRORS = {status: {"model": RunPodError} for status in (400, 401, 408, 413, 414, 429, 431, 500, 503, 504)}
 _REPEATED = {422: {"model": RunPodError, "description": "The Idempotency-Key came with another body before."}}
 _OPERATORS = {403: {"model": RunPodError, "description": "The request does not come from an operator."}}
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
