@@ -1,5 +1,6 @@
 """One client that opens many connections, or sends large bodies, takes nothing from the others."""
 
+import contextlib
 import select
 import socket
 import threading
@@ -11,7 +12,7 @@ import requests
 
 from tests.service.conftest import KEY_IN_FILE, Host, Service
 from tests.service.load import EDIT, processes
-from tests.service.test_overload import LONG, connected, purge
+from tests.service.test_overload import LONG, connected
 from tests.waiting import until
 
 MIB = 2**20
@@ -48,9 +49,16 @@ def peak_rss(process: psutil.Process) -> Iterator[list[int]]:
 
 
 def answered(connections: list[socket.socket]) -> list[bytes]:
-    """What has arrived on those that have an answer."""
+    """What has arrived on those that have an answer; of one that was reset meanwhile, nothing."""
+
+    def received(connection: socket.socket) -> bytes:
+        try:
+            return connection.recv(2**16)
+        except ConnectionResetError:
+            return b""
+
     readable, _, _ = select.select(connections, [], [], 0)
-    return [each.recv(2**16) for each in readable]
+    return [received(each) for each in readable]
 
 
 def test_300_long_polls_of_one_key_leave_places_for_others(narrow: Service) -> None:
@@ -65,31 +73,30 @@ def test_300_long_polls_of_one_key_leave_places_for_others(narrow: Service) -> N
             assert requests.get(f"{narrow.url}/status/{job}", headers=other, timeout=10).status_code == 200
             assert {each.split(b"\r\n")[0] for each in answered(polls)} == {b"HTTP/1.1 429 Too Many Requests"}
     finally:
-        purge(narrow, [job])
-    until(lambda: requests.get(f"{narrow.url}/health", headers=narrow.headers, timeout=10).status_code == 200)
+        # The closed connections of this key occupy its places until the proxy has noticed.
+        cancel = f"{narrow.url}/cancel/{job}"
+        until(lambda: requests.post(cancel, headers=narrow.headers, timeout=30).status_code == 200)
     require_service(narrow)
 
 
 def test_150_stalled_uploads_of_one_key_take_neither_places_nor_memory(narrow_host: Host) -> None:
     narrow, proxy = narrow_host.service, proxy_of(narrow_host)
     began = proxy.memory_info().rss
+    body = b" " * 17 * MIB
+
+    def send(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.sendall(body)
+
     with ExitStack() as connections, peak_rss(proxy) as peak:
-        stalled = []
-        for _ in range(150):
-            # The body's beginning is all that the kernel takes, without waiting for the service to read it.
-            connection = connections.enter_context(connected(narrow, "/run", b"{", announced=18 * MIB))
-            connection.setblocking(False)
-            stalled.append(connection)
-            try:
-                while connection.send(b" " * 2**16):
-                    pass
-            except BlockingIOError:
-                pass
+        stalled = [connections.enter_context(connected(narrow, "/run", b"{", announced=18 * MIB)) for _ in range(150)]
+        for each in stalled:
+            threading.Thread(target=send, args=(each,), daemon=True).start()
         require_service(narrow)
         until(lambda: len(select.select(stalled, [], [], 0)[0]) == 150, 60)
-        statuses = {each.split(b" ")[1] for each in answered(stalled)}
+        statuses = {each[9:12] for each in answered(stalled)}
     print(f"proxy: {began / MIB:.0f} MiB, at most {peak[0] / MIB:.0f} MiB; statuses {statuses}")
-    assert statuses == {b"408", b"429"}
+    assert {b"408", b"429"} <= statuses <= {b"408", b"429", b""}
     assert peak[0] - began < 200 * MIB
     require_service(narrow)
 
