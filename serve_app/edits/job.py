@@ -171,16 +171,19 @@ class JobsPort(Protocol):
             RepeatKeyConflict: the key was used with another request.
         """
 
-    async def wait(self, job_id: str, wait_s: float) -> Job:
-        """The job once it has ended, or its state after `wait_s` seconds."""
+    async def wait(self, job_id: str, wait_s: float) -> JobRecord:
+        """The job's record once it has ended, or after `wait_s` seconds."""
+
+    async def read(self, job_id: str) -> Job:
+        """The job with its pictures, which may be many MB."""
 
     async def news(self, job_id: str, wait_s: float) -> JobNews:
         """Changes since the last call, waited for up to `wait_s` seconds. Each outcome is returned once."""
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str) -> JobRecord:
         """Cancel a job; one that has ended does not change."""
 
-    async def retry(self, job_id: str, call: str) -> Job:
+    async def retry(self, job_id: str, call: str) -> JobRecord:
         """Queue a FAILED or TIMED_OUT job again. A repeated `call` (any unique text) changes nothing.
 
         Raises:

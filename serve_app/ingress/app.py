@@ -12,6 +12,7 @@ from serve_app.ingress.health import health_router
 from serve_app.ingress.limits import BodyLimit, LimitsReport, ReportLimits
 from serve_app.ingress.middleware import ApiKeys, DrainGate, HeadLimits, OperatorGate, RejectControlHeaders, RequestId
 from serve_app.ingress.openapi import document
+from serve_app.ingress.response_limits import ResponseLimits
 from serve_app.ingress.transfer import TransferLimits
 
 
@@ -25,6 +26,7 @@ def build_app(backend: Backend) -> FastAPI:
     )
     report = LimitsReport.of(backend.settings)
     app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
+    app.add_middleware(ResponseLimits, budget=backend.outgoing)
     app.add_middleware(DrainGate, draining=backend.draining)
     app.add_middleware(RejectControlHeaders)
     app.add_middleware(ApiKeys, keys=backend.api_keys)

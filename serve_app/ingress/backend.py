@@ -2,12 +2,15 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from serve_app.config import AppSettings
 from serve_app.edits.job import JobsPort
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.ingress.auth import Keys
+from serve_app.ingress.job_bodies import JobBodies
+from serve_app.ingress.outgoing import OutgoingBytes
 from serve_app.ingress.prepare import Preparer
 
 RETRY_AFTER_S = 5
@@ -62,6 +65,7 @@ class Backend:
         undrain: ends it, likewise.
         editor_fault: why no editor would accept work, or None.
         retry_after_s: the Retry-After of 429.
+        outgoing: the budget of responses that clients have not taken yet.
     """
 
     settings: AppSettings
@@ -79,3 +83,9 @@ class Backend:
     undrain: Callable[[], Awaitable[int]] | None = None
     editor_fault: Callable[[], Awaitable[str | None]] = _no_fault
     retry_after_s: Callable[[], int] = lambda: RETRY_AFTER_S
+    outgoing: OutgoingBytes = field(default_factory=OutgoingBytes)
+
+    @cached_property
+    def job_bodies(self) -> JobBodies:
+        """One for both dialects, since it bounds what is rendered at once."""
+        return JobBodies(self.jobs)

@@ -86,10 +86,19 @@ class LiveJob:
 
 @dataclass
 class StreamCursor:
-    """What the listeners of a job's stream have received: pictures by index, and the last steps."""
+    """What the listeners of a job's stream have received: pictures by index, and the last steps.
+
+    Attributes:
+        expires_at: when it may be dropped unless the job runs here, in seconds since the epoch.
+        has_ended: they know the end, so nothing new can come.
+        reading: held while the job is read for a listener.
+    """
 
     pictures: set[int] = field(default_factory=set)
     progress: dict[int, Progress] = field(default_factory=dict)
+    expires_at: float = 0.0
+    has_ended: bool = False
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def unsent(self, state: JobState, outcomes: Mapping[int, EditOutcome], progress: Mapping[int, Progress]) -> JobNews:
         return JobNews(
@@ -102,3 +111,4 @@ class StreamCursor:
         """Mark as received."""
         self.pictures.update(news.outcomes)
         self.progress.update(news.progress)
+        self.has_ended = news.state.final

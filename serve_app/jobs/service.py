@@ -13,7 +13,7 @@ from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
-from serve_app.errors import InvalidInput, JobUnreadable, Overloaded, ServiceUnavailable
+from serve_app.errors import InvalidInput, Overloaded, ServiceUnavailable
 from serve_app.jobs.heartbeat import Heartbeat
 from serve_app.jobs.live import LiveJob, StreamCursor
 from serve_app.jobs.runner import Runner
@@ -75,6 +75,7 @@ class JobService:
         self._adding: Counter[str] = Counter()
         self._refused: deque[str] = deque(maxlen=NUM_REFUSED)
         self._num_retried = 0
+        self._max_retention_s = max(settings.sync_retention_s, settings.async_retention_s)
 
     async def start(self) -> None:
         """Take over the jobs of dead replicas and start the heartbeat. Returns after `START_S` if the store is away.
@@ -120,7 +121,7 @@ class JobService:
         job_id = await self._store.call(lambda store: store.find(None, repeat_key))
         return None if job_id is None else await self._store.call(lambda store: store.spec(job_id))
 
-    async def wait(self, job_id: str, wait_s: float) -> Job:
+    async def wait(self, job_id: str, wait_s: float) -> JobRecord:
         deadline = _now() + wait_s
         while True:
             live = self._live.get(job_id)
@@ -128,12 +129,16 @@ class JobService:
             try:
                 record = await self._record(job_id)
                 if record.state.final or _now() >= deadline:
-                    return await self._job(job_id, record)
+                    return record
             except ServiceUnavailable:
                 if _now() >= deadline:
                     raise
                 changed = None  # The store may be back before the job changes.
             await _pause(changed, deadline)
+
+    async def read(self, job_id: str) -> Job:
+        record = await self._record(job_id)
+        return await self._store.call(lambda store: read_job(store, job_id, record))
 
     async def news(self, job_id: str, wait_s: float) -> JobNews:
         began = _now()
@@ -141,24 +146,26 @@ class JobService:
         while True:
             live = self._live.get(job_id)
             changed = live.changed() if live is not None else None
-            record = await self._record(job_id)
-            news = await self._news(job_id, cursor, record.state)
-            steps_are_due = news.progress and _now() >= began + PROGRESS_INTERVAL_S
-            if news.outcomes or record.state.final or steps_are_due or _now() >= began + wait_s:
-                cursor.advance(news)
-                return news
+            async with cursor.reading:  # so that no two listeners fetch the same pictures
+                record = await self._record(job_id)
+                cursor.expires_at = self._expiry(record)
+                news = await self._news(job_id, cursor, record.state)
+                steps_are_due = news.progress and _now() >= began + PROGRESS_INTERVAL_S
+                if news.outcomes or record.state.final or steps_are_due or _now() >= began + wait_s:
+                    cursor.advance(news)
+                    return news
             until = began + (min(wait_s, PROGRESS_INTERVAL_S) if news.progress else wait_s)
             await _pause(changed, until)
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str) -> JobRecord:
         await self._record(job_id)
         await self._cancel(job_id)
         return await self.wait(job_id, 0)
 
-    async def retry(self, job_id: str, call: str) -> Job:
+    async def retry(self, job_id: str, call: str) -> JobRecord:
         record = await self._record(job_id)
         if record.retry_call == call:
-            return await self._job(job_id, record)
+            return record
         with self._place(job_id):
             spec = await self._spec(job_id)
             again = JobRecord(
@@ -175,7 +182,7 @@ class JobService:
             self._cursors.pop(job_id, None)
             if job_id not in self._live:
                 self._enlist(spec, again)
-        return Job(job_id, again, spec.seed)
+        return again
 
     async def purge(self) -> int:
         stored = await self._store.call(lambda store: store.open_jobs())
@@ -242,12 +249,6 @@ class JobService:
             raise not_found(job_id)
         return record
 
-    async def _job(self, job_id: str, record: JobRecord) -> Job:
-        live = self._live.get(job_id)
-        if live is not None and not record.state.final:
-            return Job(job_id, record, live.spec.seed)  # needs no store, which may be away
-        return await self._store.call(lambda store: read_job(store, job_id, record))
-
     async def _spec(self, job_id: str) -> JobSpec:
         spec = await self._store.call(lambda store: store.spec(job_id))
         if spec is None:
@@ -258,6 +259,8 @@ class JobService:
         live = self._live.get(job_id)
         if live is not None:
             return cursor.unsent(state, live.outcomes, live.progress)
+        if cursor.has_ended:
+            return JobNews(state, {}, {})
         return cursor.unsent(state, await self._store.call(lambda store: store.outcomes(job_id)), {})
 
     async def _cancel(self, job_id: str) -> bool:
@@ -270,6 +273,8 @@ class JobService:
 
     def _on_end(self, job: LiveJob) -> None:
         self._live.pop(job.id, None)
+        if job.id in self._cursors:
+            self._cursors[job.id].expires_at = self._expiry(job.record)
         if job.record.webhook_pending and job.record.state.final:
             self._webhooks.notify(job.spec, job.record)
 
@@ -296,15 +301,18 @@ class JobService:
         logger.warning("job %s was stored although its client was refused; it is cancelled", job_id)
 
     async def _sweep(self) -> None:
-        """Delete what has expired from the store, and the cursors of jobs that are not kept."""
+        """Delete what has expired from the store, and the cursors of jobs that are not kept any more."""
         await self._store.call(lambda store: store.sweep())
-        for job_id in [job_id for job_id in self._cursors if job_id not in self._live]:
-            try:
-                is_kept = await self._stored_record(job_id) is not None
-            except JobUnreadable:
-                is_kept = False
-            if not is_kept:
-                self._cursors.pop(job_id, None)
+        now = self._clock()
+        expired = [job_id for job_id, cursor in self._cursors.items() if cursor.expires_at <= now]
+        for job_id in expired:
+            if job_id not in self._live:
+                del self._cursors[job_id]
+
+    def _expiry(self, record: JobRecord) -> float:
+        """When a job's cursor may be dropped: the job is not kept longer. The store is not asked, since there may be
+        thousands of cursors."""
+        return (self._clock() if record.ended_at is None else record.ended_at) + self._max_retention_s
 
 
 def _now() -> float:

@@ -45,6 +45,7 @@ class FakeJobs:
     problem: ServiceError | None = None
     num_waits: int | None = 1
     num_purges: int = 0
+    num_reads: int = 0
     specs: dict[str, JobSpec] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     _pictures: dict[str, Sequence[Pictures]] = field(default_factory=dict)
@@ -67,15 +68,19 @@ class FakeJobs:
                 return spec
         return None
 
-    async def wait(self, job_id: str, wait_s: float) -> Job:
+    async def wait(self, job_id: str, wait_s: float) -> JobRecord:
         assert wait_s > 0
         if self.num_waits is None:
             await asyncio.Event().wait()
         if self.num_waits:
             self.num_waits -= 1
-            return Job(job_id, JobRecord(JobState.IN_PROGRESS, 1000.0), 0)
+            return JobRecord(JobState.IN_PROGRESS, 1000.0)
         if job_id not in self._done:
             self._done[job_id] = await self._run(self.specs[job_id])
+        return self._done[job_id].record
+
+    async def read(self, job_id: str) -> Job:
+        self.num_reads += 1
         return self._done[job_id]
 
     async def _run(self, spec: JobSpec) -> Job:
@@ -92,11 +97,11 @@ class FakeJobs:
     async def news(self, job_id: str, wait_s: float) -> JobNews:
         raise AssertionError("news are for one listener only")
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str) -> JobRecord:
         self.cancelled.append(job_id)
         raise JobNotFound(job_id)
 
-    async def retry(self, job_id: str, call: str) -> Job:
+    async def retry(self, job_id: str, call: str) -> JobRecord:
         raise JobNotFound(job_id)
 
     async def purge(self) -> int:

@@ -79,4 +79,4 @@ async def replica_on(
 
 
 async def state(service: Replica, job_id: str, wait_s: float = 20) -> JobState:
-    return (await service.wait(job_id, wait_s)).record.state
+    return (await service.wait(job_id, wait_s)).state

@@ -17,7 +17,7 @@ from tests.waiting import until_async
 
 
 async def end_of(service: Replica, job_id: str) -> tuple[JobState, str | None, str | None]:
-    record = (await service.wait(job_id, 20)).record
+    record = await service.wait(job_id, 20)
     return record.state, record.error, record.error_code
 
 

@@ -52,10 +52,11 @@ def test_every_method_reaches_the_service(settings: JobSettings) -> None:
         assert await port.room() == 64 + 256
         job = spec("job", repeat_key=key)
         assert await port.submit(job, [(picture(),)]) == "job"
-        assert (await port.wait("job", 20)).record.state is JobState.COMPLETED
+        assert (await port.wait("job", 20)).state is JobState.COMPLETED
+        assert len((await port.read("job")).outcomes) == 1
         assert list((await port.news("job", 0)).outcomes) == [0]
         assert await port.find(key) == job
-        assert (await port.cancel("job")).record.state is JobState.COMPLETED
+        assert (await port.cancel("job")).state is JobState.COMPLETED
         with pytest.raises(JobNotFound):
             await port.retry("another", "call")
         assert await port.purge() == 0

@@ -101,7 +101,7 @@ async def test_a_job_that_fails_during_an_outage_is_failed_once(stores: Stores) 
         await until_async(lambda: store.calls[num_calls:].count("update") >= 2)
         store.away = False
         job = await service.wait("job", 20)
-        assert (job.record.state, job.record.error_code) == (JobState.FAILED, "edit_failed")
+        assert (job.state, job.error_code) == (JobState.FAILED, "edit_failed")
         assert await service.counts() == JobCounts(failed=1)
 
 
@@ -197,7 +197,7 @@ async def test_a_client_that_waits_for_a_job_keeps_waiting_through_an_outage(sto
         await asyncio.sleep(0.2)
         store.away = False
         job = await waiting
-        assert job.record.state is JobState.COMPLETED
+        assert job.state is JobState.COMPLETED
         store.away = True
         with pytest.raises(ServiceUnavailable):
             await service.wait("job", 0)

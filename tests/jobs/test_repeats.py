@@ -1,8 +1,8 @@
 """Calls that come twice, and calls that race for the last place."""
 
 import asyncio
-import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,6 +22,8 @@ from tests.jobs.replicas import CutOffStore, Replica, replica_on, spec, state
 from tests.waiting import until_async
 
 KEY = RepeatKey("key", "fingerprint")
+BRIEF: dict[str, Any] = {"sync_retention_s": 1.0, "async_retention_s": 1.0, "lease_s": 60.0}
+"""Jobs are kept for a second, and only the test makes the heart beat."""
 
 
 @async_test
@@ -77,15 +79,15 @@ async def test_a_retry_that_is_repeated_is_the_same_retry(stores: Stores) -> Non
     editor = FakeEditor()
     async with replica_on(stores.open(), editor, max_active_jobs=1, max_queued_jobs=0) as service:
         (job_id,) = await failed_jobs(service, editor, 1)
-        assert (await service.retry(job_id, "call 1")).record.num_retries == 1
+        assert (await service.retry(job_id, "call 1")).num_retries == 1
         again = await service.retry(job_id, "call 1")  # although the queue is full now
-        assert (again.record.state.final, again.record.num_retries) == (False, 1)
+        assert (again.state.final, again.num_retries) == (False, 1)
         with pytest.raises(Overloaded):
             await service.retry(job_id, "call 2")
         assert editor.gate is not None
         editor.gate.release()
         assert await state(service, job_id) is JobState.COMPLETED
-        assert (await service.retry(job_id, "call 1")).record.state is JobState.COMPLETED
+        assert (await service.retry(job_id, "call 1")).state is JobState.COMPLETED
         with pytest.raises(InvalidInput, match="this one is COMPLETED"):
             await service.retry(job_id, "call 2")
 
@@ -127,28 +129,44 @@ async def test_a_job_that_expires_between_two_reads_is_not_found(stores: Stores)
 
         vars(store)["outcomes"] = too_late
         with pytest.raises(JobNotFound):
-            await service.wait("job", 0)
+            await service.read("job")
 
 
 @async_test
-async def test_a_listener_that_finds_its_job_gone_does_not_break_the_heartbeat(
-    stores: Stores, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = CutOffStore(stores.open())
-    async with replica_on(store.as_store, FakeEditor(), lease_s=60.0) as service:
-        with pytest.raises(JobNotFound):
-            await service.news("gone", 0)
-        service._cursors.update(dict.fromkeys(["gone", "gone too"], None))  # type: ignore[arg-type]
-        read = store.as_store.record
+async def test_listeners_of_an_ended_job_cost_one_read_of_its_pictures_and_a_sweep_none(stores: Stores) -> None:
+    store, ids = CutOffStore(stores.open()), [f"job {number}" for number in range(10)]
+    async with replica_on(store.as_store, FakeEditor(), clock=lambda: stores.now, **BRIEF) as service:
+        for job_id in ids:
+            await service.submit(spec(job_id, retention_s=1.0), [(picture(),)])
+            assert await state(service, job_id) is JobState.COMPLETED
+        store.calls.clear()
+        news = await asyncio.gather(*(service.news(job_id, 0) for job_id in ids * 20))
+        assert sum(len(each.outcomes) for each in news) == len(ids)
+        assert store.calls.count("outcomes") == len(ids)
+        # As many as streams of half an hour's jobs.
+        service._cursors.update((f"other {number}", service._cursors["job 0"]) for number in range(10_000))
+        store.calls.clear()
+        await service._heartbeat.beat()
+        assert store.calls == ["beat", "adopt", "sweep"]
+        assert not (await service.news("job 0", 0)).outcomes
+        await stores.let_pass(1.1)
+        await service._heartbeat.beat()
+        assert not service._cursors
 
-        async def and_listener(job_id: str) -> object:
-            service._cursors.clear()
-            return await read(job_id)
 
-        vars(store)["record"] = and_listener
-        with caplog.at_level(logging.ERROR):
-            await service._heartbeat.beat()
-        assert not caplog.records
+@async_test
+async def test_a_stream_remembers_what_it_sent_of_a_job_that_runs_longer_than_jobs_are_kept(stores: Stores) -> None:
+    editor = FakeEditor(gate=asyncio.Semaphore(1))
+    async with replica_on(stores.open(), editor, clock=lambda: stores.now, **BRIEF) as service:
+        await service.submit(spec("job", "a", "b", retention_s=1.0), [(picture(),)])
+        assert len((await service.news("job", 20)).outcomes) == 1
+        await stores.let_pass(1.1)
+        await service._heartbeat.beat()
+        assert editor.gate is not None
+        editor.gate.release()
+        assert await state(service, "job") is JobState.COMPLETED
+        await service._heartbeat.beat()
+        assert len((await service.news("job", 0)).outcomes) == 1
 
 
 @async_test
@@ -163,6 +181,6 @@ async def test_an_edit_is_rewritten_once_however_often_it_is_drawn(
         await until_async(lambda: len(editor.requests) >= 4)
         editor.problem = None
         job = await service.wait("job", 20)
-        assert job.record.state is JobState.COMPLETED
+        assert job.state is JobState.COMPLETED
         assert {each.prompt for each in editor.requests} == {"a precise wish"}
         assert len(rewriter.jobs) == 1

@@ -60,7 +60,7 @@ def replica(tmp_path: Path) -> Make:
 
 
 async def state(service: Replica, job_id: str, wait_s: float = 5) -> JobState:
-    return (await service.wait(job_id, wait_s)).record.state
+    return (await service.wait(job_id, wait_s)).state
 
 
 def test_a_successor_takes_over_what_a_replica_left_and_draws_only_what_is_missing(replica: Make) -> None:
@@ -74,7 +74,8 @@ def test_a_successor_takes_over_what_a_replica_left_and_draws_only_what_is_missi
         async with replica(editor) as second:
             # The first one's lease has not expired yet, but the second one finds the job.
             assert not (await state(second, "job", 0)).final
-            job = await second.wait("job", 5)
+            await second.wait("job", 5)
+            job = await second.read("job")
         assert job.record.state is JobState.COMPLETED
         assert [outcome.final_prompt for outcome in job.outcomes] == ["a", "b", "c"]
         assert sorted(each.prompt for each in editor.requests) == ["b", "c"]
@@ -95,7 +96,7 @@ def test_a_replica_that_lost_its_lease_cannot_end_the_job_a_second_time(
                 patch.setattr(first._store._store, "beat", None)
                 async with replica(FakeEditor()) as second:
                     done = await second.wait("job", 5)
-                    assert done.record.state is JobState.COMPLETED
+                    assert done.state is JobState.COMPLETED
                     assert stalled.gate is not None
                     stalled.gate.release()
                     await asyncio.sleep(0.2)
@@ -113,8 +114,8 @@ def test_what_one_replica_runs_another_one_cancels(replica: Make) -> None:
             await first.submit(spec("job"), [(picture(),)])
             await until_async(lambda: bool(editor.requests))
             waiting = asyncio.create_task(first.wait("job", 5))
-            assert (await second.cancel("job")).record.state is JobState.CANCELLED
-            assert (await waiting).record.state is JobState.CANCELLED
+            assert (await second.cancel("job")).state is JobState.CANCELLED
+            assert (await waiting).state is JobState.CANCELLED
             await until_async(lambda: editor.num_cancelled == 1)
             assert (await first.counts()).in_progress == 0
 
@@ -130,7 +131,7 @@ def test_the_end_of_a_job_that_runs_elsewhere_is_noticed(replica: Make) -> None:
             await asyncio.sleep(0.1)
             assert editor.gate is not None
             editor.gate.release()
-            assert (await waiting).record.state is JobState.COMPLETED
+            assert (await waiting).state is JobState.COMPLETED
             assert list((await second.news("job", 5)).outcomes) == [0]
 
     asyncio.run(live())
@@ -173,7 +174,7 @@ def test_a_job_survives_the_death_of_its_editors(replica: Make, monkeypatch: pyt
             editor.problem = ServiceUnavailable("the replica died")
             await service.submit(spec("hopeless"), [(picture(),)])
             hopeless = await service.wait("hopeless", 5)
-            assert (hopeless.record.state, hopeless.record.error) == (JobState.FAILED, "the replica died")
+            assert (hopeless.state, hopeless.error) == (JobState.FAILED, "the replica died")
 
     asyncio.run(live())
 
@@ -238,7 +239,7 @@ def test_the_record_that_is_returned_is_the_one_that_is_stored(replica: Make) ->
     async def live() -> None:
         async with replica(FakeEditor()) as service:
             await service.submit(spec("job"), [(picture(),)])
-            returned: JobRecord = (await service.wait("job", 5)).record
+            returned: JobRecord = await service.wait("job", 5)
             assert await service._stored_record("job") == returned
 
     asyncio.run(live())

@@ -68,7 +68,7 @@ async def test_a_client_that_cancels_its_jobs_at_once_fills_nothing(stores: Stor
     async with stalled(stores, max_store_bytes=3 * PICTURE_BYTES) as service:
         for number in range(40):
             await submit(service, spec(f"job {number}"))
-            assert (await service.cancel(f"job {number}")).record.state is JobState.CANCELLED
+            assert (await service.cancel(f"job {number}")).state is JobState.CANCELLED
 
 
 @async_test
@@ -92,6 +92,7 @@ async def test_a_failed_job_is_drawn_again_although_the_store_is_full(stores: St
             await submit(service, spec("other"))
         editor.problem = None
         await service.retry("job", "call")
-        job = await service.wait("job", 20)
+        await service.wait("job", 20)
+        job = await service.read("job")
         assert (job.record.state, len(job.outcomes)) == (JobState.COMPLETED, 1)
         assert await submit(service, spec("other")) == "other"

@@ -169,7 +169,7 @@ async def test_an_error_that_no_attempt_can_mend_fails_its_job_alone(
     async with replica_on(store.as_store, FakeEditor()) as service:
         await service.submit(spec("broken"), [(picture(),)])
         job = await service.wait("broken", 20)
-        assert (job.record.state, job.record.error_code) == (JobState.FAILED, "job_unreadable")
+        assert (job.state, job.error_code) == (JobState.FAILED, "job_unreadable")
         assert await service.fault() is None
 
 

@@ -7,10 +7,11 @@ client, and the repeated request finds the same job.
 import uuid
 
 from serve_app.config import AppSettings
-from serve_app.edits.job import Job, JobSpec, JobsPort, JobState, Policy
+from serve_app.edits.job import Job, JobRecord, JobSpec, JobsPort, JobState, Policy
 from serve_app.edits.service import Deadline
 from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, ServiceError, error_class
 from serve_app.ingress.admission import JobAdmission
+from serve_app.ingress.job_bodies import JobBodies
 from serve_app.ingress.openai.answers import Finished
 from serve_app.ingress.openai.request import OpenAIEdit
 from serve_app.ingress.openai.stream import DrawResult, OnEvent
@@ -56,29 +57,45 @@ async def find_or_submit(
     )
 
 
-async def draw_as_job(jobs: JobsPort, job_id: str, deadline: Deadline, on_event: OnEvent) -> DrawResult:
+async def draw_as_job(
+    jobs: JobsPort, bodies: JobBodies, job_id: str, deadline: Deadline, on_event: OnEvent
+) -> DrawResult:
     """Wait for a job's end. When this is cancelled, the job goes on. The job's event feed is consumed once, so pictures
     are sent only at the end.
+
+    Raises:
+        ServiceError: as `wait_for_end`, or the pictures were not fetched.
+    """
+    await wait_for_end(jobs, job_id, deadline)
+    job = await bodies.job(job_id)
+    for index, outcome in enumerate(job.outcomes):
+        on_event(Finished(index, outcome))
+    return result_of(job)
+
+
+def result_of(job: Job) -> DrawResult:
+    return DrawResult(job.outcomes, job.record.created_at if job.record.ended_at is None else job.record.ended_at)
+
+
+async def wait_for_end(jobs: JobsPort, job_id: str, deadline: Deadline) -> None:
+    """Return when a job is COMPLETED.
 
     Raises:
         DeadlineExceeded: the job's end was not reported in time, as while the job store is away.
         ServiceError: how the job ended, unless it is COMPLETED.
     """
-    job = await deadline.later(END_MARGIN_S).bound(_ended(jobs, job_id))
-    if job.record.state is not JobState.COMPLETED:
-        raise _error_of(job)
-    for index, outcome in enumerate(job.outcomes):
-        on_event(Finished(index, outcome))
-    return DrawResult(job.outcomes, job.record.created_at if job.record.ended_at is None else job.record.ended_at)
+    record = await deadline.later(END_MARGIN_S).bound(_ended(jobs, job_id))
+    if record.state is not JobState.COMPLETED:
+        raise _error_of(job_id, record)
 
 
-async def _ended(jobs: JobsPort, job_id: str) -> Job:
-    while not (job := await jobs.wait(job_id, WAIT_S)).record.state.final:
+async def _ended(jobs: JobsPort, job_id: str) -> JobRecord:
+    while not (record := await jobs.wait(job_id, WAIT_S)).state.final:
         pass
-    return job
+    return record
 
 
-def _error_of(job: Job) -> ServiceError:
+def _error_of(job_id: str, record: JobRecord) -> ServiceError:
     """The error that the same request without a key would have ended with."""
-    kind = error_class(job.record.error_code) or _ERRORS[job.record.state]
-    return kind(job.record.error or f"The job {job.id} is {job.record.state}.")
+    kind = error_class(record.error_code) or _ERRORS[record.state]
+    return kind(record.error or f"The job {job_id} is {record.state}.")

@@ -14,12 +14,13 @@ from serve_app.errors import ModelNotFound
 from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.fields import RepeatKeyHeader
+from serve_app.ingress.late_response import LateResponse
 from serve_app.ingress.openai.answers import OpenAIError, OpenAIImages, OpenAILook, OpenAIModel, OpenAIModels, images
 from serve_app.ingress.openai.body import read_body
-from serve_app.ingress.openai.jobs import draw_as_job, find_or_submit
+from serve_app.ingress.openai.jobs import draw_as_job, find_or_submit, result_of, wait_for_end
 from serve_app.ingress.openai.parse import parse_body
 from serve_app.ingress.openai.request import OpenAIForm, OpenAIJson
-from serve_app.ingress.openai.stream import Draw, DrawResult, EventStream, draw_now, server_sent
+from serve_app.ingress.openai.stream import Draw, DrawResult, EventStream, drawing, server_sent
 from serve_app.ingress.openapi import SAMPLE
 from serve_app.ingress.validation import default, echo
 
@@ -118,27 +119,43 @@ def _add_edits(router: APIRouter, backend: Backend) -> None:
 
 
 async def _edit(backend: Backend, admission: JobAdmission, request: Request, repeat_key: str | None) -> Response:
-    """The pictures, or a stream of events. When this is cancelled because the client disconnected, its edits are, too,
-    unless they are a job.
+    """The pictures, or a stream of events, later. When that is cancelled because the client disconnected, so are the
+    edits, unless they are a job.
 
     Raises:
-        ServiceError: the request was rejected, or an edit failed before anything was sent.
+        ServiceError: the request was rejected, or, later, an edit failed before anything was sent.
     """
     settings = backend.settings
-    body = await read_body(request, settings.limits)
+    # FastAPI keeps its own request object, and that would keep the body.
+    body = await read_body(Request(request.scope, request.receive), settings.limits)
     parsed = parse_body(body, settings)
     deadline = Deadline.after(parsed.timeout_s)
     draw: Draw
     if repeat_key is None:
         prepared = await deadline.bound(backend.prepare(request.state.request_id, parsed))
-        edits, draw = prepared.edits, partial(draw_now, backend, prepared, deadline)
+        edits, job_id, draw = prepared.edits, None, drawing(backend, prepared, deadline)
     else:
         job = await find_or_submit(admission, settings, repeat_key, body.edit, parsed, deadline)
-        edits, draw = job.edits, partial(draw_as_job, backend.jobs, job.id, deadline)
+        edits, job_id = job.edits, job.id
+        draw = partial(draw_as_job, backend.jobs, backend.job_bodies, job_id, deadline)
     look = _look(edits[0], body.edit.quality)
     if body.edit.stream:
-        return await EventStream.begun(server_sent(draw, look, alone=len(edits) == 1))
-    return await asyncio.to_thread(_json, await draw(lambda _: None), look)
+        return LateResponse(lambda: EventStream.begun(server_sent(draw, look, alone=len(edits) == 1)))
+    if job_id is None:
+        return LateResponse(partial(_whole, draw, look))
+    return LateResponse(partial(_whole_of_job, backend, job_id, deadline, look))
+
+
+async def _whole(draw: Draw, look: OpenAILook) -> Response:
+    drawn = await draw(lambda _: None)
+    # Off the event loop, since encoding pictures in base64 takes time.
+    return _json(await asyncio.to_thread(_dump, look, drawn))
+
+
+async def _whole_of_job(backend: Backend, job_id: str, deadline: Deadline, look: OpenAILook) -> Response:
+    await wait_for_end(backend.jobs, job_id, deadline)
+    form = f"openai {look.model_dump_json()}"
+    return _json(await backend.job_bodies.body(job_id, form, lambda job: _dump(look, result_of(job))))
 
 
 def _look(edit: EditRequest, quality: str | None) -> OpenAILook:
@@ -149,9 +166,12 @@ def _look(edit: EditRequest, quality: str | None) -> OpenAILook:
     )
 
 
-def _json(drawn: DrawResult, look: OpenAILook) -> Response:
-    """Runs off the event loop, since encoding pictures in base64 takes time."""
-    return Response(images(drawn.outcomes, drawn.at, look).model_dump_json(), media_type="application/json")
+def _dump(look: OpenAILook, drawn: DrawResult) -> bytes:
+    return images(drawn.outcomes, drawn.at, look).model_dump_json().encode()
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 def _add_models(router: APIRouter, names: tuple[str, ...]) -> None:

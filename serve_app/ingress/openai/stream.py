@@ -49,17 +49,24 @@ Draw = Callable[[OnEvent], Coroutine[Any, Any, DrawResult]]
 """Draws all pictures of a request and reports its events; raises the error of an edit that failed."""
 
 
-async def draw_now(backend: Backend, prepared: Prepared, deadline: Deadline, on_event: OnEvent) -> DrawResult:
+def drawing(backend: Backend, prepared: Prepared, deadline: Deadline) -> Draw:
+    """`draw_now` with shared pictures; it keeps no others."""
+    shared = [backend.share(pictures) for pictures in prepared.pictures]
+    edits = [(edit, shared[index]) for edit, index in zip(prepared.edits, prepared.pictures_of, strict=True)]
+    return partial(draw_now, backend.service, edits, deadline)
+
+
+async def draw_now(
+    service: EditService, edits: Sequence[tuple[EditRequest, SharedPictures]], deadline: Deadline, on_event: OnEvent
+) -> DrawResult:
     """Draw while the client waits. When this is cancelled, all edits are.
 
     Raises:
         DeadlineExceeded: not all were done in time.
         ServiceError: of the first edit that failed.
     """
-    shared = [backend.share(pictures) for pictures in prepared.pictures]
     outcomes = await all_or_none(
-        _draw_one(backend.service, index, edit, shared[prepared.pictures_of[index]], deadline, on_event)
-        for index, edit in enumerate(prepared.edits)
+        _draw_one(service, index, edit, pictures, deadline, on_event) for index, (edit, pictures) in enumerate(edits)
     )
     return DrawResult(outcomes, time.time())
 
@@ -110,7 +117,10 @@ class EventStream(EventSourceResponse):
         # Starlette leaves the generator to the garbage collector, and raises an error when a client has disconnected.
         async with aclosing(self._rest):
             with suppress(ClientDisconnect):
-                await super().__call__(scope, receive, send)
+                try:
+                    await super().__call__(scope, receive, send)
+                except ServiceError as problem:  # the client does not take what was sent before
+                    await send({"type": "http.response.body", "body": _render_error(problem)})
 
 
 async def server_sent(draw: Draw, look: OpenAILook, *, alone: bool) -> AsyncGenerator[bytes]:
@@ -133,8 +143,7 @@ async def server_sent(draw: Draw, look: OpenAILook, *, alone: bool) -> AsyncGene
         except Exception as problem:
             if not begun:
                 raise
-            error = problem if isinstance(problem, ServiceError) else unexpected(problem, "a stream")
-            yield format_sse_event(data_str=OpenAIStreamError(error=OpenAIProblem.of(error)).model_dump_json())
+            yield _render_error(problem if isinstance(problem, ServiceError) else unexpected(problem, "a stream"))
 
 
 async def _events(draw: Draw) -> AsyncGenerator[Event | Literal[_Mark.SILENCE]]:
@@ -162,6 +171,10 @@ async def _next(queue: asyncio.Queue[Event | Literal[_Mark.END]]) -> Event | _Ma
 def _render(event: Event, look: OpenAILook, alone: bool) -> bytes:
     body = event_of(event, look, alone=alone)
     return format_sse_event(event=body.type, data_str=body.model_dump_json())
+
+
+def _render_error(problem: ServiceError) -> bytes:
+    return format_sse_event(data_str=OpenAIStreamError(error=OpenAIProblem.of(problem)).model_dump_json())
 
 
 async def _chained(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from serve_app.edits.job import Job, JobNews, JobSpec, JobState
+from serve_app.edits.job import Job, JobNews, JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, Progress
 
 
@@ -83,15 +83,20 @@ class RunPodHealth(BaseModel):
 
 def envelope(job: Job) -> RunPodEnvelope:
     """The envelope of a job, its pictures in base64."""
-    record = job.record
-    done = bool(job.outcomes)
+    plain = plain_envelope(job.id, job.record)
+    if not job.outcomes:
+        return plain
+    worker_id, output = job.outcomes[0].result.worker_id, _output(job.seed, job.outcomes)
+    return plain.model_copy(update={"workerId": worker_id, "output": output})
+
+
+def plain_envelope(job_id: str, record: JobRecord) -> RunPodEnvelope:
+    """The envelope of a job that is not COMPLETED."""
     return RunPodEnvelope(
-        id=job.id,
+        id=job_id,
         status=record.state,
         delayTime=_milliseconds(record.created_at, record.started_at),
         executionTime=_milliseconds(record.started_at, record.ended_at),
-        workerId=job.outcomes[0].result.worker_id if done else None,
-        output=_output(job.seed, job.outcomes) if done else None,
         error=record.error,
     )
 

@@ -2,24 +2,22 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
 
 from fastapi import Response
 from pydantic import BaseModel
 
-from serve_app.edits.job import EXECUTION_TIMEOUT, Policy
+from serve_app.edits.job import EXECUTION_TIMEOUT, JobRecord, JobState, Policy
 from serve_app.edits.service import Deadline
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.runpod.answers import envelope, stream
+from serve_app.ingress.late_response import LateResponse
+from serve_app.ingress.runpod.answers import envelope, plain_envelope, stream
 from serve_app.ingress.runpod.parse import parse_input
 from serve_app.ingress.runpod.request import RunPodPolicy, RunPodRequest
 from serve_app.ingress.validation import default, within
 from serve_app.net.origins import origin_of
-
-T = TypeVar("T")
 
 MAX_POLICY_MS = 7 * 86_400_000
 _PICTURES = {"image", "images"}
@@ -31,6 +29,7 @@ class RunPodJobs:
     def __init__(self, backend: Backend) -> None:
         self._settings = backend.settings
         self._jobs = backend.jobs
+        self._bodies = backend.job_bodies
         self._admission = JobAdmission(backend)
 
     async def submit(self, request: RunPodRequest, repeat_key: str | None, *, sync: bool) -> str:
@@ -58,34 +57,49 @@ class RunPodJobs:
         return spec.id
 
     async def run(self, request: RunPodRequest, repeat_key: str | None, wait_ms: int) -> Response:
-        """Run a job and respond as `status` does.
+        """Submit a job and respond as `status` does, later.
 
         Raises:
-            InvalidInput: the job was not accepted, or the editor found a fault in the request.
-            DeadlineExceeded: the job was not done in time. The end of an executionTimeout that the client set is a
-                FAILED job instead.
+            InvalidInput: the job was not accepted, or, later, the editor found a fault in the request.
+            DeadlineExceeded: later, the job was not done in time. The end of an executionTimeout that the client set is
+                a FAILED job instead.
             ServiceError: the job was not accepted.
         """
-        job = await self._jobs.wait(await self.submit(request, repeat_key, sync=True), wait_ms / 1000)
-        if job.record.error_code == InvalidInput.code:
-            raise InvalidInput(str(job.record.error))
-        is_late = job.record.error_code == DeadlineExceeded.code
-        if is_late and not (_sets_execution_timeout(request.policy) and job.record.error == EXECUTION_TIMEOUT):
-            raise DeadlineExceeded(str(job.record.error))
-        return await asyncio.to_thread(_json, envelope, job)
+        job_id = await self.submit(request, repeat_key, sync=True)
+        sets_execution_timeout = request.policy is not None and request.policy.executionTimeout is not None
+        return LateResponse(partial(self._end_of_run, job_id, wait_ms, sets_execution_timeout))
+
+    async def _end_of_run(self, job_id: str, wait_ms: int, sets_execution_timeout: bool) -> Response:
+        record = await self._jobs.wait(job_id, wait_ms / 1000)
+        if record.error_code == InvalidInput.code:
+            raise InvalidInput(str(record.error))
+        is_late = record.error_code == DeadlineExceeded.code
+        if is_late and not (sets_execution_timeout and record.error == EXECUTION_TIMEOUT):
+            raise DeadlineExceeded(str(record.error))
+        return await self._answer(job_id, record)
 
     async def status(self, job_id: str, wait_ms: int) -> Response:
         """The job's envelope at its end, or its current one after the wait."""
-        return await asyncio.to_thread(_json, envelope, await self._jobs.wait(job_id, wait_ms / 1000))
+        return await self._answer(job_id, await self._jobs.wait(job_id, wait_ms / 1000))
+
+    async def _answer(self, job_id: str, record: JobRecord) -> Response:
+        if record.state is not JobState.COMPLETED:
+            return _json(_dump(plain_envelope(job_id, record)))
+        return _json(await self._bodies.body(job_id, "runpod", lambda job: _dump(envelope(job))))
 
     async def stream(self, job_id: str, wait_ms: int) -> Response:
         """What is new in the job."""
-        return await asyncio.to_thread(_json, stream, await self._jobs.news(job_id, wait_ms / 1000))
+        news = await self._jobs.news(job_id, wait_ms / 1000)
+        # Off the event loop, since encoding pictures in base64 takes time.
+        return _json(await asyncio.to_thread(lambda: _dump(stream(news))))
 
 
-def _json(render: Callable[[T], BaseModel], value: T) -> Response:
-    """Runs off the event loop, since encoding pictures in base64 takes time."""
-    return Response(render(value).model_dump_json(exclude_none=True), media_type="application/json")
+def _dump(answer: BaseModel) -> bytes:
+    return answer.model_dump_json(exclude_none=True).encode()
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 def _policy(policy: RunPodPolicy, request_timeout_s: float) -> Policy:
@@ -95,10 +109,6 @@ def _policy(policy: RunPodPolicy, request_timeout_s: float) -> Policy:
         within(timeout_ms, 1, MAX_POLICY_MS, "policy.executionTimeout") / 1000,
         within(ttl_ms, 1, MAX_POLICY_MS, "policy.ttl") / 1000,
     )
-
-
-def _sets_execution_timeout(policy: RunPodPolicy | None) -> bool:
-    return policy is not None and policy.executionTimeout is not None
 
 
 def _checked_webhook(url: str | None, origins: tuple[str, ...]) -> str | None:

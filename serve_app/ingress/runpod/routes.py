@@ -128,14 +128,14 @@ def _add_changing(router: APIRouter, backend: Backend) -> None:
     @router.post("/cancel/{job_id}", responses=_UNKNOWN)  # type: ignore[arg-type]
     async def cancel(job_id: str) -> RunPodAccepted:
         """Cancel a job; one that has ended stays as it is."""
-        job = await jobs.cancel(job_id)
-        return RunPodAccepted(id=job.id, status=job.record.state)
+        record = await jobs.cancel(job_id)
+        return RunPodAccepted(id=job_id, status=record.state)
 
     @router.post("/retry/{job_id}", responses=_UNKNOWN)  # type: ignore[arg-type]
     async def retry(job_id: str) -> RunPodAccepted:
         """Queue a FAILED or TIMED_OUT job again, under its id."""
-        job = await jobs.retry(job_id, uuid.uuid4().hex)
-        return RunPodAccepted(id=job.id, status=job.record.state)
+        record = await jobs.retry(job_id, uuid.uuid4().hex)
+        return RunPodAccepted(id=job_id, status=record.state)
 
     @router.post("/purge-queue", responses=_OPERATORS)  # type: ignore[arg-type]
     async def purge_queue() -> RunPodPurged:

@@ -50,6 +50,7 @@ def test_a_repeat_is_the_same_job_with_the_same_drawn_seed(app: Harness) -> None
     first, again = keyed(app), keyed(app)
     assert first.json() == again.json()
     assert len(app.jobs.specs) == len(app.editor.requests) == 1
+    assert app.jobs.num_reads == 1  # the pictures are fetched and rendered once, too
 
 
 SAME: dict[str, dict[str, Any]] = {

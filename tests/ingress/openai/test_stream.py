@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from serve_app.ingress.openai.answers import OpenAILook
 from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.parse import parse_body
 from serve_app.ingress.openai.request import OpenAIEdit
-from serve_app.ingress.openai.stream import KEEP_ALIVE, draw_now, server_sent
+from serve_app.ingress.openai.stream import KEEP_ALIVE, drawing, server_sent
 from serve_app.ingress.prepare import PictureSource
 from tests.fakes import TIMINGS, TOKENS
 from tests.ingress.openai_harness import DATA_URL, PNG, Call, Event, Harness, error_of, events, harness
@@ -99,7 +98,7 @@ async def stream_of(app: Harness, **fields: Any) -> AsyncGenerator[bytes]:
     edit = OpenAIEdit.model_validate({"prompt": "x", "stream": True, **fields})
     parsed = parse_body(OpenAIBody(edit, (PictureSource("image", PNG),)), app.settings)
     prepared = await app.backend.prepare("request", parsed)
-    return server_sent(partial(draw_now, app.backend, prepared, Deadline()), LOOK, alone=len(prepared.edits) == 1)
+    return server_sent(drawing(app.backend, prepared, Deadline()), LOOK, alone=len(prepared.edits) == 1)
 
 
 async def next_event(stream: AsyncGenerator[bytes]) -> Event:

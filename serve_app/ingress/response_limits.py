@@ -1,0 +1,98 @@
+"""ASGI middleware that bounds the bytes of responses that clients have not taken yet."""
+
+import asyncio
+from contextlib import suppress
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import Overloaded
+from serve_app.ingress.auth import CLIENT
+from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.outgoing import RESPONSE_BYTES, OutgoingBytes, ResponseBytes
+
+CHUNK_BYTES = 256 * 2**10
+"""Of a message with a part of a body. uvicorn waits for its client before each message, not within one."""
+
+TAKEN_S = 120.0
+"""How long a response counts at most after it was sent, should the proxy not drop a client that reads too slowly."""
+
+
+class ResponseLimits:
+    """Takes a response's bytes from a budget before its body is sent: of a response of known length all at once, of a
+    stream those of each event. Gives them back when the client has taken the response.
+
+    Serve's proxy and uvicorn let `receive` return `http.disconnect` when the last message of a response has been
+    written to the connection, as well as when the client has gone. Measured with clients that do not read: it comes
+    only once they do, or close.
+    """
+
+    def __init__(self, app: ASGIApp, budget: OutgoingBytes, taken_s: float = TAKEN_S) -> None:
+        self._app = app
+        self._budget = budget
+        self._taken_s = taken_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        held = ResponseBytes(self._budget, CLIENT.get())
+        token = RESPONSE_BYTES.set(held)
+        try:
+            await self._app(scope, receive, _LimitedSend(scope, receive, send, held))
+            if held:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._taken_s):
+                        await _taken(receive)
+        finally:
+            RESPONSE_BYTES.reset(token)
+            held.release()
+
+
+async def _taken(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _LimitedSend:
+    """An ASGI send that reserves bytes first, and sends bodies in chunks."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, held: ResponseBytes) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._held = held
+        self._is_stream = False
+        self._is_rejected = False
+
+    async def __call__(self, message: Message) -> None:
+        """
+        Raises:
+            Overloaded: an event of a stream found no room in time. A response of known length becomes a 429 instead.
+        """
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif not self._is_rejected:
+            body: bytes = message.get("body", b"")
+            if self._is_stream:
+                await self._held.reserve(len(body))
+            await self._send_chunks(message, body)
+            if self._is_stream:
+                self._held.sent_event(len(body))
+
+    async def _start(self, message: Message) -> None:
+        length = Headers(raw=message["headers"]).get("content-length")
+        self._is_stream = length is None
+        try:
+            await self._held.reserve(int(length or 0))
+        except Overloaded as problem:
+            self._is_rejected = True
+            await error_response(self._scope["path"], problem)(self._scope, self._receive, self._send)
+        else:
+            await self._send(message)
+
+    async def _send_chunks(self, message: Message, body: bytes) -> None:
+        more = message.get("more_body", False)
+        for start in range(0, len(body) or 1, CHUNK_BYTES):
+            end = start + CHUNK_BYTES
+            await self._send({**message, "body": body[start:end], "more_body": more or end < len(body)})
