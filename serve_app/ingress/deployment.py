@@ -21,6 +21,7 @@ from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.prepare import Preparer
 from serve_app.serving.handles import EditorHandle, RewriterHandle, call_all, fault, jobs_port, share, worker_counts
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
+from serve_app.serving.memory import return_freed_blocks
 from serve_app.serving.replica import join_serve_logs
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Ingress:
         give_up: Callable[[], None],
     ) -> None:
         join_serve_logs()
+        return_freed_blocks()
         configure_http_servers()
         api_keys, operator_keys = _checked_keys(settings, give_up)
         me = serve.get_replica_context()

@@ -27,6 +27,7 @@ from serve_app.ingress.middleware import RequestId, closing_response, head_error
 from serve_app.ingress.transfer import SERVES_OWN, TransferLimits
 from serve_app.serving.control_headers import REQUEST_ID_HEADER, is_control_header, session_header
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
+from serve_app.serving.memory import return_freed_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ _ERRORS: dict[int, ServiceError] = {
 def middlewares() -> list[Middleware]:
     """The middleware, as Serve's callback returns it: the last one is the outermost."""
     configure_http_servers()
+    return_freed_blocks()
     return [
         Middleware(StripControlHeaders),
         Middleware(QueueFullMiddleware),

@@ -14,6 +14,7 @@ from serve_app.jobs.metrics import JobMetrics
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store
 from serve_app.serving.handles import EditorHandle, RewriterHandle, share
+from serve_app.serving.memory import return_freed_blocks
 from serve_app.serving.replica import join_serve_logs
 
 
@@ -29,6 +30,7 @@ class Jobs:
         rewriter_wait_s: float,
     ) -> None:
         join_serve_logs()
+        return_freed_blocks()
         rewriter_port = RewriterHandle(rewriter, rewriter_wait_s) if rewriter is not None else None
         service = EditService(EditorHandle(editor), rewriter_port)
         self._jobs = JobService(settings, service, open_store(settings.store), share, webhook_body)
