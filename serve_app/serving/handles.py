@@ -29,7 +29,7 @@ from ray.serve.exceptions import (
     RayServeException,
     gRPCStatusError,
 )
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 from ray.serve.schema import ServeStatus
 
 from serve_app.edits.job import JOBS_METHODS, JobSpec, JobsPort
@@ -102,8 +102,13 @@ class EditorHandle:
                         return event
                     on_progress(event)
         finally:
-            events.cancel()  # If this task is cancelled, the edit is cancelled as well.
+            _cancel(events)  # If this task is cancelled, the edit is cancelled as well.
         raise ServiceUnavailable("The editor stopped before this edit was done; try again.")
+
+
+def _cancel(call: "DeploymentResponse[Any] | DeploymentResponseGenerator[Any]") -> None:
+    with suppress(RayServeException):  # A call that Serve refused raises its error again.
+        call.cancel()
 
 
 class RewriterHandle:
@@ -143,7 +148,7 @@ class RewriterHandle:
                 raise
             raise ServiceUnavailable(f"The rewriter did not answer within {self._timeout_s:g} s.") from problem
         finally:
-            response.cancel()  # no effect after its end
+            _cancel(response)  # no effect after its end
         return rewrite
 
 

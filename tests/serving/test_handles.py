@@ -121,17 +121,29 @@ class FakeHandle:
 
 @dataclass
 class FakeResponse:
+    """Once Serve has refused the call, cancelling it raises the error again."""
+
     answer: Callable[[], Awaitable[Any]]
     is_cancelled: bool = False
+    refusal: RayServeException | None = None
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self.answer().__await__()
+        return self._answered().__await__()
+
+    async def _answered(self) -> Any:
+        try:
+            return await self.answer()
+        except RayServeException as problem:
+            self.refusal = problem
+            raise
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        yield await self.answer()
+        yield await self._answered()
 
     def cancel(self) -> None:
         self.is_cancelled = True
+        if self.refusal is not None:
+            raise self.refusal
 
 
 def raising(*problems: BaseException) -> FakeHandle:
