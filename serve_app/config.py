@@ -190,8 +190,14 @@ class LimitSettings(Settings):
     )
     min_side_px: int = Field(default=64, ge=16, description="Smallest width and height of an output; default 64.")
     max_side_px: int = Field(default=2048, ge=64, description="Largest width and height of an output; default 2048.")
+    decode_timeout_s: float = Field(
+        default=10.0, gt=0, le=600, description="CPU time for decoding and resizing one picture; default 10 seconds."
+    )
     num_decode_threads: int = Field(
-        default=2, ge=1, description="Pictures that one ingress replica decodes at once; default 2."
+        default=2,
+        ge=1,
+        description="Sets of pictures of one client that one ingress replica decodes at once, each in a process; "
+        "default 2.",
     )
 
 

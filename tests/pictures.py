@@ -23,6 +23,15 @@ def to_base64(picture: Image.Image, kind: str = "PNG", **options: object) -> str
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def progressive_jpeg(side_px: int, num_scans: int) -> bytes:
+    """A black square in so many scans (at least 10), all of which but the first ten are empty."""
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
+    buffer = BytesIO()
+    Image.new("RGB", (side_px, side_px)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    return data[:-2] + scan * (num_scans - data.count(b"\xff\xda")) + data[-2:]
+
+
 def from_base64(text: str) -> Image.Image:
     """The picture in a base64 text, fully decoded."""
     picture = Image.open(BytesIO(base64.b64decode(text, validate=True)))

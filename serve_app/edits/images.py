@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from serve_app.config import LimitSettings, SizeSettings
+from serve_app.edits.containers import jpeg_excess, png_excess, webp_excess
 from serve_app.edits.provenance import save_options
 from serve_app.edits.request import OutputFormat, Pixels, PreparedPicture
 from serve_app.edits.sizes import Size, fit_area
@@ -31,6 +32,11 @@ READERS: dict[re.Pattern[bytes], type[ImageFile.ImageFile]] = {
     re.compile(rb"\x89PNG\r\n\x1a\n"): PngImageFile,
     re.compile(rb"\xff\xd8\xff"): JpegImageFile,
     re.compile(rb"RIFF....WEBP", re.DOTALL): WebPImageFile,
+}
+EXCESSES: dict[type[ImageFile.ImageFile], Callable[[bytes], str | None]] = {
+    PngImageFile: png_excess,
+    JpegImageFile: jpeg_excess,
+    WebPImageFile: webp_excess,
 }
 REFUSED_KINDS = {
     "GIF": re.compile(rb"GIF8[79]a"),
@@ -107,10 +113,11 @@ def _base64_fault(body: bytes, field: str) -> str:
 def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
     """Decode a PNG, JPEG or WebP file to an upright sRGB picture: mode RGB, 8 bits, no metadata, alpha over white.
 
-    Of an animation or a multi-picture file, the first frame. The size is checked before any pixel is decoded.
+    Of an animation or a multi-picture file, the first frame. The size, and the number of the file's parts, are checked
+    before any pixel is decoded.
 
     Raises:
-        InvalidInput: another kind of file, damaged, truncated, or over `limits.max_picture_px`.
+        InvalidInput: another kind of file, damaged, truncated, of too many parts, or over `limits.max_picture_px`.
     """
     try:
         stored = _open(data, field)
@@ -130,6 +137,8 @@ def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
 def _open(data: bytes, field: str) -> ImageFile.ImageFile:
     for signature, reader in READERS.items():
         if signature.match(data):
+            if (excess := EXCESSES[reader](data)) is not None:
+                raise InvalidInput(f"{field} has more than {excess}. Save it anew as a plain PNG or JPEG file.", field)
             return reader(BytesIO(data))
     kind = next((name for name, signature in REFUSED_KINDS.items() if signature.match(data)), None)
     what = "not a picture" if kind is None else f"a {kind} file, which is not accepted"
@@ -190,9 +199,13 @@ def _over_white(picture: Image.Image) -> Image.Image:
     profile = picture.info.get("icc_profile")
     if not picture.has_transparency_data:
         return _to_srgb(picture.convert(mode), profile)
-    picture = picture.convert(f"{mode}A")
+    # No copy that can be avoided: of 64 megapixels, each takes a quarter of a gigabyte.
+    if picture.mode != f"{mode}A":
+        picture = picture.convert(f"{mode}A")
     colours = _to_srgb(picture.convert(mode), profile)
-    return Image.composite(colours, Image.new("RGB", colours.size, "white"), picture.getchannel("A"))
+    white = Image.new("RGB", colours.size, "white")
+    white.paste(colours, None, picture.getchannel("A"))
+    return white
 
 
 def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:

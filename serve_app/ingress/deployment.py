@@ -17,6 +17,7 @@ from serve_app.ingress.admission import MeteredEditor, ThroughputMeter
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, require_keys
 from serve_app.ingress.backend import Backend, Draining
+from serve_app.ingress.decoders import DecoderPool
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.prepare import Preparer
 from serve_app.serving.handles import EditorHandle, RewriterHandle, call_all, fault, jobs_port, share, worker_counts
@@ -48,13 +49,14 @@ class Ingress:
         meter = ThroughputMeter(port)
         metered = MeteredEditor(EditorHandle(editor), meter)
         self._draining = Draining()
+        self._decoders = DecoderPool(settings.limits.num_decode_threads)
         self._backend = Backend(
             settings=settings,
             jobs=port,
             service=EditService(metered, _rewriter_port(settings, rewriter)),
             share=share,
             workers=partial(worker_counts, me.app_name, "Editor"),
-            prepare=Preparer(settings),
+            prepare=Preparer(settings, self._decoders),
             api_keys=api_keys,
             operator_keys=operator_keys,
             behind_serve=True,
@@ -73,6 +75,11 @@ class Ingress:
     async def end_drain(self) -> int:
         """Accept new work again; returns this replica's number of requests in flight."""
         return self._draining.end()
+
+    def __del__(self) -> None:
+        # Serve calls this at shutdown, also if the constructor raised an error.
+        if hasattr(self, "_decoders"):
+            self._decoders.close()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = build_app(self._backend)

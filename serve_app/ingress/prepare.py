@@ -1,16 +1,20 @@
 """From a parsed request to edits with prepared pictures. No other module fetches or decodes untrusted bytes."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from serve_app.config import AppSettings, FetchSettings, LimitSettings
-from serve_app.edits.images import decode_base64, prepare, read_picture
 from serve_app.edits.request import EditOptions, EditRequest, Pictures
 from serve_app.edits.service import all_or_none
 from serve_app.edits.sizes import OutputSize, Size, output_size
 from serve_app.errors import InvalidInput
+from serve_app.ingress.auth import CLIENT
+from serve_app.ingress.decode_worker import StoredPicture
+from serve_app.ingress.decoders import DecoderPool
 from serve_app.net.outbound import Outbound, Unreachable
+
+MAX_FETCHES, MAX_FETCHES_PER_REQUEST = 16, 4
+"""At once, of a replica and of one request. Further ones wait."""
 
 _FETCH_HEADERS = {"accept-encoding": "identity", "user-agent": "qwen-camera-edit"}
 
@@ -61,13 +65,13 @@ class Prepared:
 
 
 class Preparer:
-    """Decodes on a few threads of its own, since each decode may hold a whole photograph."""
+    """Fetches pictures, and has them decoded in other processes."""
 
-    def __init__(self, settings: AppSettings) -> None:
+    def __init__(self, settings: AppSettings, decoders: DecoderPool) -> None:
         self._sizes = settings.sizes
         self._limits = settings.limits
         self._fetcher = Fetcher(settings.fetch, settings.limits.max_picture_bytes)
-        self._threads = ThreadPoolExecutor(settings.limits.num_decode_threads, thread_name_prefix="decode")
+        self._decoders = decoders
 
     async def __call__(self, request_id: str, parsed: ParsedRequest) -> Prepared:
         """Decode each set of pictures once, and compute each edit's size.
@@ -75,7 +79,8 @@ class Preparer:
         Raises:
             InvalidInput: a picture cannot be read or fetched, or the output would be too large.
         """
-        decoded = await all_or_none(self._decode_set(sources) for sources in parsed.picture_sets)
+        allowance = FetchAllowance(self._limits.max_body_bytes)
+        decoded = await all_or_none(self._decode_set(sources, allowance) for sources in parsed.picture_sets)
         edits = []
         for index, (edit, set_index) in enumerate(zip(parsed.edits, parsed.pictures_of, strict=True)):
             _, first = decoded[set_index]
@@ -85,29 +90,47 @@ class Preparer:
             edits.append(EditRequest(**vars(edit), request_id=name, size=size))
         return Prepared(tuple(edits), tuple(pictures for pictures, _ in decoded), parsed.pictures_of)
 
-    async def _decode_set(self, sources: tuple[PictureSource, ...]) -> tuple[Pictures, Size]:
-        fetched = await all_or_none(self._fetched(source) for source in sources)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, fetched)
+    async def _decode_set(
+        self, sources: tuple[PictureSource, ...], allowance: "FetchAllowance"
+    ) -> tuple[Pictures, Size]:
+        """Pictures at the model's sizes, and the first one's own size."""
+        stored = await all_or_none(self._stored(source, allowance) for source in sources)
+        decoded = await self._decoders.decode(CLIENT.get(), stored, self._limits, self._sizes)
+        return tuple(picture for picture, _ in decoded), decoded[0][1]
 
-    async def _fetched(self, source: PictureSource) -> PictureSource:
+    async def _stored(self, source: PictureSource, allowance: "FetchAllowance") -> StoredPicture:
         if source.url is None:
-            return source
-        return replace(source, content=await self._fetcher(source.url, source.field))
+            return StoredPicture(source.field, source.content)
+        return StoredPicture(source.field, await self._fetcher(source.url, source.field, allowance))
 
-    def _decode(self, sources: list[PictureSource]) -> tuple[Pictures, Size]:
-        """Pictures at the model's sizes, and the first one's own size. Runs on a decoder thread."""
-        opened = [read_picture(self._bytes(source), source.field, self._limits) for source in sources]
-        return tuple(prepare(picture, self._sizes) for picture in opened), Size(*opened[0].size)
 
-    def _bytes(self, source: PictureSource) -> bytes:
-        most = self._limits.max_picture_bytes
-        if isinstance(source.content, str):
-            return decode_base64(source.content, source.field, most)
-        if len(source.content) > most:
+class FetchAllowance:
+    """What one request may fetch.
+
+    Args:
+        max_bytes: of all its pictures together.
+
+    Attributes:
+        places: hold one during a fetch.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.places = asyncio.Semaphore(MAX_FETCHES_PER_REQUEST)
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+
+    def take(self, num_bytes: int, field: str) -> None:
+        """
+        Raises:
+            InvalidInput: the request has no such number of bytes left.
+        """
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._max_bytes:
             raise InvalidInput(
-                f"{source.field} is larger than {most / 2**20:.4g} MiB. Send a smaller file.", source.field
+                f"{field} exceeds the {self._max_bytes / 2**20:.4g} MiB that the fetched pictures of a request may "
+                "have together. Send smaller files, or fewer in a request.",
+                field,
             )
-        return source.content
 
 
 class Fetcher:
@@ -117,16 +140,18 @@ class Fetcher:
     def __init__(self, settings: FetchSettings, max_bytes: int) -> None:
         self._outbound = Outbound(settings.origins, settings.private_networks, settings.timeout_s)
         self._max_bytes = max_bytes
+        self._places = asyncio.Semaphore(MAX_FETCHES)
 
-    async def __call__(self, url: str, field: str) -> bytes:
+    async def __call__(self, url: str, field: str, allowance: FetchAllowance) -> bytes:
         """The file at the URL.
 
         Raises:
-            InvalidInput: the URL's origin is not allowed, or the fetch failed. The message does not say which, or
-                clients could map the network with it.
+            InvalidInput: the request's allowance is used up; or the URL's origin is not allowed, or the fetch failed.
+                The message does not say which of the last two, or clients could map the network with it.
         """
         try:
-            return await self._fetch(url)
+            async with allowance.places, self._places:
+                return await self._fetch(url, field, allowance)
         except Unreachable:
             raise InvalidInput(
                 f"{field} could not be fetched, or is a URL that this server may not fetch. Send the picture itself, "
@@ -134,7 +159,7 @@ class Fetcher:
                 field,
             ) from None
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _fetch(self, url: str, field: str, allowance: FetchAllowance) -> bytes:
         data = bytearray()
         async with self._outbound.exchange("GET", url, _FETCH_HEADERS) as response:
             if response.status_code != 200:
@@ -144,6 +169,7 @@ class Fetcher:
                 data += chunk
                 if len(data) > self._max_bytes:
                     raise Unreachable(f"more than {self._max_bytes} bytes")
+                allowance.take(len(chunk), field)
         return bytes(data)
 
 

@@ -45,6 +45,10 @@ class LiveJob:
         return self.spec.id
 
     @property
+    def client(self) -> str:
+        return self.spec.client
+
+    @property
     def is_low_priority(self) -> bool:
         return self.spec.edits[0].low_priority
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from serve_app.edits.fair_queue import FairQueue
 from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress, SharedPictures
 from serve_app.edits.service import EditService, OnProgress, all_or_none
 from serve_app.errors import DeadlineExceeded, JobUnreadable, Overloaded, ServiceError, ServiceUnavailable
-from serve_app.jobs.fair_queue import FairQueue
 from serve_app.jobs.live import LiveJob
 from serve_app.jobs.store_link import StoreLink
 from serve_app.jobs.stores.store import Store
@@ -56,7 +56,7 @@ class Runner:
         self._max_active = max_active
         self._clock = clock
         self._on_end = on_end
-        self._queue = FairQueue(clock)
+        self._queue: FairQueue[LiveJob] = FairQueue(clock)
         self._is_held = False
         self._active: set[LiveJob] = set()
         self._ending: set[LiveJob] = set()

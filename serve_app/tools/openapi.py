@@ -13,5 +13,5 @@ def openapi_text() -> str:
     """The text of configs/openapi.json, which does not depend on the settings."""
     settings = AppSettings(editor=EditorSettings(base=WeightsSource(path="tiny:edit")))
     unused = cast(Any, None)
-    app = build_app(Backend(settings, unused, unused, unused, unused, Preparer(settings)))
+    app = build_app(Backend(settings, unused, unused, unused, unused, Preparer(settings, unused)))
     return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"

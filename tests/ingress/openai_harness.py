@@ -1,9 +1,11 @@
 """The app behind OpenAI's routes without Ray: ports that answer at once, and calls as its clients make them."""
 
 import asyncio
+import atexit
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +20,7 @@ from serve_app.errors import JobNotFound, RepeatKeyConflict, ServiceError
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import Key, Keys
 from serve_app.ingress.backend import Backend
+from serve_app.ingress.decoders import DecoderPool
 from serve_app.ingress.prepare import Preparer
 from tests.fakes import FakeEditor, FakeRewriter
 from tests.pictures import photograph, to_base64, to_png
@@ -28,6 +31,14 @@ DATA_URL = f"data:image/png;base64,{to_base64(photograph('astronaut', 64, 64))}"
 WIDE = to_png(photograph("coffee", 90, 60))
 
 Part = tuple[str, str | bytes]
+
+
+@cache
+def shared_decoders() -> DecoderPool:
+    """One pool for all tests of this process: two decoder processes take longer to start than most tests."""
+    pool = DecoderPool(1)
+    atexit.register(pool.close)
+    return pool
 
 
 @dataclass
@@ -169,7 +180,7 @@ def harness(
         service,
         share,
         workers,
-        Preparer(settings),
+        Preparer(settings, shared_decoders()),
         keys_of(*api_keys) if api_keys else None,
         keys_of(*operator_keys) if operator_keys is not None else None,
     )

@@ -19,7 +19,7 @@ from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store
 from tests.fakes import FakeEditor
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Call, error_of, events, harness
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Call, error_of, events, harness, shared_decoders
 from tests.pictures import photograph, to_base64
 from tests.waiting import until_async
 
@@ -64,7 +64,7 @@ def serving(
     async def workers(num_busy: int) -> dict[str, int]:
         return {}
 
-    backend = Backend(settings, runner, service, SharedPictures, workers, Preparer(settings))
+    backend = Backend(settings, runner, service, SharedPictures, workers, Preparer(settings, shared_decoders()))
     with TestClient(build_app(backend), raise_server_exceptions=False) as client:
         assert client.portal is not None
         client.portal.call(runner.start)
@@ -176,9 +176,9 @@ def test_the_time_that_pictures_take_counts(
 ) -> None:
     decode = Preparer._decode_set
 
-    async def slowly(self: Preparer, sources: Any) -> Any:
+    async def slowly(self: Preparer, *args: Any) -> Any:
         _jump(asyncio.get_running_loop())
-        return await decode(self, sources)
+        return await decode(self, *args)
 
     monkeypatch.setattr(Preparer, "_decode_set", slowly)
     fields = {"prompt": "x", "timeout_s": str(LATER_S + TIMEOUT_S)}

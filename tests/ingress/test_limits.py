@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 
 from serve_app.config import AppSettings, JobSettings, LimitSettings
+from serve_app.edits.containers import MAX_SCANS
 from tests.ingress.openai_harness import PNG, WIDE, Part, error_of, harness
+from tests.pictures import progressive_jpeg
 
 SQUARE: Part = ("image", PNG)
 PROMPT: Part = ("prompt", "turn")
+SLOW = progressive_jpeg(1500, MAX_SCANS)
 
 # For each limit: what is sent, the value that lets it pass, the one that does not, the status then.
 LIMITS: dict[str, tuple[list[Part], Any, Any, int]] = {
@@ -23,6 +26,7 @@ LIMITS: dict[str, tuple[list[Part], Any, Any, int]] = {
     "max_guidance_scale": ([SQUARE, PROMPT, ("true_cfg_scale", "3")], 3.0, 2.5, 400),
     "request_timeout_s": ([SQUARE, PROMPT, ("timeout_s", "5")], 5.0, 4.9, 400),
     "min_side_px": ([SQUARE, PROMPT, ("size", "64x96")], 64, 65, 400),
+    "decode_timeout_s": ([("image", SLOW), PROMPT], 60.0, 0.01, 400),
     "max_side_px": ([SQUARE, PROMPT, ("size", "64x96")], 96, 95, 400),
 }
 

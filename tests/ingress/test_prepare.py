@@ -12,9 +12,20 @@ import pytest
 from serve_app.config import AppSettings, FetchSettings
 from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
-from serve_app.ingress.prepare import Fetcher, ParsedRequest, PictureSource, Preparer
+from serve_app.ingress.prepare import (
+    MAX_FETCHES,
+    MAX_FETCHES_PER_REQUEST,
+    FetchAllowance,
+    Fetcher,
+    ParsedRequest,
+    PictureSource,
+    Prepared,
+    Preparer,
+)
+from tests.ingress.openai_harness import PNG, shared_decoders
 from tests.network import FORBIDDEN, PUBLIC, Host, Network, Script, hosting, repeats, sends, stalls
 from tests.service.receiver import Receiver, receiving
+from tests.waiting import until_async
 
 SLOW, BROKEN = PictureSource("slow", "https://slow/picture"), PictureSource("broken", "https://broken/picture")
 ONE_SET = ParsedRequest(((SLOW, BROKEN),), (EditOptions(prompt="x"),), (0,), None, None, ("width", "height"))
@@ -32,7 +43,7 @@ def test_a_picture_that_cannot_be_fetched_ends_the_fetches_beside_it(
 ) -> None:
     begun, ended = [], []
 
-    async def fetch(url: str, field: str) -> bytes:
+    async def fetch(url: str, field: str, allowance: FetchAllowance) -> bytes:
         begun.append(field)
         try:
             if field == "slow":
@@ -42,7 +53,7 @@ def test_a_picture_that_cannot_be_fetched_ends_the_fetches_beside_it(
             ended.append(field)
 
     async def scenario() -> None:
-        preparer = Preparer(tiny_settings)
+        preparer = Preparer(tiny_settings, shared_decoders())
         vars(preparer)["_fetcher"] = fetch
         with pytest.raises(InvalidInput, match="broken could not be fetched"):
             await preparer("request", parsed)
@@ -83,7 +94,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 def fetch(url: str, *origins: str, max_bytes: int = 100, timeout_s: float = 5, private: tuple[str, ...] = ()) -> bytes:
     networks = tuple(ip_network(each) for each in private)
     settings = FetchSettings(origins=origins, private_networks=networks, timeout_s=timeout_s)
-    return asyncio.run(asyncio.wait_for(Fetcher(settings, max_bytes)(url, "url[0]"), HANG_S))
+    return asyncio.run(asyncio.wait_for(Fetcher(settings, max_bytes)(url, "url[0]", FetchAllowance(2**20)), HANG_S))
 
 
 def refuses(url: str, *origins: str, timeout_s: float = 5, private: tuple[str, ...] = ()) -> bool:
@@ -292,3 +303,54 @@ def test_a_name_server_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert was_called.is_set()
     assert answered == []
     over.set()
+
+
+def test_the_pictures_of_a_request_share_an_allowance_of_bytes(host: Receiver, tiny_settings: AppSettings) -> None:
+    """Each is within its own limit, and is fetched until the body's limit is reached."""
+    host.pictures.update({"/a": PNG, "/b": PNG})
+    sources = tuple(PictureSource(f"url[{name}]", f"{host.origin}/{name}") for name in "ab")
+    parsed = replace(ONE_SET, picture_sets=(sources,))
+
+    def prepared(max_body_bytes: int) -> Prepared:
+        limits = tiny_settings.limits.model_copy(update={"max_body_bytes": max_body_bytes})
+        fetching = FetchSettings(origins=(host.origin,))
+        settings = tiny_settings.model_copy(update={"limits": limits, "fetch": fetching})
+        return asyncio.run(Preparer(settings, shared_decoders())("request", parsed))
+
+    assert len(prepared(2 * len(PNG)).pictures[0]) == 2
+    with pytest.raises(InvalidInput, match=r"that the fetched pictures of a request may have together") as caught:
+        prepared(2 * len(PNG) - 1)
+    assert caught.value.field in ("url[a]", "url[b]")
+
+
+@pytest.mark.parametrize(("num_requests", "at_once"), [(1, MAX_FETCHES_PER_REQUEST), (9, MAX_FETCHES)])
+def test_a_few_pictures_are_fetched_at_once(
+    num_requests: int, at_once: int, tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_begun = 0
+    gate = asyncio.Semaphore(0)
+
+    async def fetch(*_: object) -> bytes:
+        nonlocal num_begun
+        num_begun += 1
+        await gate.acquire()
+        return PNG
+
+    monkeypatch.setattr(Fetcher, "_fetch", fetch)
+    sources = tuple((PictureSource(f"url[{number}]", f"https://x/{number}"),) for number in range(16))
+    parsed = replace(ONE_SET, picture_sets=sources, edits=(EditOptions(prompt="x"),) * 16, pictures_of=tuple(range(16)))
+
+    async def scenario() -> None:
+        preparer = Preparer(tiny_settings, shared_decoders())
+        requests = [asyncio.create_task(preparer(str(number), parsed)) for number in range(num_requests)]
+        await until_async(lambda: num_begun == at_once)
+        for _ in range(100):  # enough turns of the loop for a fetch too many
+            await asyncio.sleep(0)
+        assert num_begun == at_once
+        gate.release()
+        await until_async(lambda: num_begun == at_once + 1)
+        for request in requests:
+            request.cancel()
+        await asyncio.wait(requests)
+
+    asyncio.run(scenario())

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.edits.fair_queue import FairQueue
 from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S
-from serve_app.jobs.fair_queue import FairQueue
 from serve_app.jobs.live import LiveJob
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import Stores, async_test
@@ -22,19 +22,19 @@ def waiting(name: str, created_at: float = 0.0, *, low_priority: bool = False) -
     return LiveJob(replace(job, edits=edits), JobRecord(JobState.IN_QUEUE, created_at))
 
 
-def order(queue: FairQueue) -> list[str]:
+def order(queue: FairQueue[LiveJob]) -> list[str]:
     return [queue.pop().id for _ in range(len(queue))]
 
 
 def test_clients_take_turns_and_each_keeps_its_order() -> None:
-    queue = FairQueue(lambda: 100.0)
+    queue: FairQueue[LiveJob] = FairQueue(lambda: 100.0)
     for created_at, name in enumerate(["a2", "a1", "a3", "a4", "b1", "b2", "c1"]):
         queue.add(waiting(name, created_at))
     assert order(queue) == ["a2", "b1", "c1", "a1", "b2", "a3", "a4"]
 
 
 def test_a_client_that_always_has_one_job_is_not_always_first() -> None:
-    queue = FairQueue(lambda: 100.0)
+    queue: FairQueue[LiveJob] = FairQueue(lambda: 100.0)
     for number in range(5):
         queue.add(waiting(f"a{number}", number))
     started = []
@@ -47,7 +47,7 @@ def test_a_client_that_always_has_one_job_is_not_always_first() -> None:
 
 def test_low_priority_yields_to_every_client_but_not_forever() -> None:
     now = [100.0]
-    queue = FairQueue(lambda: now[0])
+    queue: FairQueue[LiveJob] = FairQueue(lambda: now[0])
     for job in (waiting("b1", 50.0, low_priority=True), waiting("a1", 90.0), waiting("a2", 91.0), waiting("a3", 92.0)):
         queue.add(job)
     assert [queue.pop().id for _ in range(2)] == ["a1", "a2"]
@@ -56,7 +56,7 @@ def test_low_priority_yields_to_every_client_but_not_forever() -> None:
 
 
 def test_a_job_that_leaves_the_queue_is_not_served() -> None:
-    queue = FairQueue(lambda: 100.0)
+    queue: FairQueue[LiveJob] = FairQueue(lambda: 100.0)
     jobs = [waiting(name) for name in ("a1", "b1")]
     for job in jobs:
         queue.add(job)

@@ -17,7 +17,7 @@ from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.prepare import Preparer
 from serve_app.rewriter.model import RewriterModel
-from tests.ingress.openai_harness import FakeJobs
+from tests.ingress.openai_harness import FakeJobs, shared_decoders
 from tests.meaning.checks import RunJob
 
 
@@ -58,7 +58,7 @@ def in_process_service(settings: AppSettings) -> Iterator[RunJob]:
     try:
         service = EditService(EngineEditor(engine), ModelRewriter(settings))
         jobs = FakeJobs(service, num_waits=0)
-        backend = Backend(settings, jobs, service, SharedPictures, _workers, Preparer(settings))
+        backend = Backend(settings, jobs, service, SharedPictures, _workers, Preparer(settings, shared_decoders()))
         with TestClient(build_app(backend)) as client:
 
             def run_job(**fields: Any) -> dict[str, Any]:

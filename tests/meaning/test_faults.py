@@ -78,13 +78,13 @@ def shuffled_batch(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Pat
 
 
 def swapped_references(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
-    decode = Preparer._decode
+    decode = Preparer._decode_set
 
-    def swapped(self: Preparer, sources: list[Any]) -> Any:
-        pictures, size = decode(self, sources)
+    async def swapped(self: Preparer, *args: Any) -> Any:
+        pictures, size = await decode(self, *args)
         return pictures[::-1], size
 
-    patch.setattr(Preparer, "_decode", swapped)
+    patch.setattr(Preparer, "_decode_set", swapped)
     return settings
 
 

@@ -17,7 +17,7 @@ from serve_app.errors import (
     ServiceError,
     ServiceUnavailable,
 )
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.decoders import DecoderPool
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, error_of, events, harness
 from tests.waiting import until_async
 
@@ -147,7 +147,7 @@ def test_a_repeat_is_found_before_its_pictures_are_decoded(app: Harness, monkeyp
     def refuse(*args: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(Preparer, "_decode", refuse)
+    monkeypatch.setattr(DecoderPool, "decode", refuse)
     assert keyed(app, size="64x32").json() == first.json()
 
 

@@ -31,7 +31,7 @@ from serve_app.jobs import service
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store
 from tests.fakes import TIMINGS, TOKENS, FakeEditor, FakeRewriter
-from tests.ingress.openai_harness import local
+from tests.ingress.openai_harness import local, shared_decoders
 from tests.pictures import photograph, to_base64
 
 PICTURE = to_base64(photograph("astronaut", 64, 64))
@@ -113,7 +113,7 @@ def app(tiny_settings: AppSettings, tmp_path: Path) -> Iterator[Harness]:
     editor, rewriter = FakeEditor(), FakeRewriter()
     service = EditService(editor, rewriter)
     runner = JobService(jobs, service, open_store(jobs.store), share, webhook_body)
-    backend = Backend(settings, runner, service, share, workers, Preparer(settings))
+    backend = Backend(settings, runner, service, share, workers, Preparer(settings, shared_decoders()))
     with local(build_app(backend)) as client:
         assert client.portal is not None
         client.portal.call(runner.start)

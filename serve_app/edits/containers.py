@@ -1,0 +1,69 @@
+"""Bounds the number of parts of a picture's file. Each part costs its decoder time, whatever the number of pixels."""
+
+import re
+import struct
+
+MAX_SCANS = 100
+"""Of a JPEG. Encoders of progressive files write about ten; each is a pass over the whole picture."""
+
+MAX_SEGMENTS = 1000
+"""Of a JPEG, and bytes between them. A colour profile may take 255."""
+
+MAX_METADATA_PARTS = 16
+"""EXIF segments of a JPEG, which Pillow joins, copying what it has for each one; colour profiles of a PNG, which it
+decompresses to up to 1 MiB each. One is usual."""
+
+MAX_CHUNKS = 50_000
+"""Of a PNG or WebP file, the frames of an animation included. Encoders write about one in 8 KiB."""
+
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+# FF 00 is data of a scan. SOI, TEM and the restart markers stand alone; all others begin a segment.
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+
+
+def jpeg_excess(data: bytes) -> str | None:
+    """What the JPEG has too many of, or None. It is read as libjpeg does: from marker to marker, up to the end of the
+    first image."""
+    num_scans = num_exif = num_segments = 0
+    at = 2
+    while (found := _MARKER.search(data, at)) is not None and (marker := found[1][0]) != _END_OF_IMAGE:
+        # Pillow takes a step in Python for each byte between the segments before the first scan.
+        num_segments += 1 + (0 if num_scans else found.start() - at)
+        num_scans += marker == _START_OF_SCAN
+        num_exif += marker == _APP1 and data.startswith(b"Exif\0", found.end() + 2)
+        if num_scans > MAX_SCANS:
+            return f"{MAX_SCANS} scans"
+        if num_segments > MAX_SEGMENTS:
+            return f"{MAX_SEGMENTS} segments"
+        if num_exif > MAX_METADATA_PARTS:
+            return f"{MAX_METADATA_PARTS} EXIF segments"
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    return None
+
+
+def png_excess(data: bytes) -> str | None:
+    """The same for a PNG file."""
+    num_chunks = num_profiles = 0
+    at = len(b"\x89PNG\r\n\x1a\n")
+    while at + 8 <= len(data) and (name := data[at + 4 : at + 8]) != b"IEND":
+        num_chunks += 1
+        num_profiles += name == b"iCCP"
+        if num_chunks > MAX_CHUNKS:
+            return f"{MAX_CHUNKS:,} chunks"
+        if num_profiles > MAX_METADATA_PARTS:
+            return f"{MAX_METADATA_PARTS} colour profiles"
+        at += 12 + struct.unpack_from(">I", data, at)[0]
+    return None
+
+
+def webp_excess(data: bytes) -> str | None:
+    """The same for a WebP file."""
+    num_chunks = 0
+    at = len(b"RIFF....WEBP")
+    while at + 8 <= len(data):
+        num_chunks += 1
+        if num_chunks > MAX_CHUNKS:
+            return f"{MAX_CHUNKS:,} chunks"
+        length = struct.unpack_from("<I", data, at + 4)[0]
+        at += 8 + length + length % 2
+    return None
