@@ -28,6 +28,9 @@ _UNAVAILABLE = "Pictures cannot be decoded now; try again later."
 class Decoder:
     """A process that decodes one picture at a time. Its methods block; `kill` may be called from another thread."""
 
+    is_killed: bool
+    _is_ready: bool
+
     def __init__(self) -> None:
         self._start()
 

@@ -26,7 +26,7 @@ class Application:
     @classmethod
     @cache
     def of_this_process(cls) -> Self:
-        """The instance for all cases, since its decoder threads are never stopped."""
+        """The instance for all cases, since its threads are never stopped."""
         return cls()
 
     def run(self, call: Call) -> bool:

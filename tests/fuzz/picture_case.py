@@ -5,6 +5,7 @@ import random
 
 from PIL import Image
 
+from serve_app.edits.containers import MAX_CHUNKS, MAX_METADATA_PARTS, MAX_SCANS, MAX_SEGMENTS
 from serve_app.edits.images import decode_base64, prepare, read_picture
 from serve_app.errors import InvalidInput
 from tests.fuzz import bytewise, containers
@@ -12,6 +13,9 @@ from tests.fuzz.limits import MAX_REFUSAL_BYTES, SETTINGS
 from tests.fuzz.seeds import bulky_pictures, pictures
 
 _WRAPPERS = ("{}", "{}", "data:image/png;base64,{}", " data:;charset=x;base64,{}\n")
+
+MAX_PARTS_BYTES = SETTINGS.limits.max_picture_bytes // 2
+"""Of the repeated parts."""
 
 BULKY_SHARE = 0.01
 """Low, since a large file takes a hundred times as long as a small one."""
@@ -28,6 +32,30 @@ def make(rng: random.Random) -> bytes:
         data = bytewise.mutated(rng, data, seeds)
     text = rng.choice(_WRAPPERS).format(base64.b64encode(data).decode()).encode()
     return bytewise.mutated(rng, text, seeds, most=1) if rng.random() < 0.05 else text
+
+
+def make_of_many_parts(rng: random.Random) -> bytes:
+    """A picture with one of its parts repeated around a limit of their number, sometimes mutated as well."""
+    seeds = pictures()
+    data = seeds[rng.choice(list(seeds))]
+    chunks = containers.split(data)
+    at = rng.randrange(len(chunks)) + 1
+    if data.startswith(b"\xff\xd8") and rng.random() < 0.5:
+        data = _with_scans(data, rng.choice((1, MAX_SCANS // 2, MAX_SCANS, 4000)))
+    else:
+        part = rng.choice((*chunks, containers.Chunk(chunks[-1].name, b"")))
+        number = rng.choice((2, MAX_METADATA_PARTS, MAX_SEGMENTS, rng.choice((MAX_SEGMENTS, MAX_CHUNKS))))
+        most = MAX_PARTS_BYTES // (len(part.body) + 16)
+        data = containers.joined(data, [*chunks[:at], *[part] * min(number, most), *chunks[at:]])
+    if rng.random() < 0.3:
+        data = bytewise.mutated(rng, data, list(seeds.values()), most=2)
+    return base64.b64encode(data)
+
+
+def _with_scans(data: bytes, number: int) -> bytes:
+    """The JPEG with so many empty scans before its end."""
+    end = data.rfind(b"\xff\xd9")
+    return data[:end] + b"\xff\xda\0\x08\1\1\0\1\x3f\0" * number + data[end:]
 
 
 def run(payload: bytes) -> bool:

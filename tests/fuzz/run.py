@@ -113,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run", description=__doc__.split("\n")[0])
     parser.add_argument("--pictures", type=int, default=2000, help="how many mutated pictures (default %(default)s)")
+    parser.add_argument("--parts", type=int, default=200, help="how many pictures of many parts (default %(default)s)")
     parser.add_argument("--bodies", type=int, default=1000, help="how many mutated bodies (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="each seed gives other cases (default %(default)s)")
     parser.add_argument("--processes", type=int, choices=range(1, MAX_PROCESSES + 1), default=MAX_PROCESSES)

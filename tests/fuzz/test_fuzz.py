@@ -22,6 +22,10 @@ def test_mutated_pictures_end_as_a_picture_or_a_refusal(tmp_path: Path) -> None:
     check(tally, 2000, tmp_path)
 
 
+def test_pictures_of_many_parts_end_as_a_picture_or_a_refusal(tmp_path: Path) -> None:
+    check(worker.run_cases("parts", 1, range(200)), 200, tmp_path)
+
+
 # Starlette leaves the temporary file of an unfinished part to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_mutated_bodies_end_as_an_answer_or_a_refusal(tmp_path: Path) -> None:

@@ -19,14 +19,15 @@ from tests.fuzz import picture_case
 from tests.fuzz.limits import MAX_CASE_S, MAX_GROWTH_BYTES, MIB
 from tests.fuzz.seeds import bulky_pictures
 
-Kind = Literal["pictures", "bodies"]
+Kind = Literal["pictures", "parts", "bodies"]
 
 ADDRESS_SPACE_BYTES: dict[Kind, int] = {
     "pictures": MAX_GROWTH_BYTES + 64 * MIB,
+    "parts": MAX_GROWTH_BYTES + 64 * MIB,
     "bodies": MAX_GROWTH_BYTES + 1024 * MIB,
 }
 """How much address space a process may add: an allocation beyond it raises MemoryError, which is a finding. Bodies get
-more because the application decodes on threads, which reserve far more than they use."""
+more because the application runs threads, which reserve far more than they use."""
 
 _NUMBER_BYTES = 16
 
@@ -108,13 +109,15 @@ def make(kind: Kind, seed: int, number: int) -> Any:
     rng = random.Random(f"{seed}/{kind}/{number}")
     if kind == "pictures":
         return picture_case.make(rng)
+    if kind == "parts":
+        return picture_case.make_of_many_parts(rng)
     from tests.fuzz import bodies  # here, as it takes seconds to import and processes for pictures do not need it
 
     return bodies.make(rng)
 
 
 def _target(kind: Kind) -> Callable[[Any], bool]:
-    if kind == "pictures":
+    if kind != "bodies":
         return picture_case.run
     from tests.fuzz.body_case import Application  # here, as in make()
 

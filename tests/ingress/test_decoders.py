@@ -8,19 +8,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from PIL import Image
 
-from serve_app.config import LimitSettings, SizeSettings
+from serve_app.config import AppSettings, LimitSettings, SizeSettings
 from serve_app.edits.images import prepare, read_picture
 from serve_app.edits.sizes import Size
 from serve_app.errors import InvalidInput, ServiceUnavailable
+from serve_app.ingress.app import build_app
 from serve_app.ingress.decode_worker import Decoded, StoredPicture
 from serve_app.ingress.decoders import Decoder, DecoderPool
-from tests.ingress.openai_harness import PNG
+from serve_app.ingress.prepare import Preparer
+from tests.ingress.openai_harness import DATA_URL, PNG, Call, error_of, harness
 from tests.pictures import progressive_jpeg, to_png
 from tests.waiting import until, until_async
 
@@ -105,12 +108,12 @@ def test_an_interrupt_from_the_terminal_does_not_end_a_process(pool: DecoderPool
 
 
 def test_a_picture_that_takes_too_long_ends_its_process_and_no_other_request(pool: DecoderPool) -> None:
-    slow = stored("images[1]", progressive_jpeg(3000, 100))
+    slow = stored("images[1]", progressive_jpeg(1500, 100))
     pids = warm_up(pool)
     with pytest.raises(InvalidInput) as caught:
-        decode(pool, stored("images[0]"), slow, limits=LimitSettings(decode_timeout_s=0.02))
+        decode(pool, stored("images[0]"), slow, limits=LimitSettings(decode_timeout_s=0.01))
     assert caught.value.field == "images[1]"
-    assert "images[1] takes more than 0.02 s to decode" in caught.value.message
+    assert "images[1] takes more than 0.01 s to decode" in caught.value.message
     assert decode(pool, slow)
     assert len(set(warm_up(pool)) - set(pids)) == 1
 
@@ -227,7 +230,7 @@ def peak_bytes(pid: int) -> int:
 
 def test_references_are_decoded_one_after_the_other() -> None:
     """Four take no more memory than one, but for a plane of what the allocator keeps."""
-    side_px = 2500
+    side_px = 2000
     large = to_png(Image.new("RGB", (side_px, side_px)))
     decoder = Decoder()
     try:
@@ -237,3 +240,32 @@ def test_references_are_decoded_one_after_the_other() -> None:
         assert peak_bytes(decoder.pid) < one + 4 * side_px**2
     finally:
         decoder.close()
+
+
+def test_pictures_of_clients_that_left_do_not_delay_a_neighbour(tiny_settings: AppSettings, pool: DecoderPool) -> None:
+    """The processes are stopped, so the two pictures would never be decoded."""
+    pids = warm_up(pool)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    scene = harness(tiny_settings, api_keys=("anna:k-1", "otto:k-2", "vera:k-3"))
+    app = build_app(replace(scene.backend, prepare=Preparer(tiny_settings, pool)))
+
+    def edit(key: str) -> Call:
+        return Call(app, {"prompt": "x", "image": DATA_URL}, authorization=f"Bearer {key}")
+
+    async def scenario() -> None:
+        slow = [edit("k-1"), edit("k-2")]
+        await until_async(lambda: len(pool.busy) == 2)
+        neighbour = edit("k-3")
+        for call in slow:
+            call.task.cancel()  # as Serve does when a client disconnects
+        await asyncio.wait_for(neighbour.task, HANG_S)
+        assert neighbour.status == 200
+
+    asyncio.run(scenario())
+    assert set(warm_up(pool)).isdisjoint(pids)
+
+
+def test_a_progressive_jpeg_of_thousands_of_scans_is_a_400(tiny_settings: AppSettings) -> None:
+    response = harness(tiny_settings).form(("image", progressive_jpeg(512, 4000)), ("prompt", "x"))
+    assert error_of(response, 400)["message"].startswith("image has more than 100 scans.")
