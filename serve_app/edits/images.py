@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from serve_app.config import LimitSettings, SizeSettings
-from serve_app.edits.containers import jpeg_excess, png_excess, webp_excess
+from serve_app.edits.containers import jpeg_excess, png_excess
 from serve_app.edits.provenance import save_options
 from serve_app.edits.request import OutputFormat, Pixels, PreparedPicture
 from serve_app.edits.sizes import Size, fit_area
@@ -36,7 +36,6 @@ READERS: dict[re.Pattern[bytes], type[ImageFile.ImageFile]] = {
 EXCESSES: dict[type[ImageFile.ImageFile], Callable[[bytes], str | None]] = {
     PngImageFile: png_excess,
     JpegImageFile: jpeg_excess,
-    WebPImageFile: webp_excess,
 }
 REFUSED_KINDS = {
     "GIF": re.compile(rb"GIF8[79]a"),
@@ -137,7 +136,8 @@ def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
 def _open(data: bytes, field: str) -> ImageFile.ImageFile:
     for signature, reader in READERS.items():
         if signature.match(data):
-            if (excess := EXCESSES[reader](data)) is not None:
+            excess = EXCESSES[reader](data) if reader in EXCESSES else None
+            if excess is not None:
                 raise InvalidInput(f"{field} has more than {excess}. Save it anew as a plain PNG or JPEG file.", field)
             return reader(BytesIO(data))
     kind = next((name for name, signature in REFUSED_KINDS.items() if signature.match(data)), None)

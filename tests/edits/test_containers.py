@@ -35,13 +35,6 @@ def with_chunks(name: bytes, body: bytes, number: int) -> bytes:
     return joined(data, [header, *[Chunk(name, body)] * number, *rest])
 
 
-def webp_of(number: int) -> bytes:
-    """A WebP file of so many chunks."""
-    data = saved("WEBP", exif=b"II*\0\x08\0\0\0\0\0\0\0\0\0")
-    own = split(data)
-    return joined(data, [*own, *[Chunk(b"abcd", b"")] * (number - len(own))])
-
-
 OWN_SEGMENTS = len(split(saved("JPEG"))) - 1  # the first marker has no body, and is not counted
 OWN_CHUNKS = len(split(saved("PNG"))) - 1  # the end is not counted
 PROFILE = b"name\0\0" + zlib.compress(bytes(2**20))
@@ -57,7 +50,6 @@ LIMITS: dict[str, tuple[Callable[[int], bytes], int, str]] = {
     "PNG chunks": (lambda n: with_chunks(b"prVt", b"", n - OWN_CHUNKS), MAX_CHUNKS, "50,000 chunks"),
     "PNG texts": (lambda n: with_chunks(b"tEXt", b"a\0", n - OWN_CHUNKS), MAX_CHUNKS, "50,000 chunks"),
     "PNG profiles": (lambda n: with_chunks(b"iCCP", PROFILE, n), MAX_METADATA_PARTS, "16 colour profiles"),
-    "WebP chunks": (webp_of, MAX_CHUNKS, "50,000 chunks"),
 }
 
 
