@@ -213,16 +213,25 @@ class DecoderPool:
                 waiting.decoder.kill()
 
     def _run(self, decoder: Decoder) -> None:
-        while (waiting := self._next(decoder)) is not None:
-            try:
-                decoded = decoder.decode(waiting.pictures, waiting.limits, waiting.sizes)
-            except Exception as problem:
-                self._release(waiting)
-                waiting.decoded.set_exception(problem)
-            else:
-                self._release(waiting)
-                waiting.decoded.set_result(decoded)
+        while self._decode_next(decoder):
+            pass
         decoder.close()
+
+    def _decode_next(self, decoder: Decoder) -> bool:
+        """Decode the next set; False: the pool was closed. A method of its own, so that the thread keeps no pictures
+        while it waits."""
+        waiting = self._next(decoder)
+        if waiting is None:
+            return False
+        try:
+            decoded = decoder.decode(waiting.pictures, waiting.limits, waiting.sizes)
+        except Exception as problem:
+            self._release(waiting)
+            waiting.decoded.set_exception(problem)
+        else:
+            self._release(waiting)
+            waiting.decoded.set_result(decoded)
+        return True
 
     def _next(self, decoder: Decoder) -> _Waiting | None:
         """The next set for an idle decoder; None: the pool was closed."""
