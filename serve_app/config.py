@@ -176,7 +176,7 @@ class LimitSettings(Settings):
     )
     max_pictures_per_edit: int = Field(default=4, ge=1, le=4, description="Input pictures of one edit; default 4.")
     max_edits_per_request: int = Field(
-        default=16, ge=1, description="Prompts, views or variants of one request; default 16."
+        default=16, ge=1, le=1000, description="Prompts, views or variants of one request; default 16."
     )
     max_prompt_chars: int = Field(default=4000, ge=1, description="Of each prompt; default 4000.")
     max_inference_steps: int = Field(default=100, ge=1, description="Of one edit; default 100.")

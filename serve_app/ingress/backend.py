@@ -9,6 +9,7 @@ from serve_app.edits.job import JobsPort
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.ingress.auth import Keys
+from serve_app.ingress.bodies import BodyReader
 from serve_app.ingress.job_bodies import JobBodies
 from serve_app.ingress.outgoing import OutgoingBytes
 from serve_app.ingress.prepare import Preparer
@@ -65,6 +66,7 @@ class Backend:
         undrain: ends it, likewise.
         editor_fault: why no editor would accept work, or None.
         retry_after_s: the Retry-After of 429.
+        bodies: reads the bodies of all requests.
         outgoing: the budget of responses that clients have not taken yet.
     """
 
@@ -83,6 +85,7 @@ class Backend:
     undrain: Callable[[], Awaitable[int]] | None = None
     editor_fault: Callable[[], Awaitable[str | None]] = _no_fault
     retry_after_s: Callable[[], int] = lambda: RETRY_AFTER_S
+    bodies: BodyReader = field(default_factory=BodyReader)
     outgoing: OutgoingBytes = field(default_factory=OutgoingBytes)
 
     @cached_property

@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any
 
 from fastapi import Header
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from serve_app.config import LimitSettings
 from serve_app.edits.camera import CameraPose, snap
@@ -15,6 +15,12 @@ from serve_app.errors import InvalidInput
 from serve_app.ingress.validation import checked_prompt, default, echo, listed, within, wrong
 
 MAX_SEED = 2**63 - 1
+MAX_ITEMS = 1000
+"""Of a list, checked before its items are. The settings allow no more edits, and usually far fewer."""
+MAX_FIELDS = 100
+"""Of an object, known or not. Otherwise, each unknown field would be an error of its own."""
+MAX_NAME_CHARS = 2048
+"""Of texts that are neither prompts nor pictures. The longest of them are URLs of webhooks."""
 MIN_TIMEOUT_S = 0.1
 MAX_ORBIT = 8
 """The adapter knows eight azimuths; an orbit of more views would repeat some."""
@@ -48,9 +54,26 @@ def _text(value: object) -> object:
     raise wrong("a string", value)
 
 
+def _name(value: object) -> object:
+    if isinstance(value, str) and len(value) > MAX_NAME_CHARS:
+        raise wrong(f"at most {MAX_NAME_CHARS} characters long", value)
+    return _text(value)
+
+
+def check_length(value: object) -> None:
+    """Check that `value` is no list of more than `MAX_ITEMS`.
+
+    Raises:
+        PydanticCustomError: it is.
+    """
+    if isinstance(value, list) and len(value) > MAX_ITEMS:
+        raise wrong(f"a list of at most {MAX_ITEMS} items", value)
+
+
 def _texts(value: object, expected: str = "a list of strings") -> object:
     if value is None:
         return value
+    check_length(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [_encodable(item) for item in value]
     raise wrong(expected, value)
@@ -64,6 +87,7 @@ Number = Annotated[float | None, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int | None, BeforeValidator(_whole)]
 Flag = Annotated[bool | None, Field(strict=True)]
 Text = Annotated[str | None, BeforeValidator(_text)]
+Name = Annotated[str | None, BeforeValidator(_name)]
 Texts = Annotated[list[str] | None, BeforeValidator(_texts)]
 TextOrTexts = Annotated[str | list[str] | None, BeforeValidator(_text_or_texts)]
 
@@ -79,10 +103,21 @@ RepeatKeyHeader = Annotated[
 ]
 
 
-class CameraFields(BaseModel):
-    """A camera pose, or a part of one."""
+class StrictModel(BaseModel):
+    """A JSON object without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: object) -> object:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise wrong(f"an object of at most {MAX_FIELDS} fields", value)
+        return value
+
+
+class CameraFields(StrictModel):
+    """A camera pose, or a part of one."""
 
     azimuth: Number = Field(None, description="Camera's horizontal angle in degrees; snaps to multiples of 45.")
     elevation: Number = Field(None, description="Camera's vertical angle in degrees; snaps to -30, 0, 30, 60.")
@@ -95,6 +130,7 @@ class View(CameraFields):
 
 def _views(value: object) -> object:
     """`orbit` and `orbit:N` as lists of poses."""
+    check_length(value)
     if value is None or isinstance(value, list):
         return value
     orbit = _ORBIT.fullmatch(value) if isinstance(value, str) else None

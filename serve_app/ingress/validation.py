@@ -1,9 +1,7 @@
 """Checks of values, and validation errors as messages that name the field and the fix."""
 
 import difflib
-import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -19,8 +17,6 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 NOT_JSON = "The body is not valid JSON. Send one JSON object."
-MAX_JSON_DEPTH = 32
-"""Levels of lists and objects in a request's JSON. No request needs more than five."""
 
 _MAX_ECHO_CHARS = 40
 _MAX_ECHO_BITS = 14_000  # Python writes no more than 4,300 digits.
@@ -88,51 +84,6 @@ def wrong(expected: str, value: object) -> PydanticCustomError:
     return PydanticCustomError(
         "wrong_value", "must be {expected}, got {value}", {"expected": expected, "value": echo(value)}
     )
-
-
-def read_json(body: bytes) -> Any:
-    """The value of a body that is JSON in UTF-8. Control characters in strings are allowed: shell scripts, the users'
-    documented one among them, paste the output of GNU `base64` with its line breaks into a JSON string.
-
-    Raises:
-        InvalidInput: it is not valid JSON, or nested too deeply.
-    """
-    try:
-        text = body.decode("utf-8-sig")
-        check_depth(text)
-        return json.loads(text, strict=False)
-    except ValueError:
-        raise InvalidInput(NOT_JSON) from None
-
-
-# A string without an end reaches to the end of the text, so that each character is read once.
-_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_NO_BRACKET = re.compile(r"[^\[\]{}]+")
-_ONE_KIND = str.maketrans("{}", "[]")
-
-
-def check_depth(text: str, field: str | None = None) -> None:
-    """Check how deep a JSON text is nested, before anything is built from it. All loops are in C, since a body of
-    20 MiB may consist of brackets.
-
-    Args:
-        field: the form's field that holds it; None: it is the whole body.
-
-    Raises:
-        InvalidInput: it has more than `MAX_JSON_DEPTH` levels.
-    """
-    if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
-        return
-    brackets = _NO_BRACKET.sub("", _STRING.sub("", text)).translate(_ONE_KIND)
-    for _ in range(MAX_JSON_DEPTH):
-        brackets = brackets.replace("[]", "")
-    # What has no partner is not JSON, but may be deep: brackets that close nothing, then some that are never closed.
-    if "[]" in brackets or brackets.count("[") > MAX_JSON_DEPTH:
-        raise InvalidInput(
-            f"{field or 'The body'} is nested more than {MAX_JSON_DEPTH} levels deep. Send flat lists and objects, as "
-            "/docs shows them.",
-            field,
-        )
 
 
 def listed(names: Iterable[str]) -> str:
@@ -204,7 +155,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel])
             expected = _EXPECTED[kind].format(**error.get("ctx", {}))
             return InvalidInput(f"{field} must be {expected}, got {echo(error['input'])}.", field)
         case _:
-            return InvalidInput(f"{field} {error['msg']}.".lstrip(), field or None)
+            return InvalidInput(f"{field or 'The body'} {error['msg']}.", field or None)
 
 
 def _dotted(location: Iterable[str | int]) -> str:

@@ -31,12 +31,15 @@ _ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32-be", "latin-1")
 
 @dataclass(frozen=True)
 class Call:
-    """A POST request. `parts`: the lengths of the chunks of its body; the rest of it is the last chunk."""
+    """A request. `parts`: the lengths of the chunks of its body; the rest of it is the last chunk. `headers`: besides
+    its Content-Type."""
 
     path: str
     content_type: str
     body: bytes
     parts: tuple[int, ...] = field(default=())
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    method: str = "POST"
 
 
 @cache

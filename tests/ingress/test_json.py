@@ -9,13 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from serve_app.config import AppSettings
 from serve_app.errors import InvalidInput
-from serve_app.ingress.openai.body import _from_form, _from_json
+from serve_app.ingress.bodies import MAX_JSON_DEPTH, check_json, read_json, read_model
+from serve_app.ingress.openai.body import _from_json, _from_parts
 from serve_app.ingress.runpod.request import RunPodRequest
-from serve_app.ingress.validation import MAX_JSON_DEPTH, check_depth, echo, echo_name, from_validation, read_json
+from serve_app.ingress.validation import echo, echo_name
 from tests.ingress.openai_harness import EDITS, PNG, Harness, error_of, harness
 
 FIELDS = ("seed", "prompt", "image", "quality", "views", "unknown")
@@ -44,10 +44,7 @@ def openai(field: str, value: str) -> bytes:
 
 
 def read_runpod(field: str, value: str) -> None:
-    try:
-        RunPodRequest.model_validate(read_json(runpod(field, value)))
-    except ValidationError as problem:
-        raise from_validation(problem.errors(), RunPodRequest) from None
+    read_model(RunPodRequest, runpod(field, value))
 
 
 def read_openai(field: str, value: str) -> None:
@@ -55,7 +52,7 @@ def read_openai(field: str, value: str) -> None:
 
 
 def read_form(field: str, value: str) -> None:
-    _from_form([(field, value)])
+    _from_parts([(field, value)])
 
 
 READERS: dict[str, tuple[Callable[[str, str], None], int]] = {
@@ -134,7 +131,7 @@ def test_the_check_is_linear(unit: str) -> None:
     """It runs on the event loop. If the regular expressions read a character twice, they would be quadratic, and these
     2 MiB would take hours."""
     with suppress(InvalidInput):
-        check_depth(unit * (2**21 // len(unit)))
+        check_json(unit.encode() * (2**21 // len(unit)))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])

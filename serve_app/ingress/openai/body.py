@@ -4,27 +4,18 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
 from fastapi import Request
-from pydantic import ValidationError
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from serve_app.config import LimitSettings
 from serve_app.errors import EditCancelled, InvalidInput
+from serve_app.ingress.bodies import BodyReader, check_json, read_json, validated
 from serve_app.ingress.fields import View
+from serve_app.ingress.openai.form import FORMS, Part, read_form
 from serve_app.ingress.openai.request import OpenAIEdit, OpenAIForm, OpenAIJson
 from serve_app.ingress.prepare import PictureSource
-from serve_app.ingress.validation import check_depth, echo, echo_name, from_validation, read_json
-
-E = TypeVar("E", bound=OpenAIEdit)
-
-FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-MAX_PARTS = 100
-"""Of files, and of texts. More than any edit takes, so that our own check rejects too many pictures."""
+from serve_app.ingress.validation import echo, echo_name
 
 _MAX_NUMBER_CHARS = 400
 """Of a number in a form. More than any number needs that a field takes."""
@@ -41,58 +32,28 @@ class OpenAIBody:
     pictures: tuple[PictureSource, ...]
 
 
-async def read_body(request: Request, limits: LimitSettings) -> OpenAIBody:
+async def read_body(request: Request, bodies: BodyReader) -> OpenAIBody:
     """The body by its Content-Type; without one it is JSON.
 
     Raises:
         InvalidInput: the body cannot be read, or a field of it is wrong.
         EditCancelled: the client disconnected before the body was complete.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in ("", "application/json", *FORMS):
+        raise InvalidInput(f"Content-Type must be multipart/form-data or application/json, got {echo(kind)}.")
     try:
-        if kind in FORMS:
-            return _from_form(await _parts(request, limits))
-        if kind in ("", "application/json"):
-            return _from_json(await request.body())
+        return await bodies.read(request, partial(_from_form, content_type) if kind in FORMS else _from_json)
     except ClientDisconnect as problem:
         raise EditCancelled("The connection closed before the body was complete.") from problem
-    raise InvalidInput(f"Content-Type must be multipart/form-data or application/json, got {echo(kind)}.")
 
 
-async def _parts(request: Request, limits: LimitSettings) -> list[tuple[str, str | bytes]]:
-    """The parts of a form with their names, in order."""
-    _check_charset(request.headers["content-type"])
-    # Starlette's default limit for texts is 1 MB, and data URLs are texts.
-    form = request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=limits.max_body_bytes)
-    try:
-        async with form as parts:
-            return [(name, await _content(part)) for name, part in parts.multi_items()]
-    except HTTPException as problem:
-        if problem.status_code != 400:
-            raise
-        raise InvalidInput(f"The form cannot be read: {problem.detail}") from None
-    except ValueError:  # such as the parser's for a broken urlencoded form
-        raise InvalidInput("The form cannot be read: it is not a valid form.") from None
+def _from_form(content_type: str, body: bytes) -> OpenAIBody:
+    return _from_parts(read_form(content_type, body))
 
 
-def _check_charset(content_type: str) -> None:
-    """Python has codecs that are slow, that make lone surrogates, or that are no text encodings; and it keeps every
-    unknown name that it looks up. So the name is compared, and found as Starlette finds it."""
-    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
-    if charset.lower() not in ("utf-8", "utf8"):
-        raise InvalidInput(
-            f"The form cannot be read: its charset is {echo(charset)}. Send UTF-8, or leave charset out."
-        )
-
-
-async def _content(part: str | UploadFile) -> str | bytes:
-    if isinstance(part, str):
-        return part
-    # Browsers send an empty file input as an empty file without a name.
-    return await part.read() if part.size or part.filename else ""
-
-
-def _from_form(parts: Sequence[tuple[str, str | bytes]]) -> OpenAIBody:
+def _from_parts(parts: Sequence[Part]) -> OpenAIBody:
     pictures = [
         (name.removesuffix("[]"), content) for name, content in parts if name in _FORM_PICTURES and content != ""
     ]
@@ -104,23 +65,14 @@ def _from_form(parts: Sequence[tuple[str, str | bytes]]) -> OpenAIBody:
             shown = echo_name(name)
             raise InvalidInput(f"{shown} comes more than once. Give it once.", shown)
         fields[name] = _value_of(name, content)
-    return OpenAIBody(_checked(OpenAIForm, fields), _numbered(pictures))
+    return OpenAIBody(validated(OpenAIForm, fields), _numbered(pictures))
 
 
 def _from_json(body: bytes) -> OpenAIBody:
     fields = read_json(body)
-    edit = _checked(OpenAIJson, fields)
+    edit = validated(OpenAIJson, fields)
     pictures = [(name, text) for name in fields if name in _JSON_PICTURES for text in edit.texts(name)]
     return OpenAIBody(edit, _numbered(pictures))
-
-
-def _checked(model: type[E], fields: object) -> E:
-    try:
-        return model.model_validate(fields)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        # Located as FastAPI does it, so that a field called `query` is not mistaken for a part of the request.
-        raise from_validation([{**first, "loc": ("body", *first["loc"])}], model) from None
 
 
 def _numbered(pictures: Sequence[tuple[str, str | bytes]]) -> tuple[PictureSource, ...]:
@@ -163,7 +115,7 @@ def _number(name: str, text: str) -> object:
 
 
 def _list(name: str, text: str) -> object:
-    check_depth(text, name)
+    check_json(text.encode(), name)
     try:
         value = json.loads(text)
     except ValueError:
@@ -172,7 +124,7 @@ def _list(name: str, text: str) -> object:
 
 
 def _flag(name: str, text: str) -> object:
-    return {"true": True, "false": False}.get(text.lower(), text)
+    return {"true": True, "false": False}.get(text[:6].lower(), text)
 
 
 _READERS: dict[object, Callable[[str, str], object]] = {

@@ -2,10 +2,20 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from serve_app.ingress.fields import FORMATS, EditFields, Flag, Text, TextOrTexts, Whole
+from serve_app.ingress.fields import (
+    FORMATS,
+    EditFields,
+    Flag,
+    Name,
+    StrictModel,
+    Text,
+    TextOrTexts,
+    Whole,
+    check_length,
+)
 from serve_app.ingress.validation import listed, wrong
 
 
@@ -36,6 +46,7 @@ def _no_mask(value: object) -> None:
 
 
 def _listed(value: object) -> object:
+    check_length(value)
     if value is None or isinstance(value, list):
         return value
     raise wrong('a list like [{"image_url": "…"}]', value)
@@ -45,15 +56,15 @@ class OpenAIEdit(EditFields):
     """How to edit. Absent, null and, in a form, empty mean the same."""
 
     prompt: Text = Field(None, description="The instruction. Required, unless a camera field or views are given.")
-    model: Text = Field(None, description="One of the names that GET /v1/models lists.")
+    model: Name = Field(None, description="One of the names that GET /v1/models lists.")
     n: Whole = Field(
         None, description="Number of variants, 1 to 10; their seeds are seed, seed + 1 and so on. Default 1."
     )
-    size: Text = Field(
+    size: Name = Field(
         None, description="WIDTHxHEIGHT in pixels, or auto: about 1 megapixel with the first picture's aspect."
     )
     response_format: Annotated[str | None, *_one_of("b64_json")] = Field(None, description="b64_json only.")
-    output_format: Text = Field(None, description=f"{listed(FORMATS)}. Default png.")
+    output_format: Name = Field(None, description=f"{listed(FORMATS)}. Default png.")
     output_compression: Whole = Field(
         None, description="0 to 100, the quality of lossy formats; png is always lossless. Default 100."
     )
@@ -66,7 +77,7 @@ class OpenAIEdit(EditFields):
     input_fidelity: Annotated[str | None, *_one_of("high", "low")] = Field(
         None, description="Accepted; the model always sees the pictures in full."
     )
-    user: Text = Field(None, description="Accepted; it has no effect.")
+    user: Name = Field(None, description="Accepted; it has no effect.")
     stream: Flag = Field(None, description="Answer with server-sent events. Default false.")
     partial_images: Whole = Field(
         None, description="Previews of each picture in a stream, 0 to 3, as far as the steps allow. Default 0."
@@ -94,9 +105,7 @@ class OpenAIForm(OpenAIEdit):
     )
 
 
-class OpenAIImageUrl(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class OpenAIImageUrl(StrictModel):
     image_url: str = Field(description="A data URL, or an http(s) URL that the server may fetch.")
 
 

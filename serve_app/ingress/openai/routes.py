@@ -127,7 +127,7 @@ async def _edit(backend: Backend, admission: JobAdmission, request: Request, rep
     """
     settings = backend.settings
     # FastAPI keeps its own request object, and that would keep the body.
-    body = await read_body(Request(request.scope, request.receive), settings.limits)
+    body = await read_body(Request(request.scope, request.receive), backend.bodies)
     parsed = parse_body(body, settings)
     deadline = Deadline.after(parsed.timeout_s)
     draw: Draw

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from serve_app.ingress.fields import FORMATS, EditFields, Flag, Text, TextOrTexts, Texts, Whole
+from serve_app.ingress.fields import FORMATS, EditFields, Flag, Name, StrictModel, Text, TextOrTexts, Texts, Whole
 from serve_app.ingress.validation import listed
 
 
@@ -24,14 +24,12 @@ class RunPodInput(EditFields):
     seed: Whole = Field(None, description="Same seed, same picture. Default 42.")
     width: Whole = Field(None, description="Width in pixels; alone it keeps the aspect. Default: about 1 megapixel.")
     height: Whole = Field(None, description="Height in pixels; alone it keeps the aspect.")
-    output_format: Text = Field(None, description=f"{listed(FORMATS)}. Default png.")
+    output_format: Name = Field(None, description=f"{listed(FORMATS)}. Default png.")
     output_quality: Whole = Field(None, description="1 to 100, the quality of lossy formats. Default 95.")
 
 
-class RunPodPolicy(BaseModel):
+class RunPodPolicy(StrictModel):
     """A job's time limits, in milliseconds, and its priority."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     executionTimeout: Whole = Field(  # noqa: N815 - RunPod's names
         None, description="From the job's pick-up; after it the job is FAILED. Default 600000."
@@ -45,14 +43,12 @@ def _no_s3(value: object) -> None:
         raise PydanticCustomError("unsupported", "is not supported: pictures are answered in base64. Leave it out")
 
 
-class RunPodRequest(BaseModel):
+class RunPodRequest(StrictModel):
     """A job."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: RunPodInput
     policy: RunPodPolicy | None = None
-    webhook: Text = Field(None, description="A URL that is notified of the job's end; its origin must be allowed.")
+    webhook: Name = Field(None, description="A URL that is notified of the job's end; its origin must be allowed.")
     s3Config: Annotated[Any, BeforeValidator(_no_s3)] = Field(  # noqa: N815
         None, description="Refused: pictures are answered in base64."
     )

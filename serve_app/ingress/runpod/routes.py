@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -10,6 +11,7 @@ from fastapi.routing import APIRoute
 
 from serve_app.edits.job import JobState
 from serve_app.ingress.backend import Backend
+from serve_app.ingress.bodies import BodyReader, read_model
 from serve_app.ingress.fields import RepeatKeyHeader
 from serve_app.ingress.openapi import SAMPLE
 from serve_app.ingress.runpod.answers import (
@@ -22,7 +24,6 @@ from serve_app.ingress.runpod.answers import (
 )
 from serve_app.ingress.runpod.jobs import RunPodJobs
 from serve_app.ingress.runpod.request import RunPodRequest
-from serve_app.ingress.validation import read_json
 
 
 def _example(summary: str, fields: dict[str, Any], **more: Any) -> Example:
@@ -59,28 +60,28 @@ _OPERATORS = {403: {"model": RunPodError, "description": "The request does not c
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
 
 
-class CheckedRequest(Request):
-    """Reads its JSON with `read_json`."""
+def _checked_route(bodies: BodyReader) -> type[APIRoute]:
+    """A class of routes that read and check their bodies by `bodies`. FastAPI takes a model as it is."""
 
-    async def json(self) -> Any:
-        return read_json(await self.body())
+    class CheckedRequest(Request):
+        async def json(self) -> RunPodRequest:
+            return await bodies.read(self, partial(read_model, RunPodRequest))
 
+    class CheckedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
 
-class CheckedRoute(APIRoute):
-    """A route that reads its body as CheckedRequest does."""
+            async def handle_checked(request: Request) -> Response:
+                return await handle(CheckedRequest(request.scope, request.receive))
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+            return handle_checked
 
-        async def handle_checked(request: Request) -> Response:
-            return await handle(CheckedRequest(request.scope, request.receive))
-
-        return handle_checked
+    return CheckedRoute
 
 
 def runpod_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
-    router = APIRouter(route_class=CheckedRoute, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
+    router = APIRouter(route_class=_checked_route(backend.bodies), tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
     jobs = RunPodJobs(backend)
     _add_submitting(router, jobs)
     _add_reading(router, jobs)
