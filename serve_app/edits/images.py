@@ -21,6 +21,8 @@ from serve_app.edits.sizes import Size, fit_area
 from serve_app.errors import InvalidInput
 
 DATA_URL = re.compile(r"\s*data:[^,;]*(?:;[^,;]+)*;base64,", re.IGNORECASE)
+MAX_PREFIX_CHARS = 1024
+"""Of a data URL, up to its comma. The expression keeps a step back for each semicolon."""
 NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
 WHITE_SPACE = b" \t\r\n\v\f"
 
@@ -82,7 +84,7 @@ def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
     Raises:
         InvalidInput: empty, over `max_bytes` (checked before decoding), or not strictly base64.
     """
-    prefix = DATA_URL.match(text)
+    prefix = DATA_URL.match(text, 0, MAX_PREFIX_CHARS)
     try:
         body = text[prefix.end() if prefix else 0 :].encode("ascii").translate(None, WHITE_SPACE)
     except UnicodeEncodeError:

@@ -29,7 +29,7 @@ class PictureSource:
     @property
     def url(self) -> str | None:
         """The URL to fetch it from, or None."""
-        is_url = isinstance(self.content, str) and self.content.lower().startswith(("http://", "https://"))
+        is_url = isinstance(self.content, str) and self.content[:8].lower().startswith(("http://", "https://"))
         return str(self.content) if is_url else None
 
 
