@@ -100,9 +100,12 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(tally.findings[0].what if tally.findings else counts)
         return 1 if tally.findings else 0
     wrong = []
-    for kind in filter(vars(options).get, KINDS):
+    for kind in KINDS:
+        num_cases = getattr(options, kind, options.extremes)
+        if num_cases == 0:
+            continue
         began = time.monotonic()
-        tally = fuzz(kind, getattr(options, kind), options.seed, options.processes, console)
+        tally = fuzz(kind, num_cases, options.seed, options.processes, console)
         console.print(figures(kind, tally, time.monotonic() - began), highlight=False, soft_wrap=True)
         wrong += problems(kind, tally, options.seed, options.folder)
     for each in wrong:
@@ -115,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=int, default=2000, help="how many mutated pictures (default %(default)s)")
     parser.add_argument("--parts", type=int, default=200, help="how many pictures of many parts (default %(default)s)")
     parser.add_argument("--bodies", type=int, default=1000, help="how many mutated bodies (default %(default)s)")
+    extremes = f"how many requests of each of {', '.join(KINDS[3:])} (default %(default)s)"
+    parser.add_argument("--extremes", type=int, default=0, help=extremes)
     parser.add_argument("--seed", type=int, default=1, help="each seed gives other cases (default %(default)s)")
     parser.add_argument("--processes", type=int, choices=range(1, MAX_PROCESSES + 1), default=MAX_PROCESSES)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where findings are saved (default %(default)s)")

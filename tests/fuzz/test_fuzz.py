@@ -10,7 +10,7 @@ from rich.console import Console
 
 from serve_app.edits.images import read_picture
 from serve_app.errors import InvalidInput
-from tests.fuzz import bodies, body_case, containers, picture_case, worker
+from tests.fuzz import bodies, body_case, containers, extremes, picture_case, worker
 from tests.fuzz.limits import MAX_GROWTH_BYTES, SETTINGS
 from tests.fuzz.run import fuzz, problems
 from tests.fuzz.seeds import bulky_pictures, pictures
@@ -26,11 +26,16 @@ def test_pictures_of_many_parts_end_as_a_picture_or_a_refusal(tmp_path: Path) ->
     check(worker.run_cases("parts", 1, range(200)), 200, tmp_path)
 
 
-# Starlette leaves the temporary file of an unfinished part to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_mutated_bodies_end_as_an_answer_or_a_refusal(tmp_path: Path) -> None:
     """In this process: another one would take longer to import the app than to run the cases."""
     check(worker.run_cases("bodies", 1, range(1000)), 1000, tmp_path)
+
+
+@pytest.mark.parametrize("kind", extremes.KINDS)
+def test_extreme_requests_end_as_an_answer_or_a_refusal(tmp_path: Path, kind: extremes.Extreme) -> None:
+    tally = worker.run_cases(kind, 1, range(200))
+    assert problems(kind, tally, 1, tmp_path) == []
+    assert tally.accepted + tally.refused == 200
 
 
 def check(tally: Tally, num_cases: int, folder: Path) -> None:

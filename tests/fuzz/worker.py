@@ -19,15 +19,13 @@ from tests.fuzz import picture_case
 from tests.fuzz.limits import MAX_CASE_S, MAX_GROWTH_BYTES, MIB
 from tests.fuzz.seeds import bulky_pictures
 
-Kind = Literal["pictures", "parts", "bodies"]
+Kind = Literal["pictures", "parts", "bodies", "charsets", "depths", "lengths", "headers"]
+PICTURE_KINDS: tuple[Kind, ...] = ("pictures", "parts")
 
-ADDRESS_SPACE_BYTES: dict[Kind, int] = {
-    "pictures": MAX_GROWTH_BYTES + 64 * MIB,
-    "parts": MAX_GROWTH_BYTES + 64 * MIB,
-    "bodies": MAX_GROWTH_BYTES + 1024 * MIB,
-}
-"""How much address space a process may add: an allocation beyond it raises MemoryError, which is a finding. Bodies get
-more because the application runs threads, which reserve far more than they use."""
+ADDRESS_SPACE_BYTES = MAX_GROWTH_BYTES + 64 * MIB
+"""How much address space a process may add: an allocation beyond it raises MemoryError, which is a finding."""
+THREADS_BYTES = 960 * MIB
+"""In addition where the application runs: it runs threads, which reserve far more than they use."""
 
 _NUMBER_BYTES = 16
 
@@ -76,7 +74,7 @@ def begin(kind: Kind, folder: str) -> None:
     run_cases(kind, 0, range(20))
     ProcessState.idle_bytes = _status_bytes("VmRSS")
     ProcessState.progress_file = os.open(Path(folder) / f"{kind}-{os.getpid()}", os.O_WRONLY | os.O_CREAT)
-    most = _status_bytes("VmSize") + ADDRESS_SPACE_BYTES[kind]
+    most = _status_bytes("VmSize") + ADDRESS_SPACE_BYTES + (0 if kind in PICTURE_KINDS else THREADS_BYTES)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
@@ -111,13 +109,14 @@ def make(kind: Kind, seed: int, number: int) -> Any:
         return picture_case.make(rng)
     if kind == "parts":
         return picture_case.make_of_many_parts(rng)
-    from tests.fuzz import bodies  # here, as it takes seconds to import and processes for pictures do not need it
+    # Here, as they take seconds to import, and processes for pictures do not need them.
+    from tests.fuzz import bodies, extremes
 
-    return bodies.make(rng)
+    return bodies.make(rng) if kind == "bodies" else extremes.make(kind, rng)
 
 
 def _target(kind: Kind) -> Callable[[Any], bool]:
-    if kind != "bodies":
+    if kind in PICTURE_KINDS:
         return picture_case.run
     from tests.fuzz.body_case import Application  # here, as in make()
 
