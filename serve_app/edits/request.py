@@ -84,10 +84,16 @@ class EditOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EditRequest(EditOptions):
-    """One edit with its id and its size, which depends on its first picture. Its pictures are passed separately."""
+    """One edit with its id and its size, which depends on its first picture. Its pictures are passed separately.
+
+    Attributes:
+        client: the name of the API key that sent it, never the key; empty if no key is needed. Clients take turns; the
+            picture does not depend on it.
+    """
 
     request_id: str
     size: OutputSize
+    client: str = ""
 
     @property
     def prompts(self) -> tuple[str, ...]:

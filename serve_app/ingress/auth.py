@@ -33,7 +33,7 @@ KEY_NAME: ContextVar[str] = ContextVar("key_name", default="")
 """The name of the API key of the current request, for its log lines; empty: none."""
 
 CLIENT: ContextVar[str] = ContextVar("client", default="")
-"""`Key.client` of the current request's API key, for its jobs; empty: no key is needed."""
+"""`Key.client` of the current request's API key, for its edits and jobs; empty: no key is needed."""
 
 _NAMED = re.compile(rb"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<key>.*)", re.DOTALL)
 _BEARER = re.compile(r"^bearer(?:[ \t]+|$)", re.IGNORECASE)

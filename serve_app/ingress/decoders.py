@@ -16,7 +16,7 @@ from multiprocessing import Pipe
 from typing import ClassVar
 
 from serve_app.config import LimitSettings, SizeSettings
-from serve_app.edits.fair_queue import FairQueue
+from serve_app.edits.fairness import FairQueue
 from serve_app.errors import InvalidInput, ServiceUnavailable
 from serve_app.ingress.decode_worker import Decoded, StoredPicture
 
@@ -196,10 +196,10 @@ class DecoderPool:
         """End the processes. What waits or is decoded then raises ServiceUnavailable or InvalidInput."""
         with self._changed:
             self._is_closed = True
-            while self._queue:
-                waiting = self._queue.pop()
+            for waiting in self._queue:
                 if waiting.decoded.set_running_or_notify_cancel():
                     waiting.decoded.set_exception(ServiceUnavailable(_UNAVAILABLE))
+            self._queue.clear()
             for decoder in self.decoders:
                 decoder.kill()
             self._changed.notify_all()
@@ -252,10 +252,10 @@ class DecoderPool:
 
     def _pop(self) -> _Waiting | None:
         clients = {each.client for each in self._running}
-        try:
-            return self._queue.pop(lambda each: self._num_idle > 1 or each.client not in clients)
-        except ValueError:
-            return None
+        waiting = self._queue.next(lambda each: self._num_idle > 1 or each.client not in clients)
+        if waiting is not None:
+            self._queue.serve(waiting)
+        return waiting
 
     def _release(self, waiting: _Waiting) -> None:
         """From now on, the decoder is not killed for this set."""

@@ -11,6 +11,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppSettings
+from serve_app.edits.fair_editor import FairEditor
 from serve_app.edits.service import EditService
 from serve_app.errors import StartupError
 from serve_app.ingress.admission import MeteredEditor, ThroughputMeter
@@ -47,7 +48,7 @@ class Ingress:
         me = serve.get_replica_context()
         port = jobs_port(jobs)
         meter = ThroughputMeter(port)
-        metered = MeteredEditor(EditorHandle(editor), meter)
+        metered = MeteredEditor(FairEditor(EditorHandle(editor)), meter)
         self._draining = Draining()
         self._decoders = DecoderPool(settings.limits.num_decode_threads)
         self._backend = Backend(

@@ -87,7 +87,7 @@ class Preparer:
             size = output_size(parsed.width, parsed.height, first, self._sizes)
             check_output_size(size, self._limits, parsed.side_fields)
             name = request_id if len(parsed.edits) == 1 else f"{request_id}/{index}"
-            edits.append(EditRequest(**vars(edit), request_id=name, size=size))
+            edits.append(EditRequest(**vars(edit), request_id=name, size=size, client=CLIENT.get()))
         return Prepared(tuple(edits), tuple(pictures for pictures, _ in decoded), parsed.pictures_of)
 
     async def _decode_set(

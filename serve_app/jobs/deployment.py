@@ -7,6 +7,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import JobSettings
+from serve_app.edits.fair_editor import FairEditor
 from serve_app.edits.job import JOBS_METHODS, Job, JobSpec, JobsPort
 from serve_app.edits.request import Pictures
 from serve_app.edits.service import EditService
@@ -32,7 +33,7 @@ class Jobs:
         join_serve_logs()
         return_freed_blocks()
         rewriter_port = RewriterHandle(rewriter, rewriter_wait_s) if rewriter is not None else None
-        service = EditService(EditorHandle(editor), rewriter_port)
+        service = EditService(FairEditor(EditorHandle(editor)), rewriter_port)
         self._jobs = JobService(settings, service, open_store(settings.store), share, webhook_body)
         self._metrics = JobMetrics()
         # Serve makes replicas on their event loop.

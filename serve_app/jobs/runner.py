@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from serve_app.edits.fair_queue import FairQueue
+from serve_app.edits.fairness import Slots
 from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress, SharedPictures
 from serve_app.edits.service import EditService, OnProgress, all_or_none
@@ -35,7 +35,7 @@ class Runner:
     Args:
         owner: this replica's name in the store.
         share: makes prepared pictures travel by reference.
-        max_active: jobs that are with the editors at once; the others wait here.
+        max_active: jobs that are with the editors at once; the others wait here, clients in turn.
         on_end: called with each job after its end is stored.
     """
 
@@ -53,12 +53,10 @@ class Runner:
         self._service = service
         self._store = store
         self._share = share
-        self._max_active = max_active
         self._clock = clock
         self._on_end = on_end
-        self._queue: FairQueue[LiveJob] = FairQueue(clock)
+        self._slots = Slots[LiveJob](max_active, clock)
         self._is_held = False
-        self._active: set[LiveJob] = set()
         self._ending: set[LiveJob] = set()
         self._background: set[asyncio.Task[None]] = set()
         self.ends: Counter[JobState] = Counter()
@@ -70,12 +68,12 @@ class Runner:
     @property
     def jobs(self) -> list[LiveJob]:
         """All jobs that wait, run, or have an end that is not stored yet."""
-        return [*self._queue, *self._active, *self._ending]
+        return [*self._slots.waiting, *self._slots.served, *self._ending]
 
     def enlist(self, spec: JobSpec, record: JobRecord, *, was_picked_up: bool = False) -> LiveJob:
         """Queue a stored job that this replica owns. Its ttl does not apply if another replica picked it up."""
         job = LiveJob(spec, record, was_picked_up)
-        self._queue.add(job)
+        self._slots.waiting.add(job)
         loop = asyncio.get_running_loop()
         limits = [] if was_picked_up else [loop.time() + self._remaining_s(record, spec.policy.ttl_s)]
         if spec.policy.timeout_s is not None:
@@ -120,7 +118,7 @@ class Runner:
     async def close(self) -> None:
         """Stop all work; the store keeps the jobs for a successor."""
         tasks = [*self._background, *(job.task for job in self.jobs if job.task is not None)]
-        self._max_active = 0  # nothing starts any more
+        self._slots.num = 0  # nothing starts any more
         for job in self.jobs:
             self._release(job)
         for task in tasks:
@@ -128,9 +126,7 @@ class Runner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start_next(self) -> None:
-        while self._queue and not self._is_held and len(self._active) < self._max_active:
-            job = self._queue.pop()
-            self._active.add(job)
+        while not self._is_held and (job := self._slots.start_next()) is not None:
             job.task = asyncio.create_task(self._run(job))
             job.task.add_done_callback(_log_failure)
 
@@ -278,8 +274,7 @@ class Runner:
 
     def _release(self, job: LiveJob) -> None:
         job.cancel_expiry()
-        self._active.discard(job)
-        self._queue.discard(job)
+        self._slots.discard(job)
         self._start_next()
 
 

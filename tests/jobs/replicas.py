@@ -10,11 +10,10 @@ from typing import Any, cast
 from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobSpec, JobState, Policy
 from serve_app.edits.request import EditRequest, SharedPictures
-from serve_app.edits.service import EditService, RewriterPort
+from serve_app.edits.service import EditorPort, EditService, RewriterPort
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.jobs.service import JobService
 from serve_app.jobs.stores.store import Store
-from tests.fakes import FakeEditor
 
 SIZE = Size(64, 64)
 
@@ -63,7 +62,7 @@ def body(spec: JobSpec, job: Job) -> bytes:
 @asynccontextmanager
 async def replica_on(
     store: Store,
-    editor: FakeEditor,
+    editor: EditorPort,
     rewriter: RewriterPort | None = None,
     clock: Callable[[], float] = time.time,
     **settings: Any,

@@ -1,74 +1,28 @@
-"""Whose job is next: clients take turns, and the jobs of each keep their order."""
+"""Whose job is next: clients take turns, and the jobs of each keep their order, also in the engine."""
 
 import asyncio
+import threading
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
-from serve_app.edits.fair_queue import FairQueue
-from serve_app.edits.job import JobRecord, JobSpec, JobState
-from serve_app.edits.request import LOW_PRIORITY_DELAY_S
-from serve_app.jobs.live import LiveJob
-from tests.fakes import FakeEditor, picture
+from serve_app.editor.engine.engine import Engine
+from serve_app.editor.engine.ticket import ProgressChannel, Ticket
+from serve_app.edits.fair_editor import FairEditor
+from serve_app.edits.job import JobSpec
+from serve_app.edits.request import EditRequest, EditResult, Pictures, SharedPictures
+from serve_app.edits.service import OnProgress
+from tests.editor.engine.harness import TOKENS_OF_64_PX, running
+from tests.fakes import FakeEditor, FakeModel, picture
 from tests.jobs.conftest import Stores, async_test
 from tests.jobs.replicas import Replica, replica_on, spec
 from tests.waiting import until_async
 
 
-def waiting(name: str, created_at: float = 0.0, *, low_priority: bool = False) -> LiveJob:
-    """A job whose client is the first letter of its name."""
-    job = spec(name, client=name[0])
-    edits = tuple(replace(edit, low_priority=low_priority) for edit in job.edits)
-    return LiveJob(replace(job, edits=edits), JobRecord(JobState.IN_QUEUE, created_at))
-
-
-def order(queue: FairQueue[LiveJob]) -> list[str]:
-    return [queue.pop().id for _ in range(len(queue))]
-
-
-def test_clients_take_turns_and_each_keeps_its_order() -> None:
-    queue: FairQueue[LiveJob] = FairQueue(lambda: 100.0)
-    for created_at, name in enumerate(["a2", "a1", "a3", "a4", "b1", "b2", "c1"]):
-        queue.add(waiting(name, created_at))
-    assert order(queue) == ["a2", "b1", "c1", "a1", "b2", "a3", "a4"]
-
-
-def test_a_client_that_always_has_one_job_is_not_always_first() -> None:
-    queue: FairQueue[LiveJob] = FairQueue(lambda: 100.0)
-    for number in range(5):
-        queue.add(waiting(f"a{number}", number))
-    started = []
-    for number in range(8):
-        if number % 2 == 0:
-            queue.add(waiting(f"b{number}", 10 + number))
-        started.append(queue.pop().id[0])
-    assert "".join(started) == "abababab"
-
-
-def test_low_priority_yields_to_every_client_but_not_forever() -> None:
-    now = [100.0]
-    queue: FairQueue[LiveJob] = FairQueue(lambda: now[0])
-    for job in (waiting("b1", 50.0, low_priority=True), waiting("a1", 90.0), waiting("a2", 91.0), waiting("a3", 92.0)):
-        queue.add(job)
-    assert [queue.pop().id for _ in range(2)] == ["a1", "a2"]
-    now[0] = 50.0 + LOW_PRIORITY_DELAY_S
-    assert order(queue) == ["b1", "a3"]
-
-
-def test_a_job_that_leaves_the_queue_is_not_served() -> None:
-    queue: FairQueue[LiveJob] = FairQueue(lambda: 100.0)
-    jobs = [waiting(name) for name in ("a1", "b1")]
-    for job in jobs:
-        queue.add(job)
-    for _ in range(2):
-        queue.discard(jobs[0])
-    assert order(queue) == ["b1"]
-    with pytest.raises(ValueError, match="empty"):
-        queue.pop()
-
-
 def job_of(client: str, number: int) -> JobSpec:
-    return spec(f"{client} {number}", client=client)
+    job = spec(f"{client} {number}", client=client)
+    return replace(job, edits=tuple(replace(edit, client=client) for edit in job.edits))
 
 
 async def starts_until_all_of(client: str, number: int, editor: FakeEditor) -> list[str]:
@@ -121,3 +75,46 @@ async def test_the_order_is_fair_after_a_takeover(stores: Stores) -> None:
 async def submit_all(service: Replica, client: str, number: int) -> None:
     for each in range(number):
         await service.submit(job_of(client, each), [(picture(),)])
+
+
+class EngineEditor:
+    """An EditorPort over an engine, as the Editor deployment is."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def edit(
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
+        ticket = Ticket(request, cast(Pictures, pictures), timeout_s)
+        channel = ProgressChannel(ticket)
+        self._engine.submit(ticket)
+        try:
+            async for progress in channel.until_end():
+                on_progress(progress)
+            return ticket.future.result()
+        finally:
+            ticket.cancel()
+
+
+@async_test
+@pytest.mark.parametrize("num_at_once", [1, 3, 8])
+async def test_four_jobs_behind_a_hundred_of_another_client_begin_before_its_twelfth_in_the_engine(
+    stores: Stores, num_at_once: int
+) -> None:
+    model = FakeModel(gate=threading.Semaphore(0))
+    with running(model, max_pack_tokens=num_at_once * TOKENS_OF_64_PX) as engine:
+        async with replica_on(stores.open(), FairEditor(EngineEditor(engine))) as service:
+            await submit_all(service, "first", 100)
+            await submit_all(service, "second", 4)
+            await until_async(lambda: engine.stats.waiting + engine.stats.running == 56 + 4)
+            assert model.gate is not None
+            model.gate.release(1000)
+            await until_async(lambda: "second 3" in begun(model))
+            before = begun(model)[: begun(model).index("second 3")]
+            assert "second 0" in before
+            assert sum(name.startswith("first") for name in before) < 12
+
+
+def begun(model: FakeModel) -> list[str]:
+    return [name for names in model.begun for name in names]

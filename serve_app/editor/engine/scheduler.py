@@ -1,7 +1,10 @@
 """Decides what runs next: which edits are admitted, which step in which pack, and which are dropped.
 
-An edit is prepared on a thread of its own, waits in order of rank, is admitted while the pack stays within the token
+An edit is prepared on a thread of its own, waits for its turn, is admitted while the pack stays within the token
 budget, and runs until it is finished, dropped or failed.
+
+Whose turn it is: clients take turns, those with low priority last (`FairQueue.next`), both for preparation and for
+admission. An edit that does not fit into the budget waits until it does, and so do those after it.
 """
 
 import threading
@@ -13,6 +16,7 @@ from typing import TypeVar
 from serve_app.editor.engine.outbox import Outbox
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Draft, Prepared
+from serve_app.edits.fairness import FairQueue
 from serve_app.edits.request import EditRequest, EditTimings, Pictures
 from serve_app.errors import Overloaded, ServiceUnavailable
 
@@ -105,8 +109,10 @@ class Scheduler:
         self._clock = clock
         self._changed = threading.Condition()
         self._prepare: Prepare | None = None
-        self._preparing: set[int] = set()
-        self._waiting: list[Waiting] = []
+        self._num_preparing = 0
+        self._unprepared = FairQueue[Ticket](clock)
+        self._prepared: dict[Ticket, Prepared] = {}
+        self._waiting = FairQueue[Ticket](clock)
         self._admitted: list[Waiting] = []
         self.running: list[Running] = []
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -127,21 +133,23 @@ class Scheduler:
         with self._changed:
             if self._prepare is None:
                 raise ServiceUnavailable("The editor is shutting down; try again.")
-            if len(self._preparing) + len(self._waiting) >= self._max_waiting:
+            if self._num_preparing + len(self._waiting) >= self._max_waiting:
                 raise Overloaded(f"{self._max_waiting} edits are waiting already; try again later.")
             # From here on the engine alone ends this future. An asyncio task that awaits a future cancels it when it
             # is cancelled itself, and the engine could no longer set its result.
             ticket.future.set_running_or_notify_cancel()
             ticket.submitted_at = self._clock()
-            self._preparing.add(id(ticket))
-            self._preparer.submit(self._enqueue, ticket)
+            self._num_preparing += 1
+            self._unprepared.add(ticket)
+            self._preparer.submit(self._prepare_next)
 
     def close(self) -> list[Ticket]:
         """Refuse edits from now on; returns those that waited. Those that are being prepared fail when that is done."""
         with self._changed:
             self._prepare = None
-            tickets = _tickets(self._waiting)
+            tickets = list(self._waiting)
             self._waiting.clear()
+            self._prepared.clear()
             self._changed.notify_all()
         return tickets
 
@@ -159,7 +167,7 @@ class Scheduler:
         """By the names of EngineStats."""
         with self._changed:
             return {
-                "preparing": len(self._preparing),
+                "preparing": self._num_preparing,
                 "waiting": len(self._waiting),
                 "running": len(self.running),
                 "token_budget": self.budget.tokens,
@@ -177,19 +185,25 @@ class Scheduler:
         """Drop the edits that were cancelled or have expired; returns them."""
         now = self._clock()
         with self._changed:
-            tickets = _tickets(self._waiting) + _tickets(self.running)
+            tickets = [*self._waiting, *_tickets(self.running)]
             unwanted = [ticket for ticket in tickets if ticket.unwanted(now)]
-            self._waiting = [waiting for waiting in self._waiting if waiting.ticket not in unwanted]
+            for ticket in unwanted:
+                self._waiting.discard(ticket)
+                self._prepared.pop(ticket, None)
             self.running = [running for running in self.running if running.ticket not in unwanted]
         return unwanted
 
     def admit(self) -> list[Waiting]:
-        """Take waiting edits in their order while the pack stays within the budget. Each of them must be started or
-        removed."""
+        """Take waiting edits in turn while the pack stays within the budget. Each must be started or removed."""
         room = self.budget.tokens - num_tokens(self.running)
+        self._admitted = []
         with self._changed:
-            self._admitted = _first_within(self._waiting, room, at_least=0 if self.running else 1)
-            del self._waiting[: len(self._admitted)]
+            while (ticket := self._waiting.next()) is not None:
+                if ticket.num_tokens > room and (self.running or self._admitted):
+                    break
+                self._waiting.serve(ticket)
+                self._admitted.append(Waiting(ticket, self._prepared.pop(ticket)))
+                room -= ticket.num_tokens
         return list(self._admitted)
 
     def start(self, edit: Waiting, draft: Draft, began: float) -> Running:
@@ -215,7 +229,7 @@ class Scheduler:
         memory in one cuts it for the next."""
         left = list(self.running)
         while left:
-            pack = _first_within(left, self.budget.tokens, at_least=1)
+            pack = _first_within(left, self.budget.tokens)
             del left[: len(pack)]
             yield pack
 
@@ -232,19 +246,23 @@ class Scheduler:
 
     # The preparing thread
 
-    def _enqueue(self, ticket: Ticket) -> None:
-        prepare, prepared = self._prepare, None
-        problem: Exception | None = None
+    def _prepare_next(self) -> None:
+        prepared, problem = None, None
+        with self._changed:
+            prepare, ticket = self._prepare, self._unprepared.next()
+            if ticket is None:
+                return
+            self._unprepared.serve(ticket)
         try:
             if prepare is not None:
                 prepared = prepare(ticket.request, ticket.pictures)
         except Exception as caught:
             problem = caught
         with self._changed:
-            self._preparing.discard(id(ticket))
+            self._num_preparing -= 1
             if prepared is not None and self._prepare is not None:
-                self._waiting.append(Waiting(ticket, prepared))
-                self._waiting.sort(key=lambda waiting: waiting.ticket.rank)
+                self._prepared[ticket] = prepared
+                self._waiting.add(ticket)
                 self._changed.notify_all()
                 return
         self._outbox.failed(ticket, stopped() if problem is None else problem)
@@ -271,9 +289,9 @@ def _tickets(edits: Sequence[E]) -> list[Ticket]:
     return [edit.ticket for edit in edits]
 
 
-def _first_within(edits: Sequence[E], max_tokens: int, *, at_least: int) -> list[E]:
-    """The first edits, as many as the tokens allow, but at least `at_least` of them."""
+def _first_within(edits: Sequence[E], max_tokens: int) -> list[E]:
+    """The first edits, as many as the tokens allow, but at least one."""
     taken = 0
-    while taken < len(edits) and (taken < at_least or num_tokens(edits[: taken + 1]) <= max_tokens):
+    while taken < len(edits) and (taken == 0 or num_tokens(edits[: taken + 1]) <= max_tokens):
         taken += 1
     return list(edits[:taken])

@@ -43,9 +43,17 @@ class Ticket:
         return self.request.num_tokens(self.pictures)
 
     @property
+    def client(self) -> str:
+        return self.request.client
+
+    @property
+    def is_low_priority(self) -> bool:
+        return self.request.low_priority
+
+    @property
     def rank(self) -> float:
-        """Its place in the queue: the smallest is next."""
-        return self.submitted_at + (LOW_PRIORITY_DELAY_S if self.request.low_priority else 0.0)
+        """Its place among its client's edits: the smallest is next."""
+        return self.submitted_at + (LOW_PRIORITY_DELAY_S if self.is_low_priority else 0.0)
 
     def expired(self, now: float) -> bool:
         return self.timeout_s is not None and now - self.submitted_at >= self.timeout_s

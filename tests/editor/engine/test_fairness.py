@@ -1,0 +1,99 @@
+"""The order of waiting edits in the engine: clients take turns."""
+
+import threading
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from serve_app.editor.engine.engine import Engine
+from serve_app.editor.engine.ticket import Ticket
+from serve_app.editor.model.edit_model import Prepared
+from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, Pictures
+from tests.editor.engine.harness import PICTURES, TOKENS_OF_64_PX, Clock, at_step, eventually, open_gate, running
+from tests.fakes import FakeModel, edit_request
+
+
+def submit(engine: Engine, client: str, number: int, *, low_priority: bool = False) -> Ticket:
+    request = edit_request(f"{client} {number}", steps=1)
+    ticket = Ticket(replace(request, client=client, low_priority=low_priority), PICTURES)
+    engine.submit(ticket)
+    return ticket
+
+
+def begun(model: FakeModel) -> list[str]:
+    return [name for names in model.begun for name in names]
+
+
+def hold_back(model: FakeModel, engine: Engine) -> None:
+    """An edit in its first step: what is submitted now waits."""
+    submit(engine, "", 0)
+    at_step(model, 1)
+
+
+@pytest.fixture
+def gated() -> FakeModel:
+    return FakeModel(gate=threading.Semaphore(0))
+
+
+@pytest.mark.parametrize("num_at_once", [1, 8])
+def test_four_edits_behind_a_hundred_of_another_client_begin_before_its_fifth(
+    gated: FakeModel, num_at_once: int
+) -> None:
+    with running(gated, max_pack_tokens=num_at_once * TOKENS_OF_64_PX, max_waiting=200) as engine:
+        hold_back(gated, engine)
+        tickets = [submit(engine, "first", number) for number in range(100)]
+        tickets += [submit(engine, "second", number) for number in range(4)]
+        eventually(lambda: engine.stats.preparing == 0)
+        open_gate(gated)
+        for ticket in tickets:
+            ticket.future.result(timeout=10)
+    order = begun(gated)[1:]
+    turns = [f"{client} {number}" for number in range(4) for client in ("first", "second")]
+    assert order == [*turns, *(f"first {number}" for number in range(4, 100))]
+
+
+def test_low_priority_yields_to_the_other_clients_for_a_while(gated: FakeModel) -> None:
+    clock = Clock()
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
+        hold_back(gated, engine)
+        tickets = [submit(engine, "low", number, low_priority=True) for number in range(2)]
+        clock.now += 1
+        tickets += [submit(engine, "high", number) for number in range(3)]
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 3)  # two of high's have begun
+        assert begun(gated) == [" 0", "high 0", "high 1"]
+        clock.now += LOW_PRIORITY_DELAY_S
+        open_gate(gated)
+        for ticket in tickets:
+            ticket.future.result(timeout=10)
+    assert begun(gated)[3:] == ["low 0", "high 2", "low 1"]
+
+
+@dataclass
+class SlowModel(FakeModel):
+    """Its first edit is prepared once `opened` is set.
+
+    Attributes:
+        prepared: the names of the edits in the order of their preparation.
+    """
+
+    opened: threading.Event = field(default_factory=threading.Event)
+    prepared: list[str] = field(default_factory=list)
+
+    def prepare(self, request: EditRequest, pictures: Pictures) -> Prepared:
+        self.prepared.append(request.prompt)
+        if not self.opened.wait(timeout=10):
+            raise TimeoutError("the test never opened the preparation")
+        return super().prepare(request, pictures)
+
+
+def test_clients_take_turns_in_preparation_too() -> None:
+    model = SlowModel()
+    with running(model) as engine:
+        tickets = [submit(engine, "first", number) for number in range(4)]
+        eventually(lambda: model.prepared == ["first 0"])
+        tickets += [submit(engine, "second", number) for number in range(2)]
+        model.opened.set()
+        for ticket in tickets:
+            ticket.future.result(timeout=10)
+    assert model.prepared == ["first 0", "second 0", "first 1", "second 1", "first 2", "first 3"]
