@@ -123,7 +123,12 @@ class EditorSettings(Settings):
         description="XMP in each output picture. none: nothing; mark: IPTC's term for edited with generative AI; "
         "full: also seed, steps, true_cfg_scale, camera pose and weights, never a prompt.",
     )
-    max_waiting_edits: int = Field(default=256, ge=1, description="Edits that may wait for the engine; more get a 429.")
+    max_waiting_edits: int = Field(
+        default=256,
+        ge=1,
+        description="Edits that may wait for the engine, and edits without a job that one Ingress accepts; more get "
+        "a 429.",
+    )
     wedged_after_s: float = Field(
         default=300.0,
         gt=0,
@@ -225,8 +230,16 @@ StoreSettings = SqliteStoreSettings | RedisStoreSettings
 
 class JobSettings(Settings):
     store: StoreSettings = Field(default=SqliteStoreSettings(), discriminator="kind")
-    max_active_jobs: int = Field(default=64, ge=1, description="Jobs that are with the editors at once.")
+    max_active_jobs: int = Field(
+        default=64, ge=1, description="Jobs that are with the editors at once; of one API key seven eighths."
+    )
     max_queued_jobs: int = Field(default=256, ge=0, description="Jobs that may wait for the editors; more get a 429.")
+    max_places_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        description="Jobs of one API key that may run and wait while other keys send work, and for a minute after; "
+        "more get a 429. null: three quarters of max_active_jobs and max_queued_jobs together.",
+    )
     max_store_bytes: int = Field(
         default=32 * 2**30,
         ge=1,

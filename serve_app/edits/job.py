@@ -152,14 +152,24 @@ class JobsPort(Protocol):
     reached; accepted jobs go on meanwhile.
     """
 
-    async def room(self) -> int:
-        """How many more jobs the queue accepts now. Called before a request's pictures are prepared."""
-
-    async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
-        """Store and queue a job. Returns its id, or that of the job with the same repeat key.
+    async def reserve(self, job_id: str, client: str) -> None:
+        """Hold a place in the queue for a job whose pictures are about to be prepared, until it is submitted, or
+        released, or some time has passed.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or the client's part of it.
+            StoreFull: the store has just refused a job of this client.
+        """
+
+    async def release(self, job_id: str) -> None:
+        """Give up the place of a job that will not be submitted."""
+
+    async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
+        """Store and queue a job, which needs a place unless one is held for it. Returns its id, or that of the job with
+        the same repeat key.
+
+        Raises:
+            Overloaded: the queue is full, or the client's part of it.
             StoreFull: the store holds as many bytes as it may, in total or of this client.
             RepeatKeyConflict: the key was used with another request.
         """
@@ -188,7 +198,7 @@ class JobsPort(Protocol):
 
         Raises:
             InvalidInput: the job is in another state.
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or the client's part of it.
         """
 
     async def purge(self) -> int:

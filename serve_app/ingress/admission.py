@@ -1,22 +1,38 @@
-"""Admission: which jobs are accepted, what a full queue answers, and how long a rejected client should wait."""
+"""Admission: which work is accepted, what a full queue answers, and how long a rejected client should wait.
+
+The rule: work takes a place before its pictures are decoded and keeps it until its end. Without a free place it is
+answered with 429 and Retry-After. All clients share the places; while several send work, one of them gets three
+quarters at most (`Places` in `edits/fairness.py`, which decides for both kinds of work).
+
+- A job's place is in the Jobs replica (`jobs/places.py`), which alone decides: `JobsPort.reserve` before the pictures
+  are decoded, `submit` with them. It also refuses a client for whom the store is full.
+- Edits without a job have their places in their ingress replica (`EditPlaces`).
+- A job whose Idempotency-Key is known needs no place.
+
+Everything else that answers 429 only does so earlier or bounds a part of the service. Earlier: `QueuePlaces` repeats a
+refusal to its client for `FULL_S`, and so does the proxy (`ingress/proxy.py`). Bounds, which work within the places
+reaches only where several ingress replicas share few editors: Serve's queue of each deployment (`max_queued_requests`),
+the engine's (`max_waiting_edits`). A job that these refuse waits in Jobs and is tried again.
+"""
 
 import asyncio
 import hashlib
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from serve_app.edits.fairness import Places
 from serve_app.edits.images import decode_base64
 from serve_app.edits.job import JobCounts, JobSpec, JobsPort, Policy, RepeatKey
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import Deadline, EditorPort, OnProgress
-from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable, StoreFull
+from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.ingress.auth import CLIENT, KEY_NAME
 from serve_app.ingress.backend import DRAINS, RETRY_AFTER_S, Backend
 from serve_app.ingress.prepare import ParsedRequest
@@ -24,10 +40,7 @@ from serve_app.ingress.prepare import ParsedRequest
 logger = logging.getLogger(__name__)
 
 FULL_S = 0.1
-"""For how long a queue that was full is assumed to be full."""
-
-STORE_FULL_S = 1.0
-"""For how long a store is assumed to be full for a client whose job it refused."""
+"""For how long the queue is assumed to be full for a client whose job it refused."""
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 300
 
@@ -44,7 +57,6 @@ class JobAdmission:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._places = QueuePlaces(backend.jobs)
-        self._store_space = StoreSpace()
 
     async def find_or_submit(
         self,
@@ -80,22 +92,22 @@ class JobAdmission:
             return known
         if self._backend.draining.begun:
             raise ServiceUnavailable(DRAINS)
-        self._store_space.require(CLIENT.get())
-        async with self._places.take():
+        client = CLIENT.get()
+        async with self._places.hold(job_id, client):
             prepared = await deadline.bound(self._backend.prepare(job_id, parsed))
-        spec = JobSpec(
-            id=job_id,
-            edits=tuple(replace(edit, num_previews=0) for edit in prepared.edits),  # a job's previews are not stored
-            pictures_of=prepared.pictures_of,
-            seed=parsed.edits[0].sampling.seed,
-            policy=replace(policy, timeout_s=deadline.timeout_s, spent_s=deadline.spent_s),
-            retention_s=retention_s,
-            webhook=webhook,
-            input_without_pictures=input_without_pictures,
-            repeat_key=repeat_key,
-            client=CLIENT.get(),
-        )
-        with self._store_space.noting(spec.client):
+            spec = JobSpec(
+                id=job_id,
+                # A job's previews are not stored.
+                edits=tuple(replace(edit, num_previews=0) for edit in prepared.edits),
+                pictures_of=prepared.pictures_of,
+                seed=parsed.edits[0].sampling.seed,
+                policy=replace(policy, timeout_s=deadline.timeout_s, spent_s=deadline.spent_s),
+                retention_s=retention_s,
+                webhook=webhook,
+                input_without_pictures=input_without_pictures,
+                repeat_key=repeat_key,
+                client=client,
+            )
             accepted = replace(spec, id=await deadline.bound(jobs.submit(spec, prepared.pictures)))
         _log_accepted(accepted, repeated=accepted.id != job_id)
         return accepted
@@ -142,66 +154,67 @@ def _log_accepted(spec: JobSpec, *, repeated: bool) -> None:
 
 
 class QueuePlaces:
-    """Limits the number of requests that are prepared at once to the free places in the queue of jobs. The queue is
-    called when the places that it returned are used up, and every `FULL_S` while it is full. Several instances,
-    as in several replicas, may together admit too many; `JobsPort.submit` rejects those. Lives on one event loop."""
+    """Holds places in the queue of jobs while requests are prepared. A refusal is remembered for its client for
+    `FULL_S`, so that a client that goes on costs the Jobs replica little. Lives on one event loop."""
 
     def __init__(self, jobs: JobsPort, clock: Callable[[], float] = time.monotonic) -> None:
         self._jobs = jobs
         self._clock = clock
-        self._num_free = 0
-        self._num_preparing = 0
-        self._full_until = -math.inf
-        self._lock = asyncio.Lock()
+        self._refused: dict[str, tuple[float, Overloaded]] = {}
+        self._releasing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[None]:
-        """Hold a place while a request is prepared, until just before it is submitted.
+    async def hold(self, job_id: str, client: str) -> AsyncIterator[None]:
+        """Hold a place while a job is prepared and submitted; where that fails, it is released.
 
         Raises:
-            Overloaded: no place is free.
+            Overloaded: the client gets none.
         """
-        async with self._lock:
-            if self._num_free <= 0 and self._clock() >= self._full_until:
-                self._num_free = await self._jobs.room() - self._num_preparing
-                self._full_until = self._clock() + (FULL_S if self._num_free <= 0 else 0)
-            if self._num_free <= 0:
-                raise Overloaded("The queue of jobs is full; try again later.")
-            self._num_free -= 1
-        self._num_preparing += 1
+        if client in self._refused and self._clock() < self._refused[client][0]:
+            problem = self._refused[client][1]
+            raise type(problem)(problem.message)
         try:
+            await self._jobs.reserve(job_id, client)
             yield
-        except BaseException:
-            self._num_free += 1  # It will not be submitted.
+        except Overloaded as problem:
+            self._refused[client] = self._clock() + FULL_S, problem
             raise
-        finally:
-            self._num_preparing -= 1
+        except BaseException:
+            # Not awaited: the client waits for its answer, or has left.
+            task = asyncio.create_task(self._release(job_id))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+            raise
+
+    async def _release(self, job_id: str) -> None:
+        with suppress(ServiceError):  # The place is free again after a while.
+            await self._jobs.release(job_id)
 
 
-class StoreSpace:
-    """Rejects jobs of clients for whom the store was full a moment ago, before their pictures are prepared."""
+class EditPlaces:
+    """The places of edits that end with their connection: as many in one ingress replica as may wait for one engine.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._refused: dict[str, tuple[float, str]] = {}
+    Args:
+        max_edits: places in all.
+    """
 
-    def require(self, client: str) -> None:
-        """
-        Raises:
-            StoreFull: the store refused a job of this client less than `STORE_FULL_S` ago.
-        """
-        until, message = self._refused.get(client, (-math.inf, ""))
-        if self._clock() < until:
-            raise StoreFull(message)
+    def __init__(self, max_edits: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._places = Places(max_edits, what="edits", clock=clock)
+        self._taken: Counter[str] = Counter()
 
     @contextmanager
-    def noting(self, client: str) -> Iterator[None]:
-        """Remember a StoreFull that is raised meanwhile."""
+    def take(self, client: str, num_edits: int) -> Iterator[None]:
+        """Take places, from before the pictures are prepared until the edits have ended.
+
+        Raises:
+            Overloaded: they are not free.
+        """
+        self._places.require(client, self._taken, num_edits)
+        self._taken[client] += num_edits
         try:
             yield
-        except StoreFull as problem:
-            self._refused[client] = self._clock() + STORE_FULL_S, problem.message
-            raise
+        finally:
+            self._taken[client] -= num_edits
 
 
 class ThroughputMeter:

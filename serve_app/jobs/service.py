@@ -4,9 +4,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from serve_app.config import JobSettings
@@ -16,6 +15,7 @@ from serve_app.edits.service import EditService
 from serve_app.errors import InvalidInput, Overloaded, ServiceUnavailable
 from serve_app.jobs.heartbeat import Heartbeat
 from serve_app.jobs.live import LiveJob, StreamCursor
+from serve_app.jobs.places import JobPlaces
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.store_link import ADD_TIMEOUT_S, StoreLink
 from serve_app.jobs.stores.store import ByteLimits, Store, not_found, read_job
@@ -71,8 +71,7 @@ class JobService:
         self._live: dict[str, LiveJob] = {}
         self._cursors: dict[str, StreamCursor] = {}
         self._byte_limits = ByteLimits(settings.max_store_bytes, settings.max_store_bytes_per_key)
-        self._max_jobs = settings.max_active_jobs + settings.max_queued_jobs
-        self._adding: Counter[str] = Counter()
+        self._places = JobPlaces(settings, lambda: self._runner.jobs)
         self._refused: deque[str] = deque(maxlen=NUM_REFUSED)
         self._num_retried = 0
         self._max_retention_s = max(settings.sync_retention_s, settings.async_retention_s)
@@ -89,17 +88,25 @@ class JobService:
         await self._runner.close()
         await self._store.close()
 
-    async def room(self) -> int:
+    async def reserve(self, job_id: str, client: str) -> None:
         self._store.require()  # so that no request is prepared that could not be stored
-        return self._num_places
+        self._places.hold(job_id, client)
+
+    async def release(self, job_id: str) -> None:
+        self._places.release(job_id)
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
-        if self._num_places == 0:
+        try:
+            return await self._add(spec, pictures)
+        except Overloaded:
             # A job that was accepted before is returned even if the queue is full.
             known = await self._store.call(lambda store: store.find(spec.id, spec.repeat_key))
-            if known is not None:
-                return known
-        with self._place(spec.id):
+            if known is None:
+                raise
+            return known
+
+    async def _add(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
+        with self._places.take(spec.id, spec.client):
             self._store.require()
             record = JobRecord(JobState.IN_QUEUE, self._clock(), webhook_pending=spec.webhook is not None)
             try:
@@ -166,8 +173,8 @@ class JobService:
         record = await self._record(job_id)
         if record.retry_call == call:
             return record
-        with self._place(job_id):
-            spec = await self._spec(job_id)
+        spec = await self._spec(job_id)
+        with self._places.take(job_id, spec.client):
             again = JobRecord(
                 JobState.IN_QUEUE,
                 self._clock(),
@@ -215,26 +222,6 @@ class JobService:
         """Jobs that have ended in this replica since its start, by final state."""
         return self._runner.ends
 
-    @property
-    def _num_places(self) -> int:
-        return max(0, self._max_jobs - self._runner.num_open - self._adding.total())
-
-    @contextmanager
-    def _place(self, job_id: str) -> Iterator[None]:
-        """Reserve a place in the queue while a job is stored and enlisted.
-
-        Raises:
-            Overloaded: there is none.
-        """
-        if self._num_places == 0:
-            raise Overloaded(f"{self._max_jobs} jobs are waiting or running already; try again later.")
-        self._adding[job_id] += 1
-        try:
-            yield
-        finally:
-            self._adding[job_id] -= 1
-            self._adding += Counter()  # removes zero counts
-
     def _enlist(self, spec: JobSpec, record: JobRecord) -> None:
         self._live[spec.id] = self._runner.enlist(spec, record)
 
@@ -279,7 +266,7 @@ class JobService:
             self._webhooks.notify(job.spec, job.record)
 
     def _works_on(self, job_id: str) -> bool:
-        return job_id in self._live or job_id in self._adding or self._webhooks.is_notifying(job_id)
+        return job_id in self._live or self._places.is_taking(job_id) or self._webhooks.is_notifying(job_id)
 
     def _take_up(self, spec: JobSpec, record: JobRecord) -> None:
         """Run a job that this replica owns and does not work on, or notify its webhook if it has ended."""

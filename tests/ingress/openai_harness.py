@@ -59,11 +59,16 @@ class FakeJobs:
     num_reads: int = 0
     specs: dict[str, JobSpec] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
+    reserved: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
     _pictures: dict[str, Sequence[Pictures]] = field(default_factory=dict)
     _done: dict[str, Job] = field(default_factory=dict)
 
-    async def room(self) -> int:
-        return 100
+    async def reserve(self, job_id: str, client: str) -> None:
+        self.reserved.append(job_id)
+
+    async def release(self, job_id: str) -> None:
+        self.released.append(job_id)
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         if spec.repeat_key is not None and (known := await self.find(spec.repeat_key)) is not None:

@@ -1,14 +1,15 @@
 """Admission: free places in the queue of jobs, and the Retry-After of rejected requests."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
+from httpx2 import ASGITransport, AsyncClient, Response
 
 from serve_app.config import AppSettings
-from serve_app.edits.job import JobCounts, JobSpec, JobsPort
-from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress, SharedPictures
+from serve_app.edits.job import JobCounts, JobsPort
+from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import OnProgress
 from serve_app.errors import EditFailed, Overloaded, ServiceUnavailable, StoreFull
 from serve_app.ingress.admission import (
@@ -16,17 +17,15 @@ from serve_app.ingress.admission import (
     FULL_S,
     MAX_RETRY_AFTER_S,
     MIN_RETRY_AFTER_S,
-    STORE_FULL_S,
     WINDOW_S,
     MeteredEditor,
     QueuePlaces,
-    StoreSpace,
     ThroughputMeter,
 )
 from serve_app.ingress.backend import RETRY_AFTER_S
 from serve_app.ingress.prepare import ParsedRequest, Prepared, Preparer
 from tests.fakes import FakeEditor, edit_request, picture
-from tests.ingress.openai_harness import DATA_URL, FakeJobs, error_of, harness
+from tests.ingress.openai_harness import DATA_URL, EDITS, FakeJobs, Harness, error_of, harness
 from tests.waiting import until_async
 
 
@@ -36,108 +35,95 @@ class Queue:
     def __init__(self, num_places: int) -> None:
         self.num_places = num_places
         self.num_calls = 0
+        self.released: list[str] = []
         self.now = 100.0
         self.places = QueuePlaces(cast(JobsPort, self), clock=lambda: self.now)
 
-    async def room(self) -> int:
+    async def reserve(self, job_id: str, client: str) -> None:
         self.num_calls += 1
         await asyncio.sleep(0)  # as over a handle
-        return self.num_places
+        if self.num_places == 0:
+            raise StoreFull("full for you")
+        self.num_places -= 1
 
-    async def is_admitted(self) -> bool:
+    async def release(self, job_id: str) -> None:
+        self.released.append(job_id)
+
+    async def is_admitted(self, client: str = "") -> bool:
         """Whether a request was prepared and submitted."""
         try:
-            async with self.places.take():
+            async with self.places.hold("job", client):
                 await asyncio.sleep(0)
-        except Overloaded:
-            return False
-        self.num_places -= 1
+        except StoreFull as problem:
+            return problem.message != "full for you"
         return True
 
 
-def test_what_is_being_prepared_counts() -> None:
-    async def story() -> None:
-        queue = Queue(2)
-        async with queue.places.take(), queue.places.take():
-            assert not await queue.is_admitted()
-            queue.now += FULL_S
-            assert not await queue.is_admitted()
-
-    asyncio.run(story())
-
-
-def test_of_many_at_once_as_many_are_let_in_as_there_is_room_for_two_questions() -> None:
+def test_of_many_at_once_as_many_are_let_in_as_there_are_places() -> None:
     async def story() -> None:
         queue = Queue(3)
         assert (await asyncio.gather(*(queue.is_admitted() for _ in range(20)))).count(True) == 3
-        assert queue.num_calls == 2
+        assert queue.released == []
 
     asyncio.run(story())
 
 
-def test_a_place_that_was_just_made_is_found_at_once() -> None:
-    async def story() -> None:
-        queue = Queue(1)
-        for _ in range(3):
-            assert await queue.is_admitted()
-            queue.num_places += 1  # The job is done.
-
-    asyncio.run(story())
-
-
-def test_a_full_queue_is_asked_once_in_a_while() -> None:
+def test_a_refusal_is_repeated_to_its_client_for_a_moment_and_to_no_other() -> None:
     async def story() -> None:
         queue = Queue(0)
-        assert [await queue.is_admitted() for _ in range(5)] == [False] * 5
+        assert [await queue.is_admitted("anna") for _ in range(5)] == [False] * 5
         assert queue.num_calls == 1
-        queue.num_places = 1
+        queue.num_places = 2
+        assert await queue.is_admitted("otto")
         queue.now += FULL_S / 2
-        assert not await queue.is_admitted()
+        assert not await queue.is_admitted("anna")
         queue.now += FULL_S / 2
-        assert await queue.is_admitted()
+        assert await queue.is_admitted("anna")
 
     asyncio.run(story())
 
 
-def test_a_request_that_fails_gives_its_place_back() -> None:
+def test_a_request_that_fails_or_leaves_gives_its_place_back() -> None:
     async def story() -> None:
-        queue = Queue(1)
+        queue = Queue(9)
         with pytest.raises(ValueError, match="bad picture"):
-            async with queue.places.take():
+            async with queue.places.hold("failed", ""):
                 raise ValueError("bad picture")
-        assert await queue.is_admitted()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0), queue.places.hold("left", ""):
+                await asyncio.Event().wait()
+        await until_async(lambda: queue.released == ["failed", "left"])
+        with pytest.raises(Overloaded):
+            async with queue.places.hold("refused by submit", ""):
+                raise Overloaded("full")
+        await asyncio.sleep(0)
+        assert "refused by submit" not in queue.released  # submit has used the place
 
     asyncio.run(story())
 
 
-def test_a_client_for_whom_the_store_is_full_is_rejected_for_a_moment_and_the_others_are_not() -> None:
-    now = 100.0
-    space = StoreSpace(lambda: now)
-    with pytest.raises(StoreFull), space.noting("anna"):
-        raise StoreFull("full")
-    with pytest.raises(StoreFull, match="full"):
-        space.require("anna")
-    space.require("otto")
-    now += STORE_FULL_S
-    space.require("anna")
-
-
-def test_a_full_store_answers_429_without_preparing_pictures_again_and_knows_its_jobs(
-    tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scene = harness(tiny_settings, api_keys=("acme:k-1", "k-2"))
-    num_prepared = 0
+def num_prepared(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Counts the requests whose pictures are prepared from now on."""
+    prepared: list[str] = []
     prepare = Preparer.__call__
 
     async def counted(preparer: Preparer, request_id: str, parsed: ParsedRequest) -> Prepared:
-        nonlocal num_prepared
-        num_prepared += 1
+        prepared.append(request_id)
         return await prepare(preparer, request_id, parsed)
 
-    async def refuse(spec: JobSpec, pictures: Sequence[Pictures]) -> str:
-        raise StoreFull("full")
-
     monkeypatch.setattr(Preparer, "__call__", counted)
+    return lambda: len(prepared)
+
+
+def test_a_full_queue_answers_429_without_preparing_pictures_and_knows_its_jobs(
+    tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = harness(tiny_settings, api_keys=("acme:k-1", "k-2"))
+    num_done = num_prepared(monkeypatch)
+
+    async def refuse(job_id: str, client: str) -> None:
+        if client == "acme":
+            raise StoreFull("full")
 
     def run(key: str, repeat_key: str) -> tuple[int, str]:
         headers = {"authorization": f"Bearer {key}", "Idempotency-Key": repeat_key}
@@ -147,14 +133,88 @@ def test_a_full_store_answers_429_without_preparing_pictures_again_and_knows_its
 
     assert run("k-1", "known") == (200, "")
     assert [spec.client for spec in scene.jobs.specs.values()] == ["acme"]
+    assert [edit.client for spec in scene.jobs.specs.values() for edit in spec.edits] == ["acme"]
     with monkeypatch.context() as patch:
-        patch.setattr(scene.jobs, "submit", refuse)
+        patch.setattr(scene.jobs, "reserve", refuse)
         for number in range(5):
             status, retry_after = run("k-1", f"new {number}")
             assert (status, int(retry_after) > 0) == (429, True)
         assert run("k-1", "known") == (200, "")
-    assert num_prepared == 2  # the job's, and those of the first one that was refused
-    assert run("k-2", "another client's") == (200, "")
+        assert run("k-2", "another client's") == (200, "")
+    assert num_done() == 2
+
+
+def test_a_picture_that_cannot_be_read_releases_its_place(tiny_settings: AppSettings) -> None:
+    scene = harness(tiny_settings)
+    assert scene.client.post("/run", json={"input": {"prompt": "x", "image": "aGVsbG8="}}).status_code == 400
+    assert scene.jobs.released == scene.jobs.reserved != []
+    assert scene.client.post("/run", json={"input": {"prompt": "x", "image": DATA_URL}}).status_code == 200
+    assert len(scene.jobs.released) == 1
+
+
+def few_places(settings: AppSettings, num: int) -> AppSettings:
+    return settings.model_copy(update={"editor": settings.editor.model_copy(update={"max_waiting_edits": num})})
+
+
+async def post_all(scene: Harness, num: int, **fields: Any) -> list[asyncio.Task[Response]]:
+    """Edits without a job, sent one after another while none of them ends."""
+    client = AsyncClient(transport=ASGITransport(scene.app), base_url="http://testserver")
+    body = {"prompt": "x", "image": DATA_URL, **fields}
+    return [asyncio.create_task(client.post(EDITS, json=body)) for _ in range(num)]
+
+
+async def first_done(tasks: list[asyncio.Task[Response]], num: int) -> list[Response]:
+    await until_async(lambda: sum(task.done() for task in tasks) == num)
+    return [task.result() for task in tasks if task.done()]
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True, "partial_images": 1}])
+def test_of_20_edits_without_a_job_as_many_are_accepted_as_there_are_places_and_the_others_not_decoded(
+    tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    async def story() -> None:
+        scene = harness(few_places(tiny_settings, 3))
+        scene.editor.gate = asyncio.Semaphore(0)
+        num_done = num_prepared(monkeypatch)
+        for _ in range(2):  # The places are free again.
+            before = num_done()
+            tasks = await post_all(scene, 20, **fields)
+            refused = await first_done(tasks, 17)
+            assert {response.status_code for response in refused} == {429}
+            assert all(int(response.headers["retry-after"]) > 0 for response in refused)
+            assert num_done() - before == 3
+            for _ in range(3):
+                scene.editor.gate.release()
+            statuses = [response.status_code for response in await asyncio.gather(*tasks)]
+            assert statuses.count(200) == 3
+
+    asyncio.run(story())
+
+
+def test_an_edit_without_a_job_leaves_its_places_when_it_fails_or_its_client_goes(tiny_settings: AppSettings) -> None:
+    async def story() -> None:
+        scene = harness(few_places(tiny_settings, 2))
+        scene.editor.gate = asyncio.Semaphore(0)
+        for fields in ({"n": 2}, {"n": 2, "stream": True}):
+            (gone,) = await post_all(scene, 1, **fields)
+            before = len(scene.editor.requests)
+            await until_async(lambda before=before: len(scene.editor.requests) == before + 2)  # type: ignore[misc]
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+        (bad,) = await post_all(scene, 1, image="aGVsbG8=")
+        assert (await bad).status_code == 400
+        tasks = await post_all(scene, 3)
+        await first_done(tasks, 1)
+        for _ in range(2):
+            scene.editor.gate.release()
+        assert sorted(response.status_code for response in await asyncio.gather(*tasks)) == [200, 200, 429]
+
+    asyncio.run(story())
+
+
+def test_a_request_for_more_edits_than_places_is_accepted_alone(tiny_settings: AppSettings) -> None:
+    scene = harness(few_places(tiny_settings, 1))
+    assert scene.edit("json", n=4).status_code == 200
 
 
 class CountedJobs(FakeJobs):

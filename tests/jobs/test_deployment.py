@@ -49,7 +49,7 @@ def test_every_method_reaches_the_service(settings: JobSettings) -> None:
     async def scenario() -> None:
         jobs = Jobs(settings, cast(Any, FakeEditor()), None, body, 0.0)
         port, key = port_of(jobs), RepeatKey("key", "fingerprint")
-        assert await port.room() == 64 + 256
+        await port.reserve("another", "client")
         job = spec("job", repeat_key=key)
         assert await port.submit(job, [(picture(),)]) == "job"
         assert (await port.wait("job", 20)).state is JobState.COMPLETED

@@ -147,7 +147,7 @@ async def test_new_work_is_refused_during_an_outage_and_taken_after_it(stores: S
         assert await service.fault() == "store"
         num_calls = len(store.calls)
         with pytest.raises(ServiceUnavailable):
-            await service.room()
+            await service.reserve("another", "")
         assert "add" not in store.calls[num_calls:]  # refused before anything is prepared or sent
         await until_async(lambda: store.calls[num_calls:].count("beat") >= 2)
         assert await service.fault() == "store"

@@ -46,11 +46,12 @@ async def test_a_full_store_refuses_new_jobs_and_finds_known_ones(stores: Stores
 
 @async_test
 async def test_a_refused_job_takes_no_place_in_the_queue(stores: Stores) -> None:
-    async with stalled(stores, max_store_bytes=1) as service:
-        places = await service.room()
+    async with stalled(stores, max_store_bytes=1, max_active_jobs=1, max_queued_jobs=0) as service:
         with pytest.raises(StoreFull):
-            await submit(service, spec("job"))
-        assert await service.room() == places
+            await submit(service, spec("job", client="anna"))
+        with pytest.raises(StoreFull):
+            await service.reserve("job", "anna")
+        await service.reserve("job", "otto")
         assert (await service.counts()).in_queue == 0
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ from pydantic import BaseModel
 from serve_app.edits.request import EditRequest
 from serve_app.edits.service import Deadline
 from serve_app.errors import ModelNotFound
-from serve_app.ingress.admission import JobAdmission
+from serve_app.ingress.admission import EditPlaces, JobAdmission
+from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.fields import RepeatKeyHeader
 from serve_app.ingress.late_response import LateResponse
@@ -106,6 +108,7 @@ def openai_router(backend: Backend) -> APIRouter:
 
 def _add_edits(router: APIRouter, backend: Backend) -> None:
     admission = JobAdmission(backend)
+    places = EditPlaces(backend.settings.editor.max_waiting_edits)
 
     @router.post(
         "/images/edits",
@@ -115,10 +118,12 @@ def _add_edits(router: APIRouter, backend: Backend) -> None:
     )
     async def edit_images(request: Request, repeat_key: RepeatKeyHeader = None) -> Response:
         """Edit pictures: several variants or views of one upload, whole or as a stream."""
-        return await _edit(backend, admission, request, repeat_key)
+        return await _edit(backend, admission, places, request, repeat_key)
 
 
-async def _edit(backend: Backend, admission: JobAdmission, request: Request, repeat_key: str | None) -> Response:
+async def _edit(
+    backend: Backend, admission: JobAdmission, places: EditPlaces, request: Request, repeat_key: str | None
+) -> Response:
     """The pictures, or a stream of events, later. When that is cancelled because the client disconnected, so are the
     edits, unless they are a job.
 
@@ -131,23 +136,27 @@ async def _edit(backend: Backend, admission: JobAdmission, request: Request, rep
     parsed = parse_body(body, settings)
     deadline = Deadline.after(parsed.timeout_s)
     draw: Draw
-    if repeat_key is None:
-        prepared = await deadline.bound(backend.prepare(request.state.request_id, parsed))
-        edits, job_id, draw = prepared.edits, None, drawing(backend, prepared, deadline)
-    else:
-        job = await find_or_submit(admission, settings, repeat_key, body.edit, parsed, deadline)
-        edits, job_id = job.edits, job.id
-        draw = partial(draw_as_job, backend.jobs, backend.job_bodies, job_id, deadline)
-    look = _look(edits[0], body.edit.quality)
-    if body.edit.stream:
-        return LateResponse(lambda: EventStream.begun(server_sent(draw, look, alone=len(edits) == 1)))
-    if job_id is None:
-        return LateResponse(partial(_whole, draw, look))
-    return LateResponse(partial(_whole_of_job, backend, job_id, deadline, look))
+    with ExitStack() as held:
+        if repeat_key is None:
+            held.enter_context(places.take(CLIENT.get(), len(parsed.edits)))
+            prepared = await deadline.bound(backend.prepare(request.state.request_id, parsed))
+            edits, job_id, draw = prepared.edits, None, drawing(backend, prepared, deadline)
+        else:
+            job = await find_or_submit(admission, settings, repeat_key, body.edit, parsed, deadline)
+            edits, job_id = job.edits, job.id
+            draw = partial(draw_as_job, backend.jobs, backend.job_bodies, job_id, deadline)
+        look = _look(edits[0], body.edit.quality)
+        if body.edit.stream:
+            events = server_sent(draw, look, alone=len(edits) == 1)
+            return LateResponse(partial(EventStream.begun, events, held.pop_all()))
+        if job_id is None:
+            return LateResponse(partial(_whole, draw, look, held.pop_all()))
+        return LateResponse(partial(_whole_of_job, backend, job_id, deadline, look))
 
 
-async def _whole(draw: Draw, look: OpenAILook) -> Response:
-    drawn = await draw(lambda _: None)
+async def _whole(draw: Draw, look: OpenAILook, held: ExitStack) -> Response:
+    with held:
+        drawn = await draw(lambda _: None)
     # Off the event loop, since encoding pictures in base64 takes time.
     return _json(await asyncio.to_thread(_dump, look, drawn))
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -99,28 +99,32 @@ class _Mark(Enum):
 class EventStream(EventSourceResponse):
     """A response of server-sent events that closes their generator when the client disconnects."""
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes]) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], held: ExitStack) -> None:
         # nginx would hold events back until a buffer is full.
         super().__init__(_chained(first, rest), headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._rest = rest
+        self._held = held
 
     @classmethod
-    async def begun(cls, events: AsyncGenerator[bytes]) -> Self:
-        """The response, once there is a first event: an error before that becomes an HTTP error.
+    async def begun(cls, events: AsyncGenerator[bytes], held: ExitStack) -> Self:
+        """The response, once there is a first event: an error before that becomes an HTTP error. `held` is closed at
+        the end of either.
 
         Raises:
             ServiceError: of the edits, before their first event.
         """
-        return cls(await anext(events), events)
+        with held:
+            return cls(await anext(events), events, held.pop_all())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette leaves the generator to the garbage collector, and raises an error when a client has disconnected.
-        async with aclosing(self._rest):
-            with suppress(ClientDisconnect):
-                try:
-                    await super().__call__(scope, receive, send)
-                except ServiceError as problem:  # the client does not take what was sent before
-                    await send({"type": "http.response.body", "body": _render_error(problem)})
+        with self._held:
+            async with aclosing(self._rest):
+                with suppress(ClientDisconnect):
+                    try:
+                        await super().__call__(scope, receive, send)
+                    except ServiceError as problem:  # the client does not take what was sent before
+                        await send({"type": "http.response.body", "body": _render_error(problem)})
 
 
 async def server_sent(draw: Draw, look: OpenAILook, *, alone: bool) -> AsyncGenerator[bytes]:
