@@ -23,9 +23,10 @@ from serve_app.ingress.admission import (
     ThroughputMeter,
 )
 from serve_app.ingress.backend import RETRY_AFTER_S
+from serve_app.ingress.openai import stream as openai_stream
 from serve_app.ingress.prepare import ParsedRequest, Prepared, Preparer
 from tests.fakes import FakeEditor, edit_request, picture
-from tests.ingress.openai_harness import DATA_URL, EDITS, FakeJobs, Harness, error_of, harness
+from tests.ingress.openai_harness import DATA_URL, EDITS, Call, FakeJobs, Harness, error_of, harness
 from tests.waiting import until_async
 
 
@@ -210,6 +211,29 @@ def test_an_edit_without_a_job_leaves_its_places_when_it_fails_or_its_client_goe
         assert sorted(response.status_code for response in await asyncio.gather(*tasks)) == [200, 200, 429]
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+def test_a_stream_keeps_its_place_until_its_client_goes(
+    tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    monkeypatch.setattr(openai_stream, "KEEP_ALIVE_S", 0.05)
+
+    async def story() -> None:
+        scene = harness(few_places(tiny_settings, 1))
+        scene.editor.gate = asyncio.Semaphore(0)
+        fields = {"prompt": "x", "image": DATA_URL, "stream": True}
+        call = Call(scene.app, fields, spec=spec, content_type="application/json")
+        await until_async(lambda: "keep-alive" in call.text)
+        (refused,) = await post_all(scene, 1)
+        assert (await refused).status_code == 429
+        call.left.set()
+        await asyncio.wait([call.task], timeout=5)
+        scene.editor.gate.release()
+        (accepted,) = await post_all(scene, 1)
+        assert (await accepted).status_code == 200
+
+    asyncio.run(asyncio.wait_for(story(), 20))
 
 
 def test_a_request_for_more_edits_than_places_is_accepted_alone(tiny_settings: AppSettings) -> None:
