@@ -10,6 +10,7 @@
     ├── BodyTooLarge            413 body_too_large
     ├── UrlTooLong              414 url_too_long
     ├── Overloaded              429 overloaded
+    │   ├── KeyPlacesTaken      429 key_places_taken
     │   └── StoreFull           429 store_full
     ├── HeadersTooLarge         431 headers_too_large
     ├── JobNotFound             404 not_found
@@ -117,6 +118,12 @@ class UrlTooLong(ServiceError):
 class Overloaded(ServiceError):
     status = 429
     code = "overloaded"
+
+
+class KeyPlacesTaken(Overloaded):
+    """One API key has its part of the queue; others may have places."""
+
+    code = "key_places_taken"
 
 
 class StoreFull(Overloaded):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from serve_app.errors import Overloaded
+from serve_app.errors import KeyPlacesTaken, Overloaded
 
 ASKED_S = 60.0
 """For how long after a request of another client one client's places are limited."""
@@ -151,16 +151,17 @@ class Places:
             taken: the places of each client.
 
         Raises:
+            KeyPlacesTaken: the client has all that it gets. It would not get free ones, so this comes first.
             Overloaded: they are not free.
         """
         self._asked_at[client] = self._clock()
-        if taken.total() and taken.total() + num > self._num:
-            raise Overloaded(f"The queue of {self._what} is full; try again later.")
         if self._is_shared(client) and taken[client] and taken[client] + num > self._max_per_client:
-            raise Overloaded(
+            raise KeyPlacesTaken(
                 f"This API key has {self._max_per_client} places in the queue of {self._what}, all taken, while other "
                 f"keys send work; try again later{self._hint}."
             )
+        if taken.total() and taken.total() + num > self._num:
+            raise Overloaded(f"The queue of {self._what} is full; try again later.")
 
     def _is_shared(self, client: str) -> bool:
         since = self._clock() - ASKED_S

@@ -157,7 +157,7 @@ class JobsPort(Protocol):
         released, or some time has passed.
 
         Raises:
-            Overloaded: the queue is full, or the client's part of it.
+            Overloaded: the queue is full, or, as KeyPlacesTaken, the client's part of it.
             StoreFull: the store has just refused a job of this client.
         """
 
@@ -169,7 +169,7 @@ class JobsPort(Protocol):
         the same repeat key.
 
         Raises:
-            Overloaded: the queue is full, or the client's part of it.
+            Overloaded: the queue is full, or, as KeyPlacesTaken, the client's part of it.
             StoreFull: the store holds as many bytes as it may, in total or of this client.
             RepeatKeyConflict: the key was used with another request.
         """
@@ -198,7 +198,7 @@ class JobsPort(Protocol):
 
         Raises:
             InvalidInput: the job is in another state.
-            Overloaded: the queue is full, or the client's part of it.
+            Overloaded: the queue is full, or, as KeyPlacesTaken, the client's part of it.
         """
 
     async def purge(self) -> int:

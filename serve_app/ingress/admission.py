@@ -9,10 +9,15 @@ quarters at most (`Places` in `edits/fairness.py`, which decides for both kinds 
 - Edits without a job have their places in their ingress replica (`EditPlaces`).
 - A job whose Idempotency-Key is known needs no place.
 
+The 429 says `overloaded` where all places are taken, `key_places_taken` where the client has its part, `store_full`
+where its pictures would not fit.
+
 Everything else that answers 429 only does so earlier or bounds a part of the service. Earlier: `QueuePlaces` repeats a
-refusal to its client for `FULL_S`, and so does the proxy (`ingress/proxy.py`). Bounds, which work within the places
-reaches only where several ingress replicas share few editors: Serve's queue of each deployment (`max_queued_requests`),
-the engine's (`max_waiting_edits`). A job that these refuse waits in Jobs and is tried again.
+refusal to its client for `FULL_S`, and the proxy repeats `overloaded` to all clients (`QueueFullMiddleware` in
+`ingress/proxy.py`). Bounds: the proxy limits open requests and their bytes (`ingress/quotas.py`). Work within the
+places reaches the others only where several ingress replicas share few editors: Serve's queue of each deployment
+(`max_queued_requests`) and the engine's (`max_waiting_edits`). A job that these refuse waits in Jobs and is tried
+again.
 """
 
 import asyncio

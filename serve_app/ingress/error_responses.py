@@ -62,7 +62,7 @@ async def _service_error(request: Request, problem: Exception) -> JSONResponse:
     response = error_response(request.url.path, problem)
     if problem.status == 429:
         response.headers["retry-after"] = str(request.app.state.retry_after_s())
-        request.state.queue_full = problem.code == Overloaded.code  # Of all clients, unlike StoreFull.
+        request.state.queue_full = problem.code == Overloaded.code  # Of all clients, unlike its subclasses.
     return response
 
 

@@ -49,7 +49,7 @@ class JobPlaces:
         """Hold a place for a job, for `HOLD_S` at most.
 
         Raises:
-            Overloaded: the queue is full, or the client's part of it.
+            Overloaded: the queue is full, or, as KeyPlacesTaken, the client's part of it.
             StoreFull: the store refused a job of this client less than `STORE_FULL_S` ago.
         """
         if client in self._store_full and self._clock() < self._store_full[client][0]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -22,7 +23,9 @@ from serve_app.ingress.admission import (
     QueuePlaces,
     ThroughputMeter,
 )
+from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import RETRY_AFTER_S
+from serve_app.ingress.limits import LIMITS_HEADER
 from serve_app.ingress.openai import stream as openai_stream
 from serve_app.ingress.prepare import ParsedRequest, Prepared, Preparer
 from tests.fakes import FakeEditor, edit_request, picture
@@ -157,9 +160,10 @@ def few_places(settings: AppSettings, num: int) -> AppSettings:
     return settings.model_copy(update={"editor": settings.editor.model_copy(update={"max_waiting_edits": num})})
 
 
-async def post_all(scene: Harness, num: int, **fields: Any) -> list[asyncio.Task[Response]]:
+async def post_all(scene: Harness, num: int, key: str = "", **fields: Any) -> list[asyncio.Task[Response]]:
     """Edits without a job, sent one after another while none of them ends."""
-    client = AsyncClient(transport=ASGITransport(scene.app), base_url="http://testserver")
+    headers = {"authorization": f"Bearer {key}"}
+    client = AsyncClient(transport=ASGITransport(scene.app), base_url="http://testserver", headers=headers)
     body = {"prompt": "x", "image": DATA_URL, **fields}
     return [asyncio.create_task(client.post(EDITS, json=body)) for _ in range(num)]
 
@@ -196,8 +200,8 @@ def test_an_edit_without_a_job_leaves_its_places_when_it_fails_or_its_client_goe
     async def story() -> None:
         scene = harness(few_places(tiny_settings, 2))
         scene.editor.gate = asyncio.Semaphore(0)
-        for fields in ({"n": 2}, {"n": 2, "stream": True}):
-            (gone,) = await post_all(scene, 1, **fields)
+        for stream in (False, True):
+            (gone,) = await post_all(scene, 1, n=2, stream=stream)
             before = len(scene.editor.requests)
             await until_async(lambda before=before: len(scene.editor.requests) == before + 2)  # type: ignore[misc]
             gone.cancel()
@@ -211,6 +215,36 @@ def test_an_edit_without_a_job_leaves_its_places_when_it_fails_or_its_client_goe
         assert sorted(response.status_code for response in await asyncio.gather(*tasks)) == [200, 200, 429]
 
     asyncio.run(story())
+
+
+def error_code(response: Response) -> str:
+    assert response.status_code == 429
+    return str(response.json()["error"]["code"])
+
+
+def test_beside_another_key_one_key_takes_its_part_and_the_proxy_does_not_refuse_the_other(
+    tiny_settings: AppSettings,
+) -> None:
+    async def story() -> None:
+        scene = harness(few_places(tiny_settings, 8), api_keys=("anna:k-1", "otto:k-2"))
+        scene.app = build_app(replace(scene.backend, behind_serve=True))
+        scene.editor.gate = asyncio.Semaphore(0)
+        tasks = await post_all(scene, 1, "k-2")
+        await until_async(lambda: len(scene.editor.requests) == 1)
+        tasks += await post_all(scene, 20, "k-1")
+        for response in await first_done(tasks, 14):
+            assert error_code(response) == "key_places_taken"
+            assert int(response.headers["retry-after"]) > 0
+            assert "queue_full=0" in response.headers[LIMITS_HEADER]
+        tasks += await post_all(scene, 2, "k-2")
+        (full,) = [each for each in await first_done(tasks, 15) if error_code(each) == "overloaded"]
+        assert "queue_full=1" in full.headers[LIMITS_HEADER]
+        for _ in range(8):
+            scene.editor.gate.release()
+        statuses = [response.status_code for response in await asyncio.gather(*tasks)]
+        assert statuses.count(200) == 8
+
+    asyncio.run(asyncio.wait_for(story(), 20))
 
 
 @pytest.mark.parametrize("spec", ["2.3", "2.4"])
