@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -197,7 +198,7 @@ def test_a_stream_whose_event_finds_no_room_ends_with_an_error() -> None:
                 yield bytes(LARGE)
 
         budget = OutgoingBytes(per_client=LARGE, wait_s=0.05)
-        client = Client(EventStream(b"first", rest()), budget, taken_s=0.05)
+        client = Client(EventStream(b"first", rest(), ExitStack()), budget, taken_s=0.05)
         await client.task
         assert len(b"".join(client.chunks[:-1])) == len(b"first") + LARGE
         assert b'"code":"overloaded"' in client.chunks[-1]
