@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class Service:
     @property
     def headers(self) -> dict[str, str]:
         return {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+
+    def with_key(self, key: str) -> "Service":
+        """The same service, as another client sees it."""
+        return replace(self, key=key)
 
     @property
     def log(self) -> str:

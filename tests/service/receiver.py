@@ -12,7 +12,7 @@ from tests.waiting import until
 
 class Receiver(ThreadingHTTPServer):
     """Receives webhooks at `/NAME/STATUS,STATUS…`: each call gets the next status; the last one repeats. `/never` reads
-    a webhook and does not answer. `pictures` holds the pictures to serve, by their paths."""
+    a request and does not answer. `pictures` holds the pictures to serve, by their paths."""
 
     daemon_threads = True
 
@@ -36,6 +36,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: Receiver
 
     def do_GET(self) -> None:
+        if self.path.startswith("/never"):
+            self.server.closing.wait(60)
+            return
         picture = self.server.pictures.get(self.path)
         self.send_response(404 if picture is None else 200)
         self.end_headers()
