@@ -188,7 +188,9 @@ def narrow_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, sw
     keys = folder / "keys"
     keys.write_text(f"{KEY_IN_FILE}\n")
     environment = {"CAMERA_EDIT_API_KEYS": KEY, "CAMERA_EDIT_OPERATOR_KEYS": OPERATOR_KEY}
-    jobs = {**jobs_of(folder, receiver), "max_active_jobs": 1, "max_queued_jobs": QUEUE}
+    # All places for any client, so that a test of a full queue does not depend on who came before.
+    places = {"max_active_jobs": 1, "max_queued_jobs": QUEUE, "max_places_per_key": 1 + QUEUE}
+    jobs = {**jobs_of(folder, receiver), **places}
     settings: dict[str, Any] = {"jobs": jobs, "fetch": {"origins": [receiver.origin]}, "api_keys_file": str(keys)}
     return switch_to(host_in(folder, None, "camera-edit", environment, KEY, **settings))
 
