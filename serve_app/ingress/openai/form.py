@@ -127,8 +127,10 @@ def _urlencoded(body: bytes) -> Iterator[Part]:
 
 
 def _decoded_name(name: bytes) -> str:
-    # All fields have names in ASCII, so that what cannot be decoded is an unknown field.
-    return name.decode(errors="replace")
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")  # All fields have names in ASCII, so this is an unknown one.
 
 
 def _text(name: str, text: bytes) -> str:
