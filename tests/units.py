@@ -14,8 +14,8 @@ SHARED = {
     "test_openapi.py": "toy",
     "test_overload.py": "narrow",
     "test_privacy.py": "narrow",
-    "test_sigterm.py": "narrow",
-    "test_transfer.py": "narrow",
+    "test_sigterm.py": "narrow",  # ends the service, so it is the last file
+    "test_long_transfers.py": "narrow",
     # These start their own processes.
     "test_kill.py": "none",
     "test_no_gpu.py": "none",
