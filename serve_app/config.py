@@ -170,7 +170,7 @@ class LimitSettings(Settings):
         description="Of the bodies of all requests without a response, half of it for one client; default 256 MiB.",
     )
     max_requests_per_key: int = Field(
-        default=128, ge=1, description="Requests of one API key at once, long polls included; default 128."
+        default=64, ge=1, description="Requests of one API key at once, long polls included; default 64."
     )
     max_picture_bytes: int = Field(default=20 * 2**20, ge=1, description="Of one picture's file; default 20 MiB.")
     max_picture_px: int = Field(

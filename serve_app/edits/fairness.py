@@ -116,6 +116,29 @@ class Slots(Generic[T]):
         self.served.discard(item)
 
 
+class Askers:
+    """Which clients have sent work within `ASKED_S`. A client that is alone may take all of what is shared; else it
+    leaves a quarter.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._asked_at: dict[str, float] = {}
+
+    def add(self, client: str) -> None:
+        """Record that a client sends work, also if it is refused."""
+        self._asked_at[client] = self._clock()
+
+    def share(self, client: str, num: int) -> int:
+        """How many of `num` the client may take: all, or three quarters, rounded up."""
+        since = self._clock() - ASKED_S
+        is_alone = all(at <= since for other, at in self._asked_at.items() if other != client)
+        return num if is_alone else num - num // 4
+
+
 class Places:
     """Decides whether work is accepted: a client may take all places while it is alone. From another client's request,
     also a refused one, until `ASKED_S` later it is refused beyond `max_per_client`. Work that is accepted stays.
@@ -138,11 +161,10 @@ class Places:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._num = num
-        self._max_per_client = num - num // 4 if max_per_client is None else max_per_client
+        self._max_per_client = max_per_client
         self._what = what
         self._hint = f" ({setting})" if setting else ""
-        self._clock = clock
-        self._asked_at: dict[str, float] = {}
+        self._askers = Askers(clock)
 
     def require(self, client: str, taken: Counter[str], num: int = 1) -> None:
         """Ask for `num` places; more than there are can be had while nothing else is there.
@@ -154,15 +176,14 @@ class Places:
             KeyPlacesTaken: the client has all that it gets. It would not get free ones, so this comes first.
             Overloaded: they are not free.
         """
-        self._asked_at[client] = self._clock()
-        if self._is_shared(client) and taken[client] and taken[client] + num > self._max_per_client:
+        self._askers.add(client)
+        share = self._askers.share(client, self._num)
+        if share < self._num and self._max_per_client is not None:
+            share = self._max_per_client
+        if share < self._num and taken[client] and taken[client] + num > share:
             raise KeyPlacesTaken(
-                f"This API key has {self._max_per_client} places in the queue of {self._what}, all taken, while other "
+                f"This API key has {share} places in the queue of {self._what}, all taken, while other "
                 f"keys send work; try again later{self._hint}."
             )
         if taken.total() and taken.total() + num > self._num:
             raise Overloaded(f"The queue of {self._what} is full; try again later.")
-
-    def _is_shared(self, client: str) -> bool:
-        since = self._clock() - ASKED_S
-        return any(at > since for other, at in self._asked_at.items() if other != client)

@@ -67,7 +67,7 @@ def test_300_long_polls_of_one_key_leave_places_for_others(narrow: Service) -> N
         with ExitStack() as connections:
             path = f"/status-sync/{job}?wait=300000"
             polls = [connections.enter_context(connected(narrow, path, b"", method="GET")) for _ in range(300)]
-            until(lambda: len(select.select(polls, [], [], 0)[0]) == 300 - 128)
+            until(lambda: len(select.select(polls, [], [], 0)[0]) == 300 - 64)
             requests.get(f"{narrow.url}/health/live", timeout=10).raise_for_status()
             other = {"authorization": f"Bearer {KEY_IN_FILE}"}
             assert requests.get(f"{narrow.url}/status/{job}", headers=other, timeout=10).status_code == 200

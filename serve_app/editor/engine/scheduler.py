@@ -4,10 +4,13 @@ An edit is prepared on a thread of its own, waits for its turn, is admitted whil
 budget, and runs until it is finished, dropped or failed.
 
 Whose turn it is: clients take turns, those with low priority last (`FairQueue.next`), both for preparation and for
-admission. An edit that does not fit into the budget waits until it does, and so do those after it.
+admission. An edit that does not fit into the budget waits until it does, and so do those after it. While several
+clients send edits, those of one of them leave a quarter of the budget to the others, so that one with long edits does
+not keep the others out for all their steps.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from typing import TypeVar
 from serve_app.editor.engine.outbox import Outbox
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Draft, Prepared
-from serve_app.edits.fairness import FairQueue
+from serve_app.edits.fairness import Askers, FairQueue
 from serve_app.edits.request import EditRequest, EditTimings, Pictures
 from serve_app.errors import Overloaded, ServiceUnavailable
 
@@ -113,6 +116,7 @@ class Scheduler:
         self._unprepared = FairQueue[Ticket](clock)
         self._prepared: dict[Ticket, Prepared] = {}
         self._waiting = FairQueue[Ticket](clock)
+        self._askers = Askers(clock)
         self._admitted: list[Waiting] = []
         self.running: list[Running] = []
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -131,6 +135,7 @@ class Scheduler:
             ServiceUnavailable: the scheduler is closed.
         """
         with self._changed:
+            self._askers.add(ticket.client)
             if self._prepare is None:
                 raise ServiceUnavailable("The editor is shutting down; try again.")
             if self._num_preparing + len(self._waiting) >= self._max_waiting:
@@ -195,15 +200,25 @@ class Scheduler:
 
     def admit(self) -> list[Waiting]:
         """Take waiting edits in turn while the pack stays within the budget. Each must be started or removed."""
-        room = self.budget.tokens - num_tokens(self.running)
+        budget = self.budget.tokens
+        room = budget - num_tokens(self.running)
+        of_client = Counter[str]()
+        for running in self.running:
+            of_client[running.ticket.client] += running.ticket.num_tokens
         self._admitted = []
+
+        def is_within_share(ticket: Ticket) -> bool:
+            taken = of_client[ticket.client]
+            return not taken or taken + ticket.num_tokens <= self._askers.share(ticket.client, budget)
+
         with self._changed:
-            while (ticket := self._waiting.next()) is not None:
+            while (ticket := self._waiting.next(is_within_share)) is not None:
                 if ticket.num_tokens > room and (self.running or self._admitted):
                     break
                 self._waiting.serve(ticket)
                 self._admitted.append(Waiting(ticket, self._prepared.pop(ticket)))
                 room -= ticket.num_tokens
+                of_client[ticket.client] += ticket.num_tokens
         return list(self._admitted)
 
     def start(self, edit: Waiting, draft: Draft, began: float) -> Running:

@@ -8,13 +8,14 @@ import pytest
 from serve_app.editor.engine.engine import Engine
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Prepared
+from serve_app.edits.fairness import ASKED_S
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, Pictures
 from tests.editor.engine.harness import PICTURES, TOKENS_OF_64_PX, Clock, at_step, eventually, open_gate, running
 from tests.fakes import FakeModel, edit_request
 
 
-def submit(engine: Engine, client: str, number: int, *, low_priority: bool = False) -> Ticket:
-    request = edit_request(f"{client} {number}", steps=1)
+def submit(engine: Engine, client: str, number: int, *, low_priority: bool = False, steps: int = 1) -> Ticket:
+    request = edit_request(f"{client} {number}", steps=steps)
     ticket = Ticket(replace(request, client=client, low_priority=low_priority), PICTURES)
     engine.submit(ticket)
     return ticket
@@ -50,6 +51,42 @@ def test_four_edits_behind_a_hundred_of_another_client_begin_before_its_fifth(
     order = begun(gated)[1:]
     turns = [f"{client} {number}" for number in range(4) for client in ("first", "second")]
     assert order == [*turns, *(f"first {number}" for number in range(4, 100))]
+
+
+def test_a_client_with_long_edits_leaves_a_quarter_of_the_pack_to_the_others(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=8 * TOKENS_OF_64_PX) as engine:
+        submit(engine, "second", 0)
+        at_step(gated, 1)
+        for number in range(8):
+            submit(engine, "first", number, steps=100)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 2)
+        assert begun(gated)[1:] == [f"first {number}" for number in range(6)]
+        submit(engine, "second", 1)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 3)
+        assert begun(gated)[7:] == ["second 1"]
+
+
+def test_a_client_that_is_alone_for_a_minute_fills_the_pack(gated: FakeModel) -> None:
+    clock = Clock()
+    with running(gated, max_pack_tokens=8 * TOKENS_OF_64_PX, clock=clock) as engine:
+        submit(engine, "second", 0)
+        at_step(gated, 1)
+        clock.now += ASKED_S
+        for number in range(8):
+            submit(engine, "first", number, steps=100)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 2)
+        assert begun(gated)[1:] == [f"first {number}" for number in range(8)]
+
+
+def test_an_edit_of_more_than_its_clients_part_runs(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
+        tickets = [submit(engine, client, 0) for client in ("first", "second")]
+        open_gate(gated)
+        for ticket in tickets:
+            ticket.future.result(timeout=10)
 
 
 def test_low_priority_yields_to_the_other_clients_for_a_while(gated: FakeModel) -> None:
