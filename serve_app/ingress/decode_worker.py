@@ -19,8 +19,8 @@ from serve_app.errors import InvalidInput
 READY = "ready"
 """The first message of a worker."""
 
-_NICENESS = 5
-"""Pictures wait for the event loop and, on a machine without GPUs, for the editor."""
+_NICENESS = 19
+"""As the editor's on a machine without GPUs, so that pictures do not keep the accepted edits waiting."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -88,10 +88,15 @@ class Footprint:
         """Those that have grown by more than `TOLERANCE_MIB`."""
         return {name: mib for name, mib in self.growth.items() if mib > TOLERANCE_MIB}
 
-    async def settle(self, timeout_s: float) -> None:
-        """Wait until no process has grown by more than `TOLERANCE_MIB`, or the time is over."""
+    async def settle(self, timeout_s: float, work: Callable[[], object]) -> None:
+        """Wait until no process has grown by more than `TOLERANCE_MIB`, or the time is over.
+
+        Args:
+            work: sends a few ordinary requests. Python frees what refers to itself only as new objects are made.
+        """
         deadline = asyncio.get_running_loop().time() + timeout_s
         await asyncio.to_thread(self.sample)
         while self.grown and asyncio.get_running_loop().time() < deadline:
+            await asyncio.to_thread(work)
             await asyncio.sleep(SAMPLE_EVERY_S)
             await asyncio.to_thread(self.sample)
