@@ -117,14 +117,15 @@ class Slots(Generic[T]):
 
 
 class Askers:
-    """Which clients have sent work within `ASKED_S`. A client that is alone may take all of what is shared; else it
-    leaves a quarter.
+    """Which clients have sent work within `ASKED_S`. A client that is alone may take all of what is shared.
 
     Args:
+        left: the part that it leaves to the others else, as a divisor: 4 is a quarter.
         clock: seconds.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, left: int, clock: Callable[[], float]) -> None:
+        self._left = left
         self._clock = clock
         self._asked_at: dict[str, float] = {}
 
@@ -133,10 +134,10 @@ class Askers:
         self._asked_at[client] = self._clock()
 
     def share(self, client: str, num: int) -> int:
-        """How many of `num` the client may take: all, or three quarters, rounded up."""
+        """How many of `num` the client may take."""
         since = self._clock() - ASKED_S
         is_alone = all(at <= since for other, at in self._asked_at.items() if other != client)
-        return num if is_alone else num - num // 4
+        return num if is_alone else num - num // self._left
 
 
 class Places:
@@ -164,7 +165,7 @@ class Places:
         self._max_per_client = max_per_client
         self._what = what
         self._hint = f" ({setting})" if setting else ""
-        self._askers = Askers(clock)
+        self._askers = Askers(4, clock)
 
     def require(self, client: str, taken: Counter[str], num: int = 1) -> None:
         """Ask for `num` places; more than there are can be had while nothing else is there.

@@ -5,8 +5,8 @@ budget, and runs until it is finished, dropped or failed.
 
 Whose turn it is: clients take turns, those with low priority last (`FairQueue.next`), both for preparation and for
 admission. An edit that does not fit into the budget waits until it does, and so do those after it. While several
-clients send edits, those of one of them leave a quarter of the budget to the others, so that one with long edits does
-not keep the others out for all their steps.
+clients send edits, those of one of them leave half of the budget to the others, so that one with long edits does not
+keep the others out for all their steps.
 """
 
 import threading
@@ -116,7 +116,7 @@ class Scheduler:
         self._unprepared = FairQueue[Ticket](clock)
         self._prepared: dict[Ticket, Prepared] = {}
         self._waiting = FairQueue[Ticket](clock)
-        self._askers = Askers(clock)
+        self._askers = Askers(2, clock)
         self._admitted: list[Waiting] = []
         self.running: list[Running] = []
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
