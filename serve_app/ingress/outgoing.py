@@ -9,7 +9,7 @@ from serve_app.errors import Overloaded
 
 MAX_OUTGOING_BYTES = 256 * 2**20
 """Of all responses of one ingress replica."""
-MAX_OUTGOING_BYTES_PER_CLIENT = 64 * 2**20
+MAX_OUTGOING_BYTES_PER_CLIENT = 32 * 2**20
 """Of one API key. More responses at once would not be faster, and others would wait longer. A single response may be
 larger than either limit."""
 OUTGOING_WAIT_S = 20.0

@@ -14,7 +14,7 @@ MIB = 2**20
 NUM_CLIENTS = 60
 MIN_ANSWER_BYTES = 6 * MIB
 HELD_BYTES = 256 * MIB
-"""What a process may hold more than before: the budget of one client, 64 MiB, as messages and as what they are made
+"""What a process may hold more than before: the budget of one client, 32 MiB, as messages and as what they are made
 of. 60 answers are more than that."""
 LEFT_BYTES = 64 * MIB
 WATCH_S, DEADLINE_S = 8, 60
