@@ -15,7 +15,8 @@ import uvicorn
 from ray.serve._private import constants
 from ray.serve._private.proxy import HTTPProxy
 from ray.serve._private.proxy_request_response import ASGIProxyRequest
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -312,10 +313,16 @@ async def exchange(app: ASGIApp, request: bytes) -> bytes:
 
 
 @pytest.fixture
-def no_websockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the processes of the service; put back afterwards."""
-    monkeypatch.setitem(uvicorn.config.WS_PROTOCOLS, "auto", uvicorn.config.WS_PROTOCOLS["auto"])
+def configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server as in the processes of the service; put back afterwards."""
+    keep_server_settings(monkeypatch)
     configure_http_servers()
+
+
+def keep_server_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo at the end of the test what it changes."""
+    monkeypatch.setitem(uvicorn.config.WS_PROTOCOLS, "auto", uvicorn.config.WS_PROTOCOLS["auto"])
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", uvicorn.config.HTTP_PROTOCOLS["auto"])
 
 
 def handshake(method: str, body: bytes = b"") -> bytes:
@@ -328,23 +335,50 @@ def handshake(method: str, body: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("method", ["POST", "GET", "PUT", "OPTIONS"])
 @pytest.mark.parametrize("body", [b"", b'{"input": {}}'])
-@pytest.mark.usefixtures("no_websockets")
+@pytest.mark.usefixtures("configured")
 def test_a_websocket_handshake_gets_an_answer(method: str, body: bytes) -> None:
     answered = asyncio.run(exchange(ProxyGate(answer), handshake(method, body)))
     assert answered.startswith(b"HTTP/1.1 400 ")
     assert b"has no WebSocket" in answered
 
 
-@pytest.mark.usefixtures("no_websockets")
-def test_another_upgrade_is_ignored() -> None:
-    """curl --http2 asks for one with every request."""
-    request = handshake("POST", b"{}").replace(b"WebSocket\r\n", b"h2c\r\n", 1)
-    request = request.replace(b"Connection: Upgrade", b"Connection: Upgrade, close")
-    assert asyncio.run(exchange(ProxyGate(answer), request)).startswith(b"HTTP/1.1 200 ")
+async def mirror(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the body."""
+    body = await Request(scope, receive).body()
+    await Response(body)(scope, receive, send)
+
+
+# curl --http2 and Java's HttpClient offer h2c with every request.
+OFFERS = {
+    "curl": "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
+    "TLS": "Connection: Upgrade\r\nUpgrade: TLS/1.2, HTTP/1.1\r\n",
+}
+BODIES = {
+    "of a known length": b'Content-Length: 7\r\n\r\n{"a":1}',
+    "in chunks": b'Transfer-Encoding: chunked\r\n\r\n2\r\n{"\r\n5\r\na":1}\r\n0\r\n\r\n',
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.usefixtures("configured")
+def test_the_offer_of_another_protocol_is_ignored(offer: str, body: bytes) -> None:
+    request = f"POST /runsync HTTP/1.1\r\nHost: a\r\n{offer}".encode() + body
+    next_one = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    answered = asyncio.run(exchange(ProxyGate(mirror), request + next_one))
+    assert answered.count(b"HTTP/1.1 200 ") == 2
+    assert b'{"a":1}' in answered
+
+
+@pytest.mark.usefixtures("configured")
+def test_large_headers_that_arrive_in_pieces_get_the_middlewares_answer() -> None:
+    filler = "".join(f"X-{number}: {'a' * 1000}\r\n" for number in range(60))
+    request = f"GET /runsync HTTP/1.1\r\nHost: a\r\n{filler}\r\n".encode()
+    assert asyncio.run(exchange(ProxyGate(answer), request)).startswith(b"HTTP/1.1 431 ")
 
 
 def test_the_shipped_middleware_disables_websockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(uvicorn.config.WS_PROTOCOLS, "auto", uvicorn.config.WS_PROTOCOLS["auto"])
+    keep_server_settings(monkeypatch)
     app: Any = answer
     for each in proxy.middlewares():
         middleware: Any = each
