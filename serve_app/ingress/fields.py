@@ -2,10 +2,12 @@
 count. Null means absent."""
 
 import re
+import secrets
 from typing import Annotated, Any
 
 from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from serve_app.config import LimitSettings
 from serve_app.edits.camera import CameraPose, snap
@@ -15,6 +17,7 @@ from serve_app.errors import InvalidInput
 from serve_app.ingress.validation import checked_prompt, default, echo, listed, within, wrong
 
 MAX_SEED = 2**63 - 1
+RANDOM_SEEDS = 2**31
 MAX_ITEMS = 1000
 """Of a list, checked before its items are. The settings allow no more edits, and usually far fewer."""
 MAX_FIELDS = 100
@@ -28,6 +31,7 @@ MAX_ORBIT = 8
 FORMATS = {**{name: name for name in ENCODER_OPTIONS}, "jpg": "jpeg"}
 
 _ORBIT = re.compile(f"orbit(?::([1-{MAX_ORBIT}]))?")
+_SIZE = re.compile(r"([0-9]{1,9})[x*]([0-9]{1,9})")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -83,6 +87,23 @@ def _text_or_texts(value: object) -> object:
     return _text(value) if isinstance(value, str) else _texts(value, "a string or a list of strings")
 
 
+def refused(why: str) -> BeforeValidator:
+    """The check that a field which other servers have is absent.
+
+    Args:
+        why: completes the message `FIELD …`, and names what to use instead.
+    """
+
+    def check(value: object) -> None:
+        if value is not None:
+            raise PydanticCustomError("unsupported", why)
+
+    return BeforeValidator(check)
+
+
+Hint = Annotated[Any, Field(description="Accepted; it has no effect here.")]
+"""A field of other servers that does not change the picture."""
+
 Number = Annotated[float | None, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int | None, BeforeValidator(_whole)]
 Flag = Annotated[bool | None, Field(strict=True)]
@@ -90,6 +111,41 @@ Text = Annotated[str | None, BeforeValidator(_text)]
 Name = Annotated[str | None, BeforeValidator(_name)]
 Texts = Annotated[list[str] | None, BeforeValidator(_texts)]
 TextOrTexts = Annotated[str | list[str] | None, BeforeValidator(_text_or_texts)]
+
+
+def checked_seed(value: int | None, otherwise: int, field: str, most: int = MAX_SEED) -> int:
+    """The seed that a client set; a random one for -1, as other servers have it.
+
+    Raises:
+        InvalidInput: it is out of bounds.
+    """
+    seed = default(value, otherwise)
+    return secrets.randbelow(RANDOM_SEEDS) if seed == -1 else within(seed, 0, most, field)
+
+
+def checked_size(size: str | None, limits: LimitSettings, field: str) -> tuple[int | None, int | None]:
+    """Width and height in pixels; neither if they follow from the first picture.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if size is None or size == "auto":
+        return None, None
+    sides = _SIZE.fullmatch(size)
+    if sides is None:
+        raise InvalidInput(
+            f"Invalid {field.rpartition('.')[2]} format: {echo(size)}. Expected format: 'WIDTHxHEIGHT' "
+            "(e.g., '1024x1024').",
+            field,
+        )
+    width, height = (int(side) for side in sides.groups())
+    if not all(limits.min_side_px <= side <= limits.max_side_px for side in (width, height)):
+        raise InvalidInput(
+            f"{field} must have sides between {limits.min_side_px} and {limits.max_side_px} pixels, got {echo(size)}.",
+            field,
+        )
+    return width, height
+
 
 RepeatKeyHeader = Annotated[
     str | None,

@@ -20,6 +20,21 @@ NOT_JSON = "The body is not valid JSON. Send one JSON object."
 
 _MAX_ECHO_CHARS = 40
 _MAX_ECHO_BITS = 14_000  # Python writes no more than 4,300 digits.
+# What other servers call our fields, and names that are too far from ours to be found by their letters.
+_OTHER_NAMES = {
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "image_base64": "image",
+    "image_url": "image",
+    "image_urls": "images",
+    "num_steps": "num_inference_steps",
+    "quality": "output_quality",
+    "steps": "num_inference_steps",
+    "text": "prompt",
+}
+_MIN_LIKENESS = 0.66
+"""Of a name and a field that is suggested for it, as difflib computes it."""
 _PARTS_OF_A_REQUEST = ("body", "query", "path", "header")
 # What pydantic's own checks expect, by the type of their error.
 _EXPECTED = {
@@ -170,7 +185,9 @@ def _unknown_field(location: Sequence[str | int], model: type[BaseModel]) -> Unk
     known = _fields_at(parents, model)
     # Forms write lists and objects as `name[]` and `name[key]`.
     name = str(last).partition("[")[0]
-    close = [name] if name in known else difflib.get_close_matches(name[:_MAX_ECHO_CHARS], known, n=1)
+    name = _OTHER_NAMES.get(name, name)
+    likely = difflib.get_close_matches(name[:_MAX_ECHO_CHARS], known, n=1, cutoff=_MIN_LIKENESS)
+    close = [name] if name in known else likely
     hint = f" Did you mean '{close[0]}'?" if close else f" Known fields: {', '.join(sorted(known))}."
     return UnknownField(f"Unknown field '{_dotted(location)}'.{hint}", _dotted(location))
 
@@ -179,7 +196,8 @@ def _fields_at(parents: Sequence[str | int], model: type[BaseModel]) -> list[str
     for name in parents:
         if isinstance(name, str):  # an index into a list stays in the model of its items
             model = _model_in(model.model_fields[name].annotation) or model
-    return list(model.model_fields)
+    # A field that has no effect or is refused has no type; it is no suggestion.
+    return [name for name, field in model.model_fields.items() if field.annotation is not Any]
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

@@ -1,14 +1,12 @@
 """OpenAI's fields, checked against the limits and turned into edits."""
 
-import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
 from serve_app.config import AppSettings, LimitSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput, MissingField
-from serve_app.ingress.fields import MAX_SEED, output_format
+from serve_app.ingress.fields import MAX_SEED, checked_seed, checked_size, output_format
 from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.request import OpenAIEdit
 from serve_app.ingress.prepare import ParsedRequest
@@ -16,9 +14,6 @@ from serve_app.ingress.validation import checked_prompt, default, echo, within
 
 MAX_VARIANTS = 10
 MAX_PARTIAL_IMAGES = 3
-RANDOM_SEEDS = 2**31
-
-_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 
 
 def parse_body(body: OpenAIBody, settings: AppSettings) -> ParsedRequest:
@@ -35,7 +30,7 @@ def parse_body(body: OpenAIBody, settings: AppSettings) -> ParsedRequest:
     _check_model(edit.model, settings.served_model_names)
     seeds = _seeds(edit, len(cameras), limits)
     options = edit.options(seeds[0], limits)
-    width, height = _size(edit.size, limits)
+    width, height = checked_size(edit.size, limits, "size")
     num_previews = within(default(edit.partial_images, 0), 0, MAX_PARTIAL_IMAGES, "partial_images")
     quality = within(default(edit.output_compression, 100), 0, 100, "output_compression")
     options = replace(
@@ -88,7 +83,7 @@ def _seeds(edit: OpenAIEdit, num_poses: int, limits: LimitSettings) -> Sequence[
     """The seed of each variant; with views there is one variant of each."""
     num_variants = within(default(edit.n, 1), 1, min(MAX_VARIANTS, limits.max_edits_per_request), "n")
     # So that the last variant's seed is valid, too.
-    seed = within(default(edit.seed, secrets.randbelow(RANDOM_SEEDS)), 0, MAX_SEED - num_variants + 1, "seed")
+    seed = checked_seed(edit.seed, -1, "seed", MAX_SEED - num_variants + 1)
     if edit.views is not None and num_variants > 1:
         raise InvalidInput("n cannot be above 1 with views: each view is one picture.", "n")
     if num_poses > limits.max_edits_per_request:
@@ -96,21 +91,3 @@ def _seeds(edit: OpenAIEdit, num_poses: int, limits: LimitSettings) -> Sequence[
             f"views holds {num_poses} poses; at most {limits.max_edits_per_request} go into one request.", "views"
         )
     return range(seed, seed + num_variants)
-
-
-def _size(size: str | None, limits: LimitSettings) -> tuple[int | None, int | None]:
-    """Width and height, or neither if they follow from the first picture."""
-    if size is None or size == "auto":
-        return None, None
-    sides = _SIZE.fullmatch(size)
-    if sides is None:
-        raise InvalidInput(
-            f"Invalid size format: {echo(size)}. Expected format: 'WIDTHxHEIGHT' (e.g., '1024x1024').", "size"
-        )
-    width, height = (int(side) for side in sides.groups())
-    if not all(limits.min_side_px <= side <= limits.max_side_px for side in (width, height)):
-        raise InvalidInput(
-            f"size must have sides between {limits.min_side_px} and {limits.max_side_px} pixels, got {echo(size)}.",
-            "size",
-        )
-    return width, height

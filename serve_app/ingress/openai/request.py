@@ -9,12 +9,14 @@ from serve_app.ingress.fields import (
     FORMATS,
     EditFields,
     Flag,
+    Hint,
     Name,
     StrictModel,
     Text,
     TextOrTexts,
     Whole,
     check_length,
+    refused,
 )
 from serve_app.ingress.validation import listed, wrong
 
@@ -38,18 +40,14 @@ def _opaque(value: object) -> object:
     return value
 
 
-def _no_mask(value: object) -> None:
-    if value is not None:
-        raise PydanticCustomError(
-            "unsupported", "is not supported: leave it out and describe the region in the prompt instead"
-        )
-
-
 def _listed(value: object) -> object:
     check_length(value)
     if value is None or isinstance(value, list):
         return value
     raise wrong('a list like [{"image_url": "…"}]', value)
+
+
+_NO_OTHER_FORMAT = refused("is not supported: the model draws single pictures. Leave it out and use png, jpeg or webp")
 
 
 class OpenAIEdit(EditFields):
@@ -77,15 +75,28 @@ class OpenAIEdit(EditFields):
     input_fidelity: Annotated[str | None, *_one_of("high", "low")] = Field(
         None, description="Accepted; the model always sees the pictures in full."
     )
-    user: Name = Field(None, description="Accepted; it has no effect.")
+    user: Hint = None
     stream: Flag = Field(None, description="Answer with server-sent events. Default false.")
     partial_images: Whole = Field(
         None, description="Previews of each picture in a stream, 0 to 3, as far as the steps allow. Default 0."
     )
-    mask: Annotated[None, BeforeValidator(_no_mask)] = Field(
-        None, description="Refused: describe the region in the prompt."
+    mask: Annotated[Any, refused("is not supported: leave it out and describe the region in the prompt instead")] = (
+        Field(None, description="Refused: describe the region in the prompt.")
     )
-    seed: Whole = Field(None, description="Same seed, same picture. Default: a random one, which the response returns.")
+    seed: Whole = Field(
+        None,
+        description="Same seed, same picture. Default, and for -1: a random one, which the response returns.",
+    )
+    # Of openai 3.52's ImageEditParams and ImageGenerateParams.
+    complexity: Hint = None
+    moderation: Hint = None
+    safety_identifier: Hint = None
+    markup: Annotated[Any, refused("is not supported: leave it out and describe the change in the prompt instead")] = (
+        Field(None, description="Refused: describe the change in the prompt.")
+    )
+    frame_count: Annotated[Any, _NO_OTHER_FORMAT] = Field(None, description="Refused: there is no GIF output.")
+    frame_duration_ms: Annotated[Any, _NO_OTHER_FORMAT] = Field(None, description="Refused: there is no GIF output.")
+    svg: Annotated[Any, _NO_OTHER_FORMAT] = Field(None, description="Refused: there is no SVG output.")
 
 
 _FILES: dict[str, Any] = {"type": "array", "items": {"type": "string", "format": "binary"}}

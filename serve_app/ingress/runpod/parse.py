@@ -6,10 +6,12 @@ from dataclasses import replace
 from serve_app.config import LimitSettings
 from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
-from serve_app.ingress.fields import MAX_SEED, output_format
+from serve_app.ingress.fields import checked_seed, checked_size, output_format
 from serve_app.ingress.prepare import ParsedRequest, PictureSource
 from serve_app.ingress.runpod.request import RunPodInput
 from serve_app.ingress.validation import checked_prompt, default, within
+
+DEFAULT_SEED = 42
 
 
 def parse_input(fields: RunPodInput, limits: LimitSettings, *, low_priority: bool = False) -> ParsedRequest:
@@ -18,7 +20,7 @@ def parse_input(fields: RunPodInput, limits: LimitSettings, *, low_priority: boo
     Raises:
         InvalidInput: naming the field and the fix.
     """
-    options = fields.options(within(default(fields.seed, 42), 0, MAX_SEED, "input.seed"), limits, "input.")
+    options = fields.options(checked_seed(fields.seed, DEFAULT_SEED, "input.seed"), limits, "input.")
     cameras = fields.cameras("input.")
     pictures = _pictures(fields)
     if isinstance(fields.prompt, list):
@@ -29,7 +31,7 @@ def parse_input(fields: RunPodInput, limits: LimitSettings, *, low_priority: boo
         sets = (pictures,)
         edits = [replace(options, prompt=fields.prompt or "", camera=camera) for camera in cameras]
     _check(sets, edits, isinstance(fields.prompt, list), limits)
-    width, height = _side(fields.width, "input.width", limits), _side(fields.height, "input.height", limits)
+    width, height, side_fields = _sides(fields, limits)
     quality = within(default(fields.output_quality, 95), 1, 100, "input.output_quality")
     output = output_format(fields.output_format, quality, "input.output_format")
     return ParsedRequest(
@@ -38,7 +40,7 @@ def parse_input(fields: RunPodInput, limits: LimitSettings, *, low_priority: boo
         pictures_of=tuple(range(len(sets))) if len(sets) > 1 else (0,) * len(edits),
         width=width,
         height=height,
-        side_fields=("input.width", "input.height"),
+        side_fields=side_fields,
         timeout_s=fields.timeout(limits, "input."),
     )
 
@@ -87,6 +89,19 @@ def _check(
         checked_prompt(edit.prompt, field, limits)
         if not edit.prompt.strip() and edit.camera is None:
             raise InvalidInput(f"{field} is empty: give an instruction, or a camera pose, or both.", field)
+
+
+def _sides(fields: RunPodInput, limits: LimitSettings) -> tuple[int | None, int | None, tuple[str, str]]:
+    """Width, height, and the names of their fields."""
+    if fields.size is not None:
+        if fields.width is not None or fields.height is not None:
+            raise InvalidInput("input.size cannot be combined with width and height. Give one of them.", "input.size")
+        return *checked_size(fields.size, limits, "input.size"), ("input.size", "input.size")
+    return (
+        _side(fields.width, "input.width", limits),
+        _side(fields.height, "input.height", limits),
+        ("input.width", "input.height"),
+    )
 
 
 def _side(value: int | None, field: str, limits: LimitSettings) -> int | None:

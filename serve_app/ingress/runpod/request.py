@@ -2,10 +2,21 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from serve_app.ingress.fields import FORMATS, EditFields, Flag, Name, StrictModel, Text, TextOrTexts, Texts, Whole
+from serve_app.ingress.fields import (
+    FORMATS,
+    EditFields,
+    Flag,
+    Hint,
+    Name,
+    StrictModel,
+    Text,
+    TextOrTexts,
+    Texts,
+    Whole,
+    refused,
+)
 from serve_app.ingress.validation import listed
 
 
@@ -21,11 +32,21 @@ class RunPodInput(EditFields):
     prompt: TextOrTexts = Field(
         None, description="The instruction, or a list of as many instructions as there are pictures."
     )
-    seed: Whole = Field(None, description="Same seed, same picture. Default 42.")
+    seed: Whole = Field(
+        None, description="Same seed, same picture. Default 42; -1: a random one, which the output returns."
+    )
     width: Whole = Field(None, description="Width in pixels; alone it keeps the aspect. Default: about 1 megapixel.")
     height: Whole = Field(None, description="Height in pixels; alone it keeps the aspect.")
+    size: Name = Field(None, description="The same as WIDTHxHEIGHT or WIDTH*HEIGHT; auto: as without width and height.")
     output_format: Name = Field(None, description=f"{listed(FORMATS)}. Default png.")
     output_quality: Whole = Field(None, description="1 to 100, the quality of lossy formats. Default 95.")
+    # Of RunPod's public endpoint for this model, as @runpod/ai-sdk-provider 1.4 calls it.
+    enable_base64_output: Hint = None
+    enable_safety_checker: Hint = None
+    enable_sync_mode: Hint = None
+    loras: Annotated[
+        Any, refused("is not supported: the server's configuration names the LoRA files. Leave it out")
+    ] = Field(None, description="Refused: the server's configuration names the LoRA files.")
 
 
 class RunPodPolicy(StrictModel):
@@ -38,17 +59,12 @@ class RunPodPolicy(StrictModel):
     lowPriority: Flag = Field(None, description="Let others go first, for a while.")  # noqa: N815
 
 
-def _no_s3(value: object) -> None:
-    if value is not None:
-        raise PydanticCustomError("unsupported", "is not supported: pictures are answered in base64. Leave it out")
-
-
 class RunPodRequest(StrictModel):
     """A job."""
 
     input: RunPodInput
     policy: RunPodPolicy | None = None
     webhook: Name = Field(None, description="A URL that is notified of the job's end; its origin must be allowed.")
-    s3Config: Annotated[Any, BeforeValidator(_no_s3)] = Field(  # noqa: N815
-        None, description="Refused: pictures are answered in base64."
-    )
+    s3Config: Annotated[  # noqa: N815
+        Any, refused("is not supported: pictures are answered in base64. Leave it out")
+    ] = Field(None, description="Refused: pictures are answered in base64.")

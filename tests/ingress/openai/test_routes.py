@@ -4,9 +4,10 @@ import base64
 import io
 import json
 import time
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from openai.types.image_edit_params import ImageEditParamsNonStreaming, ImageEditParamsStreaming
 from PIL import Image
 
 from serve_app.config import AppSettings
@@ -14,6 +15,7 @@ from serve_app.edits.camera import CameraPose
 from serve_app.edits.request import EditRequest, OutputFormat, Rewrite, Sampling
 from serve_app.edits.sizes import Size
 from serve_app.errors import DeadlineExceeded, EditFailed, Overloaded, ServiceError, ServiceUnavailable
+from serve_app.ingress.openai.request import OpenAIForm
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Harness, Part, error_of, harness
 from tests.pictures import photograph, to_base64
 
@@ -101,6 +103,25 @@ def test_all_fields_reach_the_editor(app: Harness, encoding: str) -> None:
     assert (request.size.made, request.size.final) == (Size(320, 208), Size(320, 200))
     assert request.output == OutputFormat("jpeg", 80)
     assert request.num_previews == 0, "there is no stream to show them in"
+
+
+@both
+def test_hints_have_no_effect(app: Harness, encoding: str) -> None:
+    hints = {"moderation": "low", "safety_identifier": "u-1", "complexity": "high", "user": "u-1"}
+    assert app.edit(encoding, **hints).status_code == 200
+    assert only(app).prompt == "x"
+
+
+@pytest.mark.parametrize("parameters", [ImageEditParamsStreaming, ImageEditParamsNonStreaming])
+def test_every_field_of_the_sdk_is_known(parameters: type) -> None:
+    assert get_type_hints(parameters).keys() <= OpenAIForm.model_fields.keys()
+
+
+@both
+def test_seed_minus_one_draws_a_seed_and_returns_it(app: Harness, encoding: str) -> None:
+    seeds = [app.edit(encoding, seed=-1).json()["data"][0]["seed"] for _ in range(2)]
+    assert [request.sampling.seed for request in app.editor.requests] == seeds
+    assert len(set(seeds)) == 2
 
 
 def test_texts_of_a_form_are_read_as_numbers(app: Harness) -> None:
@@ -326,6 +347,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "background": ({"background": "red"}, "background", "background must be auto or opaque, got 'red'."),
     "quality": ({"quality": "best"}, "quality", "or hd, got 'best'."),
     "fidelity": ({"input_fidelity": "auto"}, "input_fidelity", "input_fidelity must be high or low, got 'auto'."),
+    "markup": ({"markup": DATA_URL}, "markup", "describe the change in the prompt"),
+    "frames of a GIF": ({"frame_count": 4}, "frame_count", "Leave it out and use png, jpeg or webp"),
+    "an SVG's author": ({"svg": {"model": "x"}}, "svg", "Leave it out and use png, jpeg or webp"),
     "a mask": ({"mask": DATA_URL}, "mask", "describe the region in the prompt"),
     "stream a word": ({"stream": "yes"}, "stream", "stream must be true or false, got 'yes'."),
     "partial images 4": ({"partial_images": 4}, "partial_images", "must be between 0 and 3, got 4."),
@@ -334,7 +358,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "guidance -1": ({"guidance_scale": -1}, "guidance_scale", "must be between 0.0 and 20.0, got -1.0."),
     "guidance a word": ({"guidance_scale": "nan"}, "guidance_scale", "must be a finite number, got 'nan'."),
     "cfg 21": ({"true_cfg_scale": 21}, "true_cfg_scale", "must be between 0.0 and 20.0, got 21.0."),
-    "seed -1": ({"seed": -1}, "seed", "seed must be between 0 and"),
+    "seed -2": ({"seed": -2}, "seed", "seed must be between 0 and"),
     "a seed without a next one": ({"seed": 2**63 - 1, "n": 2}, "seed", "seed must be between 0 and"),
     "an azimuth in words": ({"azimuth": "left"}, "azimuth", "azimuth must be a finite number, got 'left'."),
     "an empty prompt": ({"prompt": ""}, "prompt", "prompt is empty: give an instruction, or a camera pose, or both."),
@@ -350,7 +374,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an unknown field in a view": ({"views": [{"azimut": 1}]}, "views[0].azimut", "Did you mean 'azimuth'?"),
     "a misspelt field": ({"guidance": 1}, "guidance", "Unknown field 'guidance'. Did you mean 'guidance_scale'?"),
     "a misspelt picture": ({"imag": DATA_URL}, "imag", "Did you mean 'image'?"),
-    "a field of generations": ({"moderation": "auto"}, "moderation", "Unknown field 'moderation'."),
+    "a field of generations": ({"style": "vivid"}, "style", "Unknown field 'style'. Known fields:"),
     "another unknown field": ({"zzz": ""}, "zzz", "Unknown field 'zzz'. Known fields: azimuth, background, distance,"),
     "a field called query": ({"query": 1}, "query", "Unknown field 'query'."),
     "a field called body": ({"body": 1}, "body", "Unknown field 'body'."),

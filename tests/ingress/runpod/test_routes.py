@@ -175,6 +175,31 @@ def test_all_fields_reach_the_editor(app: Harness) -> None:
     assert request.output == OutputFormat("jpeg", 80)
 
 
+@pytest.mark.parametrize("size", ["320x200", "320*200"])
+def test_a_size_in_either_notation_is_width_and_height(app: Harness, size: str) -> None:
+    app.run(image=PICTURE, prompt="x", size=size)
+    assert app.editor.requests[0].size.final == Size(320, 200)
+
+
+def test_an_automatic_size_follows_from_the_picture(app: Harness) -> None:
+    app.run(image=PICTURE, prompt="x", size="auto")
+    assert app.editor.requests[0].size.final == Size(256, 256)
+
+
+def test_seed_minus_one_draws_a_seed_and_returns_it(app: Harness) -> None:
+    seeds = [app.run(image=PICTURE, prompt="x", seed=-1).json()["output"]["seed"] for _ in range(3)]
+    assert [request.sampling.seed for request in app.editor.requests] == seeds
+    assert len(set(seeds)) == 3
+
+
+def test_hints_of_the_public_endpoint_are_accepted(app: Harness) -> None:
+    """What @runpod/ai-sdk-provider sends to qwen-image-edit-2511 and, by default, to other models."""
+    hints = {"enable_base64_output": False, "enable_sync_mode": False, "enable_safety_checker": True}
+    response = app.run(images=[PICTURE], prompt="x", negative_prompt="", output_format="jpeg", **hints)
+    assert response.json()["status"] == "COMPLETED"
+    assert app.editor.requests[0].output == OutputFormat("jpeg", 95)
+
+
 def test_true_cfg_scale_wins(app: Harness) -> None:
     app.run(image=PICTURE, prompt="x", guidance_scale=9.0, true_cfg_scale=2.0)
     assert app.editor.requests[0].sampling.true_cfg_scale == 2.0
@@ -296,7 +321,12 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
         {"image": to_base64(photograph("coffee", 60, 300)), "width": 1000},
         "input.height would be 5000",
     ),
-    "seed -1": ({"seed": -1}, "input.seed must be between 0 and"),
+    "size in words": ({"size": "big"}, "Invalid size format: 'big'. Expected format: 'WIDTHxHEIGHT'"),
+    "size too large": ({"size": "64*4096"}, "input.size must have sides between 64 and 2048 pixels, got '64*4096'."),
+    "size beside width": ({"size": "64x64", "width": 64}, "input.size cannot be combined with width and height."),
+    "another server's name": ({"steps": 4}, "Unknown field 'input.steps'. Did you mean 'num_inference_steps'?"),
+    "loras": ({"loras": [{"path": "x", "scale": 1}]}, "input.loras is not supported: the server's configuration"),
+    "seed -2": ({"seed": -2}, "input.seed must be between 0 and"),
     "azimuth word": ({"azimuth": "left"}, "input.azimuth must be a finite number, got 'left'."),
     "rewrite word": ({"rewrite_prompt": "yes"}, "input.rewrite_prompt must be true or false, got 'yes'."),
     "format": ({"output_format": "gif"}, "input.output_format must be png, jpeg or webp, got 'gif'."),
