@@ -29,6 +29,7 @@ class Dialect:
         name: in metrics.
         router: makes the routes, without a prefix.
         prefix: the routes exist at the root and under this prefix.
+        edits: where requests for edits go, for the answer to a wrong route.
         paths: all paths of the dialect, known or not.
         work: the routes whose POST requests ask for edits. The drain and admission apply to these only.
         request: the body of a request for edits; its fields are suggested for an unknown one.
@@ -41,6 +42,7 @@ class Dialect:
     name: str
     router: Callable[[Backend], APIRouter]
     prefix: str
+    edits: str
     paths: re.Pattern[str]
     work: re.Pattern[str]
     request: type[BaseModel]
@@ -55,6 +57,7 @@ DIALECTS = (
         name="openai",
         router=openai_router,
         prefix="/v2/{endpoint_id}/openai",
+        edits="POST /v1/images/edits",
         paths=re.compile(r"/v1/|.*/openai/v1/", re.DOTALL),
         work=re.compile(r"(/v2/[^/]+/openai)?/v1/images/edits$"),
         request=OpenAIJson,
@@ -66,6 +69,7 @@ DIALECTS = (
         name="runpod",
         router=runpod_router,
         prefix="/v2/{endpoint_id}",
+        edits="POST /runsync or /run",
         paths=re.compile(""),
         work=re.compile(r"(/v2/[^/]+)?/(run|runsync|retry/[^/]+)$"),
         request=RunPodRequest,

@@ -17,8 +17,8 @@ NO_ROUTE = "none"
 """The route of a request that was rejected before routing, or that matches none."""
 
 _MESSAGES = {
-    404: "There is no {where} here; /docs lists what there is.",
-    405: "{where} does not exist with this method; /docs lists what there is.",
+    404: "There is no {where} here. Edits go to {edits}; /docs lists what there is.",
+    405: "{where} does not exist with this method. Edits go to {edits}; /docs lists what there is.",
     # FastAPI's status for a body that cannot be read.
     400: NOT_JSON,
 }
@@ -78,7 +78,8 @@ async def _http_error(request: Request, problem: Exception) -> JSONResponse:
         return await _service_error(request, problem.__cause__)
     path, status = request.url.path, problem.status_code
     where = f"{echo_name(request.method)} {echo_name(path)}"
-    message = _MESSAGES[status].format(where=where) if status in _MESSAGES else str(problem.detail)
+    known = _MESSAGES.get(status)
+    message = str(problem.detail) if known is None else known.format(where=where, edits=dialect_of(path).edits)
     return _response(path, status, "invalid_request" if status < 500 else "internal_error", message)
 
 

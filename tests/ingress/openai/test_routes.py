@@ -105,6 +105,15 @@ def test_all_fields_reach_the_editor(app: Harness, encoding: str) -> None:
     assert request.num_previews == 0, "there is no stream to show them in"
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/images/generations", "/v1/images/variations", "/v1/chat/completions", "/v1/responses"]
+)
+def test_other_routes_of_openai_name_the_one_for_edits(app: Harness, path: str) -> None:
+    response = app.client.post(path, json={"model": "x", "prompt": "y"})
+    assert response.status_code == 404
+    assert "Edits go to POST /v1/images/edits" in response.json()["error"]["message"]
+
+
 @both
 def test_hints_have_no_effect(app: Harness, encoding: str) -> None:
     hints = {"moderation": "low", "safety_identifier": "u-1", "complexity": "high", "user": "u-1"}
