@@ -65,7 +65,7 @@ def _add_tiny(tiny: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--image", type=Path, metavar="FILE", help="first picture: PNG, JPEG or WebP (default: toys)")
+    demo.add_argument("--image", type=Path, metavar="FILE", help="first picture (default: toys)")
     demo.add_argument("--out", type=Path, metavar="DIR", default=Path("demo-out"), help="default: demo-out")
     demo.add_argument("--keep", action="store_true", help="keep the service running until Ctrl-C")
     demo.add_argument("--port", type=int, metavar="N", help="default: a free one")

@@ -159,6 +159,9 @@ class RewriterSettings(Settings):
         return self.timeout_s + 10
 
 
+PictureKind = Literal["png", "jpeg", "webp", "gif", "heic", "avif", "bmp", "tiff"]
+
+
 class LimitSettings(Settings):
     """Limits of a request. Above one the answer is a 400 that names the field and the limit; for the whole body, a 413;
     for what requests share, a 429."""
@@ -171,6 +174,11 @@ class LimitSettings(Settings):
     )
     max_requests_per_key: int = Field(
         default=64, ge=1, description="Requests of one API key at once, long polls included; default 64."
+    )
+    picture_kinds: tuple[PictureKind, ...] = Field(
+        default=("png", "jpeg", "webp", "gif", "heic", "avif"),
+        min_length=1,
+        description="Kinds of picture files that are accepted. bmp and tiff may be added.",
     )
     max_picture_bytes: int = Field(default=20 * 2**20, ge=1, description="Of one picture's file; default 20 MiB.")
     max_picture_px: int = Field(

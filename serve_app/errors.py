@@ -32,7 +32,7 @@ Every argument goes through `Exception.__init__`: these errors cross process bou
 unpickled by calling its class with `args`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 
@@ -191,3 +191,9 @@ class LoraAuditError(StartupError):
 
 class NoGpuError(StartupError):
     """The configuration needs a GPU and the cluster has none and cannot get one."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """`a, b or c`, for messages."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

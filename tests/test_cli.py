@@ -96,7 +96,10 @@ def test_demo_refuses_a_bad_picture_before_anything_starts(tmp_path: Path, capsy
     text, out = tmp_path / "notes.png", tmp_path / "out"
     text.write_text("no picture")
     assert main(["demo", "--image", str(text), "--out", str(out)]) == 1
-    assert f"camera-edit: {text} is not a picture. Send a PNG, JPEG or WebP file." in capsys.readouterr().err
+    assert (
+        f"camera-edit: {text} is not a picture. Send a PNG, JPEG, WebP, GIF, HEIC or AVIF file."
+        in capsys.readouterr().err
+    )
     assert not out.exists()
     assert not ray.is_initialized()
 

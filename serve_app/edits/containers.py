@@ -19,6 +19,9 @@ decompresses to up to 1 MiB each. One is usual."""
 MAX_CHUNKS = 50_000
 """Of a PNG, the frames of an animation included. Encoders write about one in 8 KiB."""
 
+MAX_BRANDS_BYTES = 256
+"""Of the list of brands of a HEIC or AVIF file. The rest is not read; encoders write about five, of four bytes each."""
+
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 # FF 00 is data of a scan. SOI, TEM and the restart markers stand alone; all others begin a segment.
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
@@ -57,3 +60,22 @@ def png_excess(data: bytes) -> str | None:
             return f"{MAX_METADATA_PARTS} colour profiles"
         at += 12 + struct.unpack_from(">I", data, at)[0]
     return None
+
+
+def png_chunk(data: bytes, name: bytes) -> bytes | None:
+    """The content of a PNG's first chunk of this name before its pixels, or None."""
+    at = len(b"\x89PNG\r\n\x1a\n")
+    while at + 8 <= len(data) and (found := data[at + 4 : at + 8]) not in (b"IDAT", b"IEND"):
+        (num_bytes,) = struct.unpack_from(">I", data, at)
+        if found == name:
+            return data[at + 8 : at + 8 + num_bytes]
+        at += 12 + num_bytes
+    return None
+
+
+def brands(data: bytes) -> frozenset[bytes]:
+    """The major and the compatible brands of an ISO media file, as HEIC and AVIF are; none of any other file."""
+    if data[4:8] != b"ftyp":
+        return frozenset()
+    end = min(int.from_bytes(data[:4]), MAX_BRANDS_BYTES)
+    return frozenset({data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))})

@@ -9,16 +9,16 @@ from io import BytesIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from serve_app.config import LimitSettings, SizeSettings
-from serve_app.edits.containers import jpeg_excess, png_excess
+from serve_app.edits.colour import rgb_profile
+from serve_app.edits.containers import png_chunk
+from serve_app.edits.picture_files import KINDS, kind_of
 from serve_app.edits.provenance import save_options
 from serve_app.edits.request import OutputFormat, Pixels, PreparedPicture
 from serve_app.edits.sizes import Size, fit_area
-from serve_app.errors import InvalidInput
+from serve_app.errors import InvalidInput, listed
 
 DATA_URL = re.compile(r"\s*data:[^,;]*(?:;[^,;]+)*;base64,", re.IGNORECASE)
 MAX_PREFIX_CHARS = 1024
@@ -26,31 +26,9 @@ MAX_PREFIX_CHARS = 1024
 NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
 WHITE_SPACE = b" \t\r\n\v\f"
 
-WANTED = "Send a PNG, JPEG or WebP file"
-# Pillow's readers are called directly and not through `Image.open`, whose size check depends on a process-wide variable
-# that any library may unset, warns instead of raising, and does not report width and height. Besides, the JPEG reader
-# reads an MPO file as the JPEG that it begins with.
-READERS: dict[re.Pattern[bytes], type[ImageFile.ImageFile]] = {
-    re.compile(rb"\x89PNG\r\n\x1a\n"): PngImageFile,
-    re.compile(rb"\xff\xd8\xff"): JpegImageFile,
-    re.compile(rb"RIFF....WEBP", re.DOTALL): WebPImageFile,
-}
-EXCESSES: dict[type[ImageFile.ImageFile], Callable[[bytes], str | None]] = {
-    PngImageFile: png_excess,
-    JpegImageFile: jpeg_excess,
-}
-REFUSED_KINDS = {
-    "GIF": re.compile(rb"GIF8[79]a"),
-    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
-    "BMP": re.compile(rb"BM....\0\0\0\0", re.DOTALL),
-    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
-    "HEIC": re.compile(rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL),
-    "PDF": re.compile(rb"%PDF-"),
-    "SVG": re.compile(rb"\s*<(?:\?xml|svg)"),
-}
-
-# Raised by Pillow on damaged files; includes its warnings for processes that turn warnings into errors.
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Warning)
+# Raised by Pillow and its decoders on damaged files, RuntimeError by those of HEIC and AVIF; includes warnings for
+# processes that turn them into errors.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Warning)
 
 # EXIF orientation to the transposition that makes the picture upright; 1 needs none.
 TURNS = {
@@ -90,7 +68,7 @@ def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
     except UnicodeEncodeError:
         raise InvalidInput(f"{field} holds characters outside ASCII. Send it as base64.", field) from None
     if not body:
-        raise InvalidInput(f"{field} is empty. {WANTED} as base64.", field)
+        raise InvalidInput(f"{field} is empty. Send a picture's file as base64.", field)
     size = len(body) // 4 * 3 - body[-2:].count(b"=")
     if size > max_bytes:
         raise InvalidInput(f"{field} is larger than {max_bytes / 2**20:.4g} MiB. Send a smaller file.", field)
@@ -112,7 +90,8 @@ def _base64_fault(body: bytes, field: str) -> str:
 
 
 def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
-    """Decode a PNG, JPEG or WebP file to an upright sRGB picture: mode RGB, 8 bits, no metadata, alpha over white.
+    """Decode a file of one of `limits.picture_kinds` to an upright sRGB picture: mode RGB, 8 bits, no metadata, alpha
+    over white.
 
     Of an animation or a multi-picture file, the first frame. The size, and the number of the file's parts, are checked
     before any pixel is decoded.
@@ -121,30 +100,36 @@ def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
         InvalidInput: another kind of file, damaged, truncated, of too many parts, or over `limits.max_picture_px`.
     """
     try:
-        stored = _open(data, field)
+        stored = _open(data, field, limits)
         _check_size(stored, field, limits)
         _scale_transparent_colour(stored)
         stored.load()
         _check_palette(stored)
-        picture = _upright(_over_white(_to_8_bits(stored)), stored)
+        _check_size(stored, field, limits)  # libheif may find another size
+        colours = rgb_profile(stored.info, png_chunk(data, b"cICP")) if isinstance(stored, PngImageFile) else None
+        picture = _upright(_over_white(_to_8_bits(stored), colours), stored)
     except Image.DecompressionBombError:
         raise InvalidInput(f"{field} has too many pixels. {_smaller(limits)}", field) from None
     except DAMAGE:
-        raise InvalidInput(f"{field} is damaged or truncated. {WANTED} that is whole.", field) from None
+        raise InvalidInput(f"{field} is damaged or truncated. {_wanted(limits)} that is whole.", field) from None
     picture.info = {}
     return picture
 
 
-def _open(data: bytes, field: str) -> ImageFile.ImageFile:
-    for signature, reader in READERS.items():
-        if signature.match(data):
-            excess = EXCESSES[reader](data) if reader in EXCESSES else None
-            if excess is not None:
-                raise InvalidInput(f"{field} has more than {excess}. Save it anew as a plain PNG or JPEG file.", field)
-            return reader(BytesIO(data))
-    kind = next((name for name, signature in REFUSED_KINDS.items() if signature.match(data)), None)
-    what = "not a picture" if kind is None else f"a {kind} file, which is not accepted"
-    raise InvalidInput(f"{field} is {what}. {WANTED}.", field)
+def _open(data: bytes, field: str, limits: LimitSettings) -> ImageFile.ImageFile:
+    name = kind_of(data)
+    kind = None if name is None else KINDS[name]
+    if kind is None or kind.open is None or name not in limits.picture_kinds:
+        what = "not a picture" if kind is None else f"a {kind.title} file, which is not accepted"
+        raise InvalidInput(f"{field} is {what}. {_wanted(limits)}.", field)
+    excess = kind.excess(data)
+    if excess is not None:
+        raise InvalidInput(f"{field} has more than {excess}. Save it anew as a plain PNG or JPEG file.", field)
+    return kind.open(BytesIO(data))
+
+
+def _wanted(limits: LimitSettings) -> str:
+    return f"Send a {listed(KINDS[name].title for name in limits.picture_kinds)} file"
 
 
 def _check_size(picture: Image.Image, field: str, limits: LimitSettings) -> None:
@@ -195,10 +180,14 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     return grey
 
 
-def _over_white(picture: Image.Image) -> Image.Image:
-    """Any 8-bit mode as sRGB. The profile applies to the colours only: the white is sRGB already."""
-    mode = COLOUR_MODES.get(picture.mode, "RGB")
-    profile = picture.info.get("icc_profile")
+def _over_white(picture: Image.Image, rgb_profile: bytes | None) -> Image.Image:
+    """Any 8-bit mode as sRGB. The profile applies to the colours only: the white is sRGB already.
+
+    Args:
+        rgb_profile: describes the colours as RGB, in place of the picture's own profile.
+    """
+    mode = "RGB" if rgb_profile is not None else COLOUR_MODES.get(picture.mode, "RGB")
+    profile = picture.info.get("icc_profile") if rgb_profile is None else rgb_profile
     if not picture.has_transparency_data:
         return _to_srgb(picture.convert(mode), profile)
     # No copy that can be avoided: of 64 megapixels, each takes a quarter of a gigabyte.

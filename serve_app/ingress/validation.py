@@ -101,12 +101,6 @@ def wrong(expected: str, value: object) -> PydanticCustomError:
     )
 
 
-def listed(names: Iterable[str]) -> str:
-    """`a, b or c`."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
-
-
 def default(value: T | None, otherwise: T) -> T:
     return otherwise if value is None else value
 

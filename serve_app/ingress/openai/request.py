@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from serve_app.errors import listed
 from serve_app.ingress.fields import (
     FORMATS,
     EditFields,
@@ -18,7 +19,7 @@ from serve_app.ingress.fields import (
     check_length,
     refused,
 )
-from serve_app.ingress.validation import listed, wrong
+from serve_app.ingress.validation import wrong
 
 
 def _one_of(*names: str) -> tuple[BeforeValidator, WithJsonSchema]:
@@ -109,7 +110,8 @@ class OpenAIForm(OpenAIEdit):
 
     image: Annotated[None, WithJsonSchema(_FILES)] = Field(
         None,
-        description="The pictures: PNG, JPEG or WebP files; also texts as in `url`. `image[]` is the same.",
+        description="The pictures: PNG, JPEG, WebP, GIF, HEIC or AVIF files; also texts as in `url`. `image[]` is the "
+        "same.",
     )
     url: Annotated[None, WithJsonSchema(_TEXTS)] = Field(
         None, description="Pictures as data URLs, or as http(s) URLs that the server may fetch. `url[]` is the same."

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from serve_app.errors import listed
 from serve_app.ingress.fields import (
     FORMATS,
     EditFields,
@@ -17,13 +18,15 @@ from serve_app.ingress.fields import (
     Whole,
     refused,
 )
-from serve_app.ingress.validation import listed
 
 
 class RunPodInput(EditFields):
     """What to edit and how. Absent and null mean the same."""
 
-    image: Text = Field(None, description="The picture: PNG, JPEG or WebP in base64, a data-URL prefix is allowed.")
+    image: Text = Field(
+        None,
+        description="The picture: PNG, JPEG, WebP, GIF, HEIC or AVIF in base64, a data-URL prefix is allowed.",
+    )
     images: Texts = Field(
         None,
         description="Several pictures. With a list of prompts: one edit each. With one prompt: one edit with up to "

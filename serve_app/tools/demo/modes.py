@@ -108,7 +108,7 @@ def load_picture(path: Path, limits: LimitSettings) -> Image.Image:
 
     Raises:
         OSError: the file cannot be read.
-        InvalidInput: it is not a whole PNG, JPEG or WebP file.
+        InvalidInput: it is not a whole PNG, JPEG, WebP, GIF, HEIC or AVIF file.
     """
     picture = read_picture(path.read_bytes(), str(path), limits)
     picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX), Image.Resampling.LANCZOS)
