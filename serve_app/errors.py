@@ -9,6 +9,7 @@
     ├── RequestTimeout          408 request_timeout
     ├── BodyTooLarge            413 body_too_large
     ├── UrlTooLong              414 url_too_long
+    ├── UnknownEncoding         415 unknown_encoding
     ├── Overloaded              429 overloaded
     │   ├── KeyPlacesTaken      429 key_places_taken
     │   └── StoreFull           429 store_full
@@ -113,6 +114,13 @@ class BodyTooLarge(ServiceError):
 class UrlTooLong(ServiceError):
     status = 414
     code = "url_too_long"
+
+
+class UnknownEncoding(ServiceError):
+    """The request's body has a Content-Encoding that is not read."""
+
+    code = "unknown_encoding"
+    status = 415
 
 
 class Overloaded(ServiceError):

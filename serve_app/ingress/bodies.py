@@ -3,6 +3,7 @@ anything is built from it."""
 
 import asyncio
 import json
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -10,8 +11,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from serve_app.errors import InvalidInput
-from serve_app.ingress.validation import NOT_JSON, from_validation
+from serve_app.errors import BodyTooLarge, InvalidInput, UnknownEncoding
+from serve_app.ingress.validation import NOT_JSON, echo, from_validation
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -30,6 +31,7 @@ MAX_ESCAPES = 2**20
 MAX_NON_ASCII_BYTES = 2**20
 """Of UTF-8 in one text. Pictures need none, since base64 and URLs are ASCII."""
 
+_IDENTITY, _COMPRESSED = ("", "identity"), ("gzip", "x-gzip", "deflate")
 _ASCII = bytes(range(128))
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
@@ -42,16 +44,48 @@ class BodyReader:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="body")
 
-    async def read(self, request: Request, parse: Callable[[bytes], T]) -> T:
+    async def read(self, request: Request, parse: Callable[[bytes], T], max_body_bytes: int) -> T:
         """What `parse` returns for the request's body.
+
+        Args:
+            max_body_bytes: of the body after it is decompressed.
 
         Raises:
             ClientDisconnect: the client disconnected before the body was complete.
+            UnknownEncoding: it has another Content-Encoding than gzip or deflate.
+            BodyTooLarge: it is too large when it is decompressed.
         """
-        body = await request.body()
-        if len(body) <= SMALL_BODY_BYTES:
+        body, encoding = await request.body(), request.headers.get("content-encoding", "").strip().lower()
+        if encoding not in (*_IDENTITY, *_COMPRESSED):
+            raise UnknownEncoding(f"Content-Encoding must be gzip or deflate, got {echo(encoding)}. Send it as it is.")
+        if encoding in _IDENTITY and len(body) <= SMALL_BODY_BYTES:
             return parse(body)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, parse, body)
+
+        def read() -> T:
+            return parse(body if encoding in _IDENTITY else decompressed(body, max_body_bytes))
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read)
+
+
+def decompressed(body: bytes, max_body_bytes: int) -> bytes:
+    """A body that is compressed by gzip or deflate.
+
+    Raises:
+        InvalidInput: it is damaged.
+        BodyTooLarge: there are more bytes than are allowed.
+    """
+    # zlib's format (RFC 1950) or gzip's; and what some clients send as deflate, without a header.
+    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
+        stream = zlib.decompressobj(window)
+        try:
+            content = stream.decompress(body, max_body_bytes + 1)
+        except zlib.error:
+            continue
+        if len(content) > max_body_bytes:
+            raise BodyTooLarge(f"The body is larger than the {max_body_bytes} bytes that this server takes.")
+        if stream.eof and not stream.unused_data:
+            return content
+    raise InvalidInput("The body is not what its Content-Encoding says. Send it whole, or uncompressed.")
 
 
 def read_model(model: type[M], body: bytes) -> M:

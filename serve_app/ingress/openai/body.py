@@ -1,6 +1,7 @@
 """The body of a request, a form or JSON, as checked fields and pictures in order."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,15 @@ from serve_app.ingress.validation import echo, echo_name
 _MAX_NUMBER_CHARS = 400
 """Of a number in a form. More than any number needs that a field takes."""
 
+_MAX_BLANKS = 100
+"""Before the brace of a JSON object."""
+
+_TEXT = "text/plain"
+"""What browsers' `fetch` calls a body that is a text."""
+
+_NULLS = re.compile("null|undefined|none", re.IGNORECASE)
+"""Texts by which clients write an absent value in a form: JavaScript's null and undefined, Python's None."""
+
 _FORM_PICTURES = ("image", "image[]", "url", "url[]")
 _JSON_PICTURES = ("images", "image", "url")
 
@@ -32,7 +42,7 @@ class OpenAIBody:
     pictures: tuple[PictureSource, ...]
 
 
-async def read_body(request: Request, bodies: BodyReader) -> OpenAIBody:
+async def read_body(request: Request, bodies: BodyReader, max_body_bytes: int) -> OpenAIBody:
     """The body by its Content-Type; without one it is JSON.
 
     Raises:
@@ -41,21 +51,27 @@ async def read_body(request: Request, bodies: BodyReader) -> OpenAIBody:
     """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
-    if kind not in ("", "application/json", *FORMS):
+    if kind not in ("", _TEXT, "application/json", *FORMS):
         raise InvalidInput(f"Content-Type must be multipart/form-data or application/json, got {echo(kind)}.")
     try:
-        return await bodies.read(request, partial(_from_form, content_type) if kind in FORMS else _from_json)
+        parse = partial(_from_form, content_type) if kind in FORMS else _from_json
+        return await bodies.read(request, parse, max_body_bytes)
     except ClientDisconnect as problem:
         raise EditCancelled("The connection closed before the body was complete.") from problem
 
 
 def _from_form(content_type: str, body: bytes) -> OpenAIBody:
+    # curl calls all data a URL-encoded form, unless it is told otherwise. No such form begins with a brace.
+    if body[:_MAX_BLANKS].lstrip().startswith(b"{"):
+        return _from_json(body)
     return _from_parts(read_form(content_type, body))
 
 
 def _from_parts(parts: Sequence[Part]) -> OpenAIBody:
     pictures = [
-        (name.removesuffix("[]"), content) for name, content in parts if name in _FORM_PICTURES and content != ""
+        (name.removesuffix("[]"), content)
+        for name, content in parts
+        if name in _FORM_PICTURES and content != "" and not _is_null(content)
     ]
     fields: dict[str, object] = {}
     for name, content in parts:
@@ -96,10 +112,14 @@ def _value_of(name: str, content: str | bytes) -> object:
     else the text."""
     if isinstance(content, bytes):
         return _File()
-    if not content and name != "prompt":
+    if name != "prompt" and (not content or (name != "negative_prompt" and _is_null(content))):
         return None
     known = OpenAIForm.model_fields.get(name)
     return content if known is None else _READERS.get(known.annotation, _text)(name, content)
+
+
+def _is_null(content: str | bytes) -> bool:
+    return isinstance(content, str) and _NULLS.fullmatch(content) is not None
 
 
 def _text(name: str, text: str) -> object:

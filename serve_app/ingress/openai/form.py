@@ -1,5 +1,6 @@
 """Forms as named parts, multipart (RFC 7578) or URL-encoded. Every part is found and bounded before it is decoded."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from urllib.parse import unquote_to_bytes
@@ -18,6 +19,7 @@ MAX_SEMICOLONS = 64
 """In a part's header; they separate its parameters. The parser's time grows with their square."""
 MAX_BOUNDARY_BYTES = 256
 
+_FILE_TYPE = re.compile(rb"image/|application/octet-stream", re.IGNORECASE)
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
 _INVALID = "Invalid multipart data."
 
@@ -97,9 +99,12 @@ def _part(body: bytes, begin: int, end: int) -> Part:
     if b"name" not in options:
         raise _unreadable('The Content-Disposition header field "name" must be provided.')
     name, content = _decoded_name(options[b"name"]), body[head_end + 4 : end]
-    if b"filename" in options and (content or options[b"filename"]):
+    content_type = headers.get(b"content-type", b"")
+    filename = options.get(b"filename", options.get(b"filename*"))
+    # Some clients name no file, or name it only as RFC 5987 has it, which multipart/form-data does not allow.
+    if filename or (content and (filename is not None or _FILE_TYPE.match(content_type))):
         return name, content
-    _check_charset(_options(headers.get(b"content-type", b"")), echo_name(name))
+    _check_charset(_options(content_type), echo_name(name))
     return name, _text(name, content)
 
 

@@ -132,7 +132,7 @@ async def _edit(
     """
     settings = backend.settings
     # FastAPI keeps its own request object, and that would keep the body.
-    body = await read_body(Request(request.scope, request.receive), backend.bodies)
+    body = await read_body(Request(request.scope, request.receive), backend.bodies, settings.limits.max_body_bytes)
     parsed = parse_body(body, settings)
     deadline = Deadline.after(parsed.timeout_s)
     draw: Draw

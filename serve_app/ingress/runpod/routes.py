@@ -60,19 +60,24 @@ _OPERATORS = {403: {"model": RunPodError, "description": "The request does not c
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
 
 
-def _checked_route(bodies: BodyReader) -> type[APIRoute]:
-    """A class of routes that read and check their bodies by `bodies`. FastAPI takes a model as it is."""
+def _checked_route(bodies: BodyReader, max_body_bytes: int) -> type[APIRoute]:
+    """A class of routes that read and check their bodies by `bodies`. FastAPI takes a model as it is.
+
+    Bodies are JSON whatever their Content-Type says: curl calls all data a URL-encoded form, and browsers call a text
+    text/plain.
+    """
 
     class CheckedRequest(Request):
         async def json(self) -> RunPodRequest:
-            return await bodies.read(self, partial(read_model, RunPodRequest))
+            return await bodies.read(self, partial(read_model, RunPodRequest), max_body_bytes)
 
     class CheckedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
             async def handle_checked(request: Request) -> Response:
-                return await handle(CheckedRequest(request.scope, request.receive))
+                headers = [each for each in request.scope["headers"] if each[0] != b"content-type"]
+                return await handle(CheckedRequest({**request.scope, "headers": headers}, request.receive))
 
             return handle_checked
 
@@ -81,7 +86,8 @@ def _checked_route(bodies: BodyReader) -> type[APIRoute]:
 
 def runpod_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
-    router = APIRouter(route_class=_checked_route(backend.bodies), tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
+    route = _checked_route(backend.bodies, backend.settings.limits.max_body_bytes)
+    router = APIRouter(route_class=route, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
     jobs = RunPodJobs(backend)
     _add_submitting(router, jobs)
     _add_reading(router, jobs)
