@@ -309,6 +309,11 @@ class AppSettings(Settings):
         min_length=1,
         description="Values that OpenAI clients may send as `model`; /v1/models lists the first one.",
     )
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(),
+        description="Origins of web pages that may call the service and read its responses: https://HOST[:PORT], or "
+        "http://. None: only pages of its own origin may.",
+    )
     api_keys_file: str | None = Field(
         default=None,
         description="A file with an API key per line, on each node that runs an Ingress; read again when it changes. "

@@ -117,12 +117,17 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Job:
-    """A job's current state. A COMPLETED one has its `outcomes`, in the order of its edits."""
+    """A job's current state. A COMPLETED one has its `outcomes`, in the order of its edits.
+
+    Attributes:
+        input_without_pictures: as in JobSpec.
+    """
 
     id: str
     record: JobRecord
     seed: int
     outcomes: tuple[EditOutcome, ...] = ()
+    input_without_pictures: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from serve_app import __version__
 from serve_app.ingress.backend import Backend
+from serve_app.ingress.cross_origin import cross_origin
 from serve_app.ingress.dialects import add_routes
 from serve_app.ingress.error_responses import add_error_handlers
 from serve_app.ingress.health import health_router
@@ -41,6 +42,9 @@ def build_app(backend: Backend) -> FastAPI:
     elif backend.behind_serve:
         app.add_middleware(ReportLimits, report=report)
     app.add_middleware(HeadLimits)
+    if backend.settings.cors_origins:
+        middleware, arguments = cross_origin(backend.settings.cors_origins)
+        app.add_middleware(middleware, **arguments)
     app.add_middleware(RequestId, behind_proxy=backend.behind_serve)  # the outermost: the last one added
     add_error_handlers(app, backend.retry_after_s)
     app.include_router(health_router(backend))

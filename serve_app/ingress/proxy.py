@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import Forbidden, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.ingress.auth import is_local
+from serve_app.ingress.cross_origin import CrossOriginResponses
 from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work, route_path
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.limits import LimitsReport
@@ -59,6 +60,7 @@ def middlewares() -> list[Middleware]:
         Middleware(TransferLimits, metrics=RequestMetrics()),
         Middleware(ProxyGate, behind_haproxy=is_behind_haproxy()),
         Middleware(ProxyErrorMiddleware),
+        Middleware(CrossOriginResponses),
     ]
 
 

@@ -111,7 +111,9 @@ def multipart(*parts: tuple[str, bytes]) -> dict[str, Any]:
 
 PROMPT = ('Content-Disposition: form-data; name="prompt"', b"x")
 FILES = {
-    "RFC 5987's name": "Content-Disposition: form-data; name=image; filename*=utf-8''%E5%AE%A2.png\r\nContent-Type: image/png",
+    "RFC 5987's name": (
+        "Content-Disposition: form-data; name=image; filename*=utf-8''%E5%AE%A2.png\r\nContent-Type: image/png"
+    ),
     "no name, but a type": 'Content-Disposition: form-data; name="image"\r\nContent-Type: image/png',
     "no name, octet-stream": 'Content-Disposition: form-data; name="image"\r\nContent-Type: application/octet-stream',
     "an empty name": 'Content-Disposition: form-data; name="image"; filename=""\r\nContent-Type: image/png',
@@ -123,6 +125,14 @@ FILES = {
 def test_a_file_without_a_plain_filename(app: Harness, head: str) -> None:
     response = app.client.post(EDITS, **multipart((head, PNG), PROMPT))
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("charset", ["ISO-8859-1", "latin1", "windows-1252"])
+def test_a_text_in_javas_default_charset(app: Harness, charset: str) -> None:
+    head = f'Content-Disposition: form-data; name="prompt"\r\nContent-Type: text/plain; charset={charset}'
+    response = app.client.post(EDITS, **multipart((FILES["both names"], PNG), (head, "Bär".encode("latin-1"))))
+    assert response.status_code == 200, response.text
+    assert app.editor.requests[0].prompt == "Bär"
 
 
 @pytest.mark.parametrize("text", ["null", "undefined", "None", "NULL", ""])

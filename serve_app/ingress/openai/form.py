@@ -20,7 +20,12 @@ MAX_SEMICOLONS = 64
 MAX_BOUNDARY_BYTES = 256
 
 _FILE_TYPE = re.compile(rb"image/|application/octet-stream", re.IGNORECASE)
-_CHARSETS = ("utf-8", "utf8", "us-ascii")
+_CODECS = {
+    **dict.fromkeys(("utf-8", "utf8", "us-ascii", "ascii"), "utf-8"),
+    # Java's clients give texts these.
+    **dict.fromkeys(("iso-8859-1", "latin-1", "latin1"), "latin-1"),
+    **dict.fromkeys(("windows-1252", "cp1252"), "cp1252"),
+}
 _INVALID = "Invalid multipart data."
 
 Part = tuple[str, str | bytes]
@@ -34,7 +39,7 @@ def read_form(content_type: str, body: bytes) -> list[Part]:
         InvalidInput: it is not a valid form, not in UTF-8, or beyond a limit.
     """
     kind, options = parse_options_header(content_type)
-    _check_charset(options)
+    _require_known(_charset(options))
     if kind.decode() == FORMS[0]:
         return _counted(_multipart(body, options.get(b"boundary", b"")))
     return _counted(_urlencoded(body))
@@ -44,11 +49,14 @@ def _unreadable(reason: str, field: str | None = None) -> InvalidInput:
     return InvalidInput(f"The form cannot be read: {reason}", field)
 
 
-def _check_charset(options: dict[bytes, bytes], part: str | None = None) -> None:
+def _charset(options: dict[bytes, bytes]) -> str:
+    return options.get(b"charset", b"utf-8").decode("latin-1").lower()
+
+
+def _require_known(charset: str, part: str | None = None) -> None:
     """Python has codecs that are slow, that make lone surrogates, or that are no text encodings; and it keeps every
     unknown name that it looks up. So the name is only compared."""
-    charset = options.get(b"charset", b"utf-8").decode("latin-1")
-    if charset.lower() not in _CHARSETS:
+    if charset not in _CODECS:
         whose = "its" if part is None else f"{part}'s"
         raise _unreadable(f"{whose} charset is {echo(charset)}. Send UTF-8, or leave charset out.", part)
 
@@ -104,8 +112,7 @@ def _part(body: bytes, begin: int, end: int) -> Part:
     # Some clients name no file, or name it only as RFC 5987 has it, which multipart/form-data does not allow.
     if filename or (content and (filename is not None or _FILE_TYPE.match(content_type))):
         return name, content
-    _check_charset(_options(content_type), echo_name(name))
-    return name, _text(name, content)
+    return name, _text(name, content, _charset(_options(content_type)))
 
 
 def _header(line: bytes) -> tuple[bytes, bytes]:
@@ -138,10 +145,12 @@ def _decoded_name(name: bytes) -> str:
         return name.decode("latin-1")  # All fields have names in ASCII, so this is an unknown one.
 
 
-def _text(name: str, text: bytes) -> str:
+def _text(name: str, text: bytes, charset: str = "utf-8") -> str:
     shown = echo_name(name)
+    _require_known(charset, shown)
     check_text(text, shown)
     try:
-        return text.decode()
+        return text.decode(_CODECS[charset])
     except UnicodeDecodeError:
-        raise InvalidInput(f"{shown} is not valid UTF-8. Send its text in UTF-8.", shown) from None
+        valid = charset.upper()
+        raise InvalidInput(f"{shown} is not valid {valid}. Send its text in UTF-8.", shown) from None

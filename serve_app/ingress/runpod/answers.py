@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -10,11 +9,19 @@ from pydantic import BaseModel, Field
 from serve_app.edits.job import Job, JobNews, JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, Progress
 
+PUBLIC_FIELDS = {"size", "enable_base64_output", "enable_safety_checker", "enable_sync_mode"}
+"""Fields of RunPod's public endpoint for this model that its serverless endpoints' documents do not have."""
+
 
 class RunPodOutput(BaseModel):
     images: list[str] = Field(description="Encoded pictures in base64, one for each edit, in order.")
     seed: int
     final_prompts: list[str] = Field(description="The prompts that ran, with the camera's words.")
+    image_url: str | None = Field(
+        None,
+        description="The first picture as a data URL, if the request has a field of RunPod's public endpoint for this "
+        "model: size or enable_…. Its clients read the picture here.",
+    )
     rewritten_log: list[dict[str, str | None]] = Field(
         description="If rewriting was requested: each prompt, the rewritten one, or why it was not rewritten."
     )
@@ -86,7 +93,7 @@ def envelope(job: Job) -> RunPodEnvelope:
     plain = plain_envelope(job.id, job.record)
     if not job.outcomes:
         return plain
-    worker_id, output = job.outcomes[0].result.worker_id, _output(job.seed, job.outcomes)
+    worker_id, output = job.outcomes[0].result.worker_id, _output(job)
     return plain.model_copy(update={"workerId": worker_id, "output": output})
 
 
@@ -114,12 +121,15 @@ def webhook_body(spec: JobSpec, job: Job) -> bytes:
     return json.dumps({**body, "input": spec.input_without_pictures, "webhook": spec.webhook}).encode()
 
 
-def _output(seed: int, outcomes: Sequence[EditOutcome]) -> RunPodOutput:
+def _output(job: Job) -> RunPodOutput:
+    images = [_base64(outcome) for outcome in job.outcomes]
+    is_public = PUBLIC_FIELDS & (job.input_without_pictures or {}).keys()
     return RunPodOutput(
-        images=[_base64(outcome) for outcome in outcomes],
-        seed=seed,
-        final_prompts=[outcome.final_prompt for outcome in outcomes],
-        rewritten_log=[entry for outcome in outcomes for entry in _log(outcome)],
+        images=images,
+        seed=job.seed,
+        final_prompts=[outcome.final_prompt for outcome in job.outcomes],
+        image_url=f"data:{job.outcomes[0].result.media_type};base64,{images[0]}" if is_public else None,
+        rewritten_log=[entry for outcome in job.outcomes for entry in _log(outcome)],
     )
 
 

@@ -212,7 +212,8 @@ async def read_job(store: Store, job_id: str, record: JobRecord) -> Job:
     outcomes = await store.outcomes(job_id)
     if len(outcomes) < len(spec.edits):
         raise not_found(job_id)
-    return Job(job_id, record, spec.seed, tuple(outcomes[index] for index in range(len(spec.edits))))
+    in_order = tuple(outcomes[index] for index in range(len(spec.edits)))
+    return Job(job_id, record, spec.seed, in_order, spec.input_without_pictures)
 
 
 def not_found(job_id: str) -> JobNotFound:

@@ -196,8 +196,12 @@ def test_hints_of_the_public_endpoint_are_accepted(app: Harness) -> None:
     """What @runpod/ai-sdk-provider sends to qwen-image-edit-2511 and, by default, to other models."""
     hints = {"enable_base64_output": False, "enable_sync_mode": False, "enable_safety_checker": True}
     response = app.run(images=[PICTURE], prompt="x", negative_prompt="", output_format="jpeg", **hints)
-    assert response.json()["status"] == "COMPLETED"
+    envelope = response.json()
+    assert envelope["status"] == "COMPLETED"
     assert app.editor.requests[0].output == OutputFormat("jpeg", 95)
+    assert envelope["output"]["image_url"] == f"data:image/png;base64,{envelope['output']['images'][0]}"
+    later = app.client.get(f"/status/{envelope['id']}").json()
+    assert later["output"]["image_url"] == envelope["output"]["image_url"]
 
 
 def test_true_cfg_scale_wins(app: Harness) -> None:

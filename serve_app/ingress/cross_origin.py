@@ -1,0 +1,53 @@
+"""Requests of web pages from other origins (CORS): which may read responses, also those that Serve's proxy makes."""
+
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.serving.control_headers import REQUEST_ID_HEADER
+
+_ALLOWED = "access-control-allow-origin"
+_EXPOSED = (REQUEST_ID_HEADER, "retry-after")
+_MAX_AGE_S = 600
+
+
+def cross_origin(origins: tuple[str, ...]) -> tuple[type[CORSMiddleware], dict[str, Any]]:
+    """The application's middleware and its arguments. It answers preflights, which carry no key. Pages send the key in
+    a header, so no cookies are allowed."""
+    return CORSMiddleware, {
+        "allow_origins": origins,
+        "allow_methods": ("GET", "POST"),
+        "allow_headers": ("*",),  # The SDKs send many of their own.
+        "expose_headers": _EXPOSED,
+        "max_age": _MAX_AGE_S,
+    }
+
+
+class CrossOriginResponses:
+    """Lets pages read the responses that the proxy itself makes, such as 429. The proxy does not know the settings; it
+    learns an allowed origin from the application's responses, of which a page's preflight is the first."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._allowed: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = Headers(scope=scope).get("origin") if scope["type"] == "http" else None
+        if origin is None:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_allowed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get(_ALLOWED) == origin:
+                    self._allowed.add(origin)
+                elif origin in self._allowed:
+                    headers[_ALLOWED] = origin
+                    headers["access-control-expose-headers"] = ", ".join(_EXPOSED)
+                    headers.add_vary_header("Origin")
+            await send(message)
+
+        await self._app(scope, receive, send_allowed)
