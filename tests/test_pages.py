@@ -5,12 +5,17 @@ import re
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from serve_app.cli import main
-from serve_app.config import FetchSettings, JobSettings
+from serve_app.config import FetchSettings, JobSettings, LimitSettings
+from serve_app.edits.picture_files import KINDS
+from serve_app.errors import listed
+from serve_app.ingress.openai.request import OpenAIForm
+from serve_app.ingress.runpod.request import RunPodInput
 from tests.conftest import ROOT
 from tests.pages import PAGES, blocks, commands, inline, languages, programs, prose
 
@@ -132,3 +137,17 @@ def test_settings_are_valid(text: str) -> None:
     assert set(settings) <= {"fetch", "jobs"}
     JobSettings.model_validate(settings.get("jobs", {}))
     FetchSettings.model_validate(settings.get("fetch", {}))
+
+
+def test_readme_documents_every_field_of_a_job_and_every_kind_of_picture() -> None:
+    table = (ROOT / "README.md").read_text().partition("### Fields and answer")[2].partition("\n## ")[0]
+    missing = [name for name in RunPodInput.model_fields if f"`{name}`" not in table]
+    assert missing == []
+    kinds = [KINDS[name].title for name in LimitSettings().picture_kinds]
+    assert f"{listed(kinds)} in base64" in table
+
+
+def test_readme_documents_every_field_of_an_edit_that_has_no_effect_or_is_rejected() -> None:
+    section = (ROOT / "README.md").read_text().partition("### As OpenAI's")[2].partition("\n### ")[0]
+    without_type = [name for name, field in OpenAIForm.model_fields.items() if field.annotation is Any]
+    assert [name for name in without_type if f"`{name}`" not in section] == []

@@ -19,7 +19,7 @@ decompresses to up to 1 MiB each. One is usual."""
 MAX_CHUNKS = 50_000
 """Of a PNG, the frames of an animation included. Encoders write about one in 8 KiB."""
 
-MAX_BRANDS_BYTES = 256
+_MAX_BRANDS_BYTES = 256
 """Of the list of brands of a HEIC or AVIF file. The rest is not read; encoders write about five, of four bytes each."""
 
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
@@ -77,5 +77,5 @@ def brands(data: bytes) -> frozenset[bytes]:
     """The major and the compatible brands of an ISO media file, as HEIC and AVIF are; none of any other file."""
     if data[4:8] != b"ftyp":
         return frozenset()
-    end = min(int.from_bytes(data[:4]), MAX_BRANDS_BYTES)
+    end = min(int.from_bytes(data[:4]), _MAX_BRANDS_BYTES)
     return frozenset({data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))})

@@ -199,7 +199,7 @@ def test_hints_of_the_public_endpoint_are_accepted(app: Harness) -> None:
     envelope = response.json()
     assert envelope["status"] == "COMPLETED"
     assert app.editor.requests[0].output == OutputFormat("jpeg", 95)
-    assert envelope["output"]["image_url"] == f"data:image/png;base64,{envelope['output']['images'][0]}"
+    assert envelope["output"]["image_url"] == f"data:image/jpeg;base64,{envelope['output']['images'][0]}"
     later = app.client.get(f"/status/{envelope['id']}").json()
     assert later["output"]["image_url"] == envelope["output"]["image_url"]
 
