@@ -178,7 +178,7 @@ class LimitSettings(Settings):
     picture_kinds: tuple[PictureKind, ...] = Field(
         default=("png", "jpeg", "webp", "gif", "heic", "avif"),
         min_length=1,
-        description="Kinds of picture files that are accepted. bmp and tiff may be added.",
+        description="Kinds of picture files that are accepted; default all but bmp and tiff.",
     )
     max_picture_bytes: int = Field(default=20 * 2**20, ge=1, description="Of one picture's file; default 20 MiB.")
     max_picture_px: int = Field(

@@ -17,6 +17,7 @@ SLOW = progressive_jpeg(1500, MAX_SCANS)
 LIMITS: dict[str, tuple[list[Part], Any, Any, int]] = {
     "max_body_bytes": ([SQUARE, PROMPT], 100_000, 1_000, 413),
     "max_picture_bytes": ([SQUARE, PROMPT], len(PNG), len(PNG) - 1, 400),
+    "picture_kinds": ([SQUARE, PROMPT], ("png",), ("jpeg",), 400),
     "max_picture_px": ([SQUARE, PROMPT], 64 * 64, 64 * 64 - 1, 400),
     "max_aspect_ratio": ([("image", WIDE), PROMPT], 1.5, 1.4, 400),
     "max_pictures_per_edit": ([SQUARE, SQUARE, PROMPT], 2, 1, 400),

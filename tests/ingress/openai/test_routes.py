@@ -425,7 +425,7 @@ PICTURES: dict[str, tuple[list[Part], str, str]] = {
     "no picture": ([("image", b"hello")], "image", "image is not a picture."),
     "an empty file": ([("image", b"")], "image", "image is not a picture."),
     "the second of several": ([("image[]", PNG), ("image", b"hello")], "image[1]", "image[1] is not a picture."),
-    "a GIF": ([("image", b"GIF89a....")], "image", "image is a GIF file"),
+    "a PDF": ([("image", b"%PDF-1.7 ....")], "image", "image is a PDF file"),
     "no base64": ([("url", "@@@@")], "url", "url holds '@', which is not base64."),
     "the second URL": ([("url[]", DATA_URL), ("url[]", "@@@@")], "url[1]", "url[1] holds '@'"),
     "an address inside": ([("url", "http://169.254.169.254/latest")], "url", "a URL that this server may not fetch."),
