@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from serve_app import __version__
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.cross_origin import cross_origin
+from serve_app.ingress.cross_origin import allow_origins
 from serve_app.ingress.dialects import add_routes
 from serve_app.ingress.error_responses import add_error_handlers
 from serve_app.ingress.health import health_router
@@ -43,8 +43,7 @@ def build_app(backend: Backend) -> FastAPI:
         app.add_middleware(ReportLimits, report=report)
     app.add_middleware(HeadLimits)
     if backend.settings.cors_origins:
-        middleware, arguments = cross_origin(backend.settings.cors_origins)
-        app.add_middleware(middleware, **arguments)
+        allow_origins(app, backend.settings.cors_origins)
     app.add_middleware(RequestId, behind_proxy=backend.behind_serve)  # the outermost: the last one added
     add_error_handlers(app, backend.retry_after_s)
     app.include_router(health_router(backend))

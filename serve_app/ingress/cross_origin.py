@@ -1,7 +1,6 @@
 """Requests of web pages from other origins (CORS): which may read responses, also those that Serve's proxy makes."""
 
-from typing import Any
-
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,16 +12,17 @@ _EXPOSED = (REQUEST_ID_HEADER, "retry-after")
 _MAX_AGE_S = 600
 
 
-def cross_origin(origins: tuple[str, ...]) -> tuple[type[CORSMiddleware], dict[str, Any]]:
-    """The application's middleware and its arguments. It answers preflights, which carry no key. Pages send the key in
-    a header, so no cookies are allowed."""
-    return CORSMiddleware, {
-        "allow_origins": origins,
-        "allow_methods": ("GET", "POST"),
-        "allow_headers": ("*",),  # The SDKs send many of their own.
-        "expose_headers": _EXPOSED,
-        "max_age": _MAX_AGE_S,
-    }
+def allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """Answer the preflights of these origins' pages, which carry no key. Pages send the key in a header, so no cookies
+    are allowed."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),  # The SDKs send many of their own.
+        expose_headers=_EXPOSED,
+        max_age=_MAX_AGE_S,
+    )
 
 
 class CrossOriginResponses:

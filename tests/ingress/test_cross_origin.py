@@ -1,7 +1,5 @@
 """Web pages of other origins: what the operator allows them to call and to read."""
 
-from collections.abc import Iterator
-
 import pytest
 from fastapi.testclient import TestClient
 from starlette.responses import JSONResponse
@@ -63,7 +61,7 @@ def test_operators_endpoints_stay_closed_to_pages(app: Harness) -> None:
 
 
 @pytest.fixture
-def proxy() -> Iterator[TestClient]:
+def proxy() -> TestClient:
     """The proxy in front of an application that allows PAGE, and of its own responses under /full."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,8 +70,7 @@ def proxy() -> Iterator[TestClient]:
         headers = {"access-control-allow-origin": PAGE} if is_allowed else {}
         await JSONResponse({}, 429 if scope["path"] == "/full" else 200, headers)(scope, receive, send)
 
-    with TestClient(CrossOriginResponses(answer)) as client:
-        yield client
+    return TestClient(CrossOriginResponses(answer))
 
 
 def test_a_page_reads_what_the_proxy_answers(proxy: TestClient) -> None:

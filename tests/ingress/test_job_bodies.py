@@ -41,7 +41,7 @@ class FakeJobs:
 class Scene:
     def __init__(self, budget: OutgoingBytes | None = None, wait_s: float = 20.0) -> None:
         self.jobs = FakeJobs()
-        self.budget = budget or OutgoingBytes()
+        self.budget = budget or OutgoingBytes(2**30, 2**30)
         self.bodies = JobBodies(cast(JobsPort, self.jobs), wait_s)
         self.num_rendered = 0
         self.held: list[ResponseBytes] = []

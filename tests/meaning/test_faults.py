@@ -6,7 +6,7 @@ weights, whose encoder reads pictures.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from serve_app.config import TINY_FILE, AppSettings, SchedulerSettings, WeightsSource
 from serve_app.edits import camera, service
 from serve_app.edits.camera import AZIMUTH_WORDS, CameraPose
+from serve_app.edits.job import Job
 from serve_app.ingress.prepare import Preparer
 from serve_app.ingress.runpod import answers as runpod_answers
 from serve_app.tiny.edit_model import STOCK_SCHEDULER
@@ -73,7 +74,11 @@ def no_alpha(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> 
 
 def shuffled_batch(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
     in_order = runpod_answers._output
-    patch.setattr(runpod_answers, "_output", lambda seed, outcomes: in_order(seed, outcomes[1:] + outcomes[:1]))
+
+    def shuffled(job: Job) -> runpod_answers.RunPodOutput:
+        return in_order(replace(job, outcomes=job.outcomes[1:] + job.outcomes[:1]))
+
+    patch.setattr(runpod_answers, "_output", shuffled)
     return settings
 
 

@@ -164,7 +164,7 @@ def test_no_charset_is_looked_up(tiny_settings: AppSettings, place: str) -> None
     assert searched == []
 
 
-@pytest.mark.parametrize("charset", ["utf-16", "utf-7", "punycode", "idna", "latin-1", "rot13", "undefined", ""])
+@pytest.mark.parametrize("charset", ["utf-16", "utf-7", "punycode", "idna", "latin-2", "rot13", "undefined", ""])
 def test_a_texts_charset_is_utf_8_and_the_part_is_named(tiny_settings: AppSettings, charset: str) -> None:
     kind, body = PLACES["a text"](charset)
     problem = error_of(harness(tiny_settings).client.post(EDITS, content=body, headers={"content-type": kind}), 400)
