@@ -64,6 +64,13 @@ def _name(value: object) -> object:
     return _text(value)
 
 
+def _hint(value: object) -> object:
+    """Bounded, although it has no effect, since it is stored with a job."""
+    if isinstance(value, list | dict):
+        raise wrong("a text, a number or a boolean", value)
+    return _name(value) if isinstance(value, str) else value
+
+
 def check_length(value: object) -> None:
     """Check that `value` is no list of more than `MAX_ITEMS`.
 
@@ -101,7 +108,7 @@ def refused(why: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Hint = Annotated[Any, Field(description="Accepted; it has no effect here.")]
+Hint = Annotated[Any, BeforeValidator(_hint), Field(description="Accepted; it has no effect here.")]
 """A field of other servers that does not change the picture."""
 
 Number = Annotated[float | None, Field(strict=True, allow_inf_nan=False)]

@@ -10,8 +10,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 STALLED_S = 20.0
 """How long a client may take none of the bytes that were sent to it, or not all of them."""
 
-MAX_HEAD_BYTES = 128 * 2**10
-"""Of a request's line and headers. Above it, uvicorn answers 400 in plain text; the middleware's limits are lower."""
+MAX_HEAD_BYTES = 2 * 2**20
+"""Of a request's line and headers. Above it, uvicorn answers 400 in plain text. The middleware's limits are much lower,
+and it answers in JSON."""
 
 
 def configure_http_servers() -> None:

@@ -238,7 +238,7 @@ def test_an_objects_fields_are_counted_before_they_are_read(field: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "field"),
-    [(EDITS, "model"), (EDITS, "size"), (EDITS, "output_format"), ("/runsync", "webhook")],
+    [(EDITS, "model"), (EDITS, "size"), (EDITS, "output_format"), (EDITS, "user"), ("/runsync", "webhook")],
 )
 def test_names_are_short(app: Harness, path: str, field: str) -> None:
     def message(num_chars: int) -> str:

@@ -329,6 +329,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "size too large": ({"size": "64*4096"}, "input.size must have sides between 64 and 2048 pixels, got '64*4096'."),
     "size beside width": ({"size": "64x64", "width": 64}, "input.size cannot be combined with width and height."),
     "another server's name": ({"steps": 4}, "Unknown field 'input.steps'. Did you mean 'num_inference_steps'?"),
+    "a hint with a list": ({"enable_sync_mode": [1]}, "input.enable_sync_mode must be a text, a number or a boolean"),
     "loras": ({"loras": [{"path": "x", "scale": 1}]}, "input.loras is not supported: the server's configuration"),
     "seed -2": ({"seed": -2}, "input.seed must be between 0 and"),
     "azimuth word": ({"azimuth": "left"}, "input.azimuth must be a finite number, got 'left'."),
