@@ -137,7 +137,8 @@ def test_a_client_that_does_not_read_is_disconnected(narrow_host: Host) -> None:
             host, port = narrow.url.removeprefix("http://").split(":")
             connection.connect((host, int(port)))
             connection.sendall(
-                f"GET /status/{job} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {narrow.key}\r\n\r\n".encode()
+                f"GET /status/{job} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+                f"Authorization: Bearer {narrow.key}\r\n\r\n".encode()
             )
         until(lambda: proxy.num_fds() >= num_files + 10)
         until(lambda: proxy.num_fds() < num_files + 5, 60)
