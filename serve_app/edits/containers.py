@@ -5,6 +5,7 @@ WebP files need no such bound: libwebp takes a tenth of a second for the 400,000
 
 import re
 import struct
+from collections.abc import Iterator
 
 MAX_SCANS = 100
 """Of a JPEG. Encoders of progressive files write about ten; each is a pass over the whole picture."""
@@ -49,28 +50,33 @@ def jpeg_excess(data: bytes) -> str | None:
 
 def png_excess(data: bytes) -> str | None:
     """The same for a PNG file."""
-    num_chunks = num_profiles = 0
-    at = len(b"\x89PNG\r\n\x1a\n")
-    while at + 8 <= len(data) and (name := data[at + 4 : at + 8]) != b"IEND":
-        num_chunks += 1
+    num_profiles = 0
+    for num_chunks, (name, _) in enumerate(_png_chunks(data), 1):
         num_profiles += name == b"iCCP"
         if num_chunks > MAX_CHUNKS:
             return f"{MAX_CHUNKS:,} chunks"
         if num_profiles > MAX_METADATA_PARTS:
             return f"{MAX_METADATA_PARTS} colour profiles"
-        at += 12 + struct.unpack_from(">I", data, at)[0]
     return None
 
 
 def png_chunk(data: bytes, name: bytes) -> bytes | None:
     """The content of a PNG's first chunk of this name before its pixels, or None."""
-    at = len(b"\x89PNG\r\n\x1a\n")
-    while at + 8 <= len(data) and (found := data[at + 4 : at + 8]) not in (b"IDAT", b"IEND"):
-        (num_bytes,) = struct.unpack_from(">I", data, at)
+    for found, content in _png_chunks(data):
         if found == name:
-            return data[at + 8 : at + 8 + num_bytes]
-        at += 12 + num_bytes
+            return data[content]
+        if found == b"IDAT":
+            break
     return None
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, slice]]:
+    """The names of a PNG's chunks before IEND, and where their contents are."""
+    at = len(b"\x89PNG\r\n\x1a\n")
+    while at + 8 <= len(data) and (name := data[at + 4 : at + 8]) != b"IEND":
+        end = at + 8 + struct.unpack_from(">I", data, at)[0]
+        yield name, slice(at + 8, end)
+        at = end + len(b"CRC.")
 
 
 def brands(data: bytes) -> frozenset[bytes]:

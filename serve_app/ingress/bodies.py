@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from serve_app.errors import BodyTooLarge, InvalidInput, UnknownEncoding
+from serve_app.errors import InvalidInput, UnknownEncoding
+from serve_app.ingress.limits import too_large
 from serve_app.ingress.validation import NOT_JSON, echo, from_validation
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ def decompressed(body: bytes, max_body_bytes: int) -> bytes:
         except zlib.error:
             continue
         if len(content) > max_body_bytes:
-            raise BodyTooLarge(f"The body is larger than the {max_body_bytes} bytes that this server takes.")
+            raise too_large(max_body_bytes)
         if stream.eof and not stream.unused_data:
             return content
     raise InvalidInput("The body is not what its Content-Encoding says. Send it whole, or uncompressed.")

@@ -1,5 +1,6 @@
 """The size of a body, and how the application reports its limits to Serve's proxy, which does not know its settings."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
@@ -13,6 +14,20 @@ LIMITS_HEADER = "x-camera-edit-limits"
 """Holds a `LimitsReport`, in the application's responses to Serve's proxy. The proxy removes it."""
 
 _DEFAULTS = LimitSettings()
+
+
+def in_chunks(message: Message, num_bytes: int) -> Iterator[Message]:
+    """A message with a part of a response's body as messages of at most so many bytes each. uvicorn's `send` waits for
+    the client before a message, never within one."""
+    body, more_body = message.get("body", b""), message.get("more_body", False)
+    for begin in range(0, max(len(body), 1), num_bytes):
+        end = begin + num_bytes
+        yield {**message, "body": body[begin:end], "more_body": more_body or end < len(body)}
+
+
+def too_large(max_body_bytes: int) -> BodyTooLarge:
+    """The error of a body, as it is sent or decompressed."""
+    return BodyTooLarge(f"The body is larger than the {max_body_bytes} bytes that this server takes.")
 
 
 @dataclass(frozen=True)
@@ -99,8 +114,7 @@ class BodySize:
             BodyTooLarge: more bytes are announced or have arrived than are allowed.
         """
         if max(self.announced or 0, self.received) > self._max_body_bytes:
-            message = f"The body is larger than the {self._max_body_bytes} bytes that this server takes."
-            raise BodyTooLarge(message)
+            raise too_large(self._max_body_bytes)
 
     def add(self, message: Message) -> None:
         """Count a message of `receive`.

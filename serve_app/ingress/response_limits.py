@@ -9,10 +9,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import Overloaded
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.limits import in_chunks
 from serve_app.ingress.outgoing import RESPONSE_BYTES, OutgoingBytes, ResponseBytes
 
 CHUNK_BYTES = 256 * 2**10
-"""Of a message with a part of a body. uvicorn waits for its client before each message, not within one."""
+"""Of a message with a part of a body."""
 
 TAKEN_S = 120.0
 """How long a response counts at most after it was sent, should the proxy not drop a client that reads too slowly."""
@@ -76,7 +77,8 @@ class _LimitedSend:
             body: bytes = message.get("body", b"")
             if self._is_stream:
                 await self._held.reserve(len(body))
-            await self._send_chunks(message, body)
+            for chunk in in_chunks(message, CHUNK_BYTES):
+                await self._send(chunk)
             if self._is_stream:
                 self._held.sent_event(len(body))
 
@@ -90,9 +92,3 @@ class _LimitedSend:
             await error_response(self._scope["path"], problem)(self._scope, self._receive, self._send)
         else:
             await self._send(message)
-
-    async def _send_chunks(self, message: Message, body: bytes) -> None:
-        more = message.get("more_body", False)
-        for start in range(0, len(body) or 1, CHUNK_BYTES):
-            end = start + CHUNK_BYTES
-            await self._send({**message, "body": body[start:end], "more_body": more or end < len(body)})

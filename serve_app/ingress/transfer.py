@@ -16,7 +16,7 @@ from serve_app.errors import RequestTimeout, ServiceError
 from serve_app.ingress.auth import credentials
 from serve_app.ingress.dialects import route_path
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
-from serve_app.ingress.limits import LIMITS_HEADER, BodySize, LimitsReport
+from serve_app.ingress.limits import LIMITS_HEADER, BodySize, LimitsReport, in_chunks
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.middleware import RequestId, closing_response
 from serve_app.ingress.quotas import BodyBytes, OpenRequests, Rejected, Reservation
@@ -25,7 +25,7 @@ MIN_BYTES_PER_S, GRACE_S = 8 * 2**10, 10.0
 """How fast a body must arrive, and how far it may fall behind that."""
 
 CHUNK_BYTES = 64 * 2**10
-"""Of a response. uvicorn's `send` waits for the client before a message, never within one."""
+"""Of a response."""
 
 LINGER_S, LINGER_BYTES = 5.0, 64 * 2**20
 """For how long, and of what size, the rest of a rejected body is discarded before its connection is closed. Closing at
@@ -150,8 +150,8 @@ def _without_body(receive: Receive) -> Receive:
 
 
 class _Body:
-    """The body of a request as the application receives it. After a problem, the application is told that the client
-    has disconnected.
+    """The body of a request as the application receives it. After a problem, the application receives a
+    disconnect.
 
     Attributes:
         problem: why the request is rejected, once that is known.
@@ -215,7 +215,5 @@ class _Response:
         if message["type"] != "http.response.body":
             await self._send(message)
             return
-        body, more_body = message.get("body", b""), message.get("more_body", False)
-        for offset in range(0, max(len(body), 1), CHUNK_BYTES):
-            end = offset + CHUNK_BYTES
-            await self._send({**message, "body": body[offset:end], "more_body": more_body or end < len(body)})
+        for chunk in in_chunks(message, CHUNK_BYTES):
+            await self._send(chunk)

@@ -297,8 +297,8 @@ class JobService:
                 del self._cursors[job_id]
 
     def _expiry(self, record: JobRecord) -> float:
-        """When a job's cursor may be dropped: the job is not kept longer. The store is not asked, since there may be
-        thousands of cursors."""
+        """When a job's cursor may be dropped: the job is not kept longer. This reads nothing from the
+        store, since there may be thousands of cursors."""
         return (self._clock() if record.ended_at is None else record.ended_at) + self._max_retention_s
 
 

@@ -61,9 +61,8 @@ async def read_body(request: Request, bodies: BodyReader, max_body_bytes: int) -
 
 
 def _from_form(content_type: str, body: bytes) -> OpenAIBody:
-    # curl calls all data a URL-encoded form, unless it is told otherwise. No such form begins with a brace.
-    is_urlencoded = "urlencoded" in content_type.lower()
-    if is_urlencoded and body[:_MAX_BLANKS].lstrip().startswith(b"{"):
+    # curl calls all data a URL-encoded form, unless -H names another type. No such form begins with a brace.
+    if FORMS[1] in content_type.lower() and body[:_MAX_BLANKS].lstrip().startswith(b"{"):
         return _from_json(body)
     return _from_parts(read_form(content_type, body))
 
