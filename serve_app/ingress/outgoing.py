@@ -1,11 +1,11 @@
 """A budget of the bytes of responses that clients have not taken yet."""
 
 import asyncio
-from collections import Counter
+from collections.abc import Hashable
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 from serve_app.errors import Overloaded
+from serve_app.ingress.quotas import ByteBudget
 
 MAX_OUTGOING_BYTES = 256 * 2**20
 """Of all responses of one ingress replica."""
@@ -23,21 +23,8 @@ COUNTED_BYTES = 64 * 2**10
 _MIB = 2**20
 
 
-@dataclass(eq=False)
-class _Waiter:
-    client: str
-    num_bytes: int
-    turn: "asyncio.Future[None]"
-
-
-class OutgoingBytes:
-    """Lives on one event loop.
-
-    Args:
-        total: bytes in all.
-        per_client: bytes of one client, so that clients which do not read leave some for the others.
-        wait_s: how long `take` waits.
-    """
+class OutgoingBytes(ByteBudget):
+    """The bytes of responses."""
 
     def __init__(
         self,
@@ -45,64 +32,21 @@ class OutgoingBytes:
         per_client: int = MAX_OUTGOING_BYTES_PER_CLIENT,
         wait_s: float = OUTGOING_WAIT_S,
     ) -> None:
-        self._total = total
-        self._per_client = per_client
-        self._wait_s = wait_s
-        self._taken: Counter[str] = Counter()
-        self._waiting: list[_Waiter] = []
+        super().__init__(total, per_client, wait_s)
 
-    @property
-    def num_taken(self) -> int:
-        return self._taken.total()
-
-    async def take(self, client: str, num_bytes: int) -> None:
-        """Take bytes once they fit, in the order of the calls. A client at its own limit does not delay the others.
+    async def take(self, client: Hashable, num_bytes: int) -> None:
+        """As the budget's.
 
         Raises:
             Overloaded: they did not fit within `wait_s`.
         """
-        waiter = _Waiter(client, num_bytes, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
-        self._grant()
         try:
-            async with asyncio.timeout(self._wait_s):
-                await waiter.turn
-        except BaseException as problem:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-                self._grant()
-            else:
-                self.give_back(client, num_bytes)
-            if isinstance(problem, TimeoutError):
-                raise Overloaded(
-                    f"Responses that clients have not read yet hold {self._per_client // _MIB} MiB of this API key, or "
-                    f"{self._total // _MIB} MiB in all. Read them, request fewer at once, and try again."
-                ) from None
-            raise
-
-    def give_back(self, client: str, num_bytes: int) -> None:
-        self._taken[client] -= num_bytes
-        self._taken += Counter()  # removes zero counts
-        self._grant()
-
-    def _grant(self) -> None:
-        at_limit: set[str] = set()
-        for waiter in tuple(self._waiting):
-            if waiter.client in at_limit:
-                continue
-            if not _fits(waiter.num_bytes, self._taken[waiter.client], self._per_client):
-                at_limit.add(waiter.client)
-            elif not _fits(waiter.num_bytes, self.num_taken, self._total):
-                return  # Smaller responses must not overtake a large one for ever.
-            else:
-                self._waiting.remove(waiter)
-                self._taken[waiter.client] += waiter.num_bytes
-                if not waiter.turn.done():
-                    waiter.turn.set_result(None)
-
-
-def _fits(num_bytes: int, taken: int, limit: int) -> bool:
-    return taken == 0 or taken + num_bytes <= limit
+            await super().take(client, num_bytes)
+        except TimeoutError:
+            raise Overloaded(
+                f"Responses that clients have not read yet hold {self.per_client // _MIB} MiB of this API key, or "
+                f"{self.total // _MIB} MiB in all. Read them, request fewer at once, and try again."
+            ) from None
 
 
 class ResponseBytes:

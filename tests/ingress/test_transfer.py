@@ -220,7 +220,7 @@ def test_bodies_wait_for_bytes_in_the_order_of_their_arrival() -> None:
         second.arrive(b"x" * 60, more=False)
         await settle()
         assert (second.status, large.num_receives, small.status) == (200, 1, 200)
-        assert limited._bodies._by_client.total() == limited._bodies._total == 180
+        assert limited._bodies._budget.num_taken == 180
 
     run(main())
 
@@ -259,7 +259,7 @@ def test_a_body_waits_only_so_long(frees_after_s: float, status: int) -> None:
         await settle()
         assert (waits.status, first.status) == (status, 200)
         assert (waits.headers.get("retry-after") == "5") == (status == 429)
-        assert (limited._bodies._total, limited._bodies._waiting) == (0, [])
+        assert (limited._bodies._budget.num_taken, limited._bodies._budget._waiting) == (0, [])
 
     run(main())
 
@@ -286,10 +286,10 @@ def test_a_body_of_unknown_size_gives_back_what_it_did_not_need() -> None:
         chunked = Connection(transfer_encoding="chunked").arrive(b"x" * 30)
         second = Connection(announced=70).arrive(b"x" * 70, more=False)
         await statuses(limited, [chunked, second])
-        assert (limited._bodies._total, second.num_receives) == (100, 0)
+        assert (limited._bodies._budget.num_taken, second.num_receives) == (100, 0)
         chunked.arrive(b"", more=False)
         await settle()
-        assert (limited._bodies._total, second.num_receives) == (100, 1)
+        assert (limited._bodies._budget.num_taken, second.num_receives) == (100, 1)
 
     run(main())
 
@@ -301,10 +301,10 @@ def test_a_client_that_leaves_gives_back_its_bytes() -> None:
         await settle()
         waiting.cancel()
         await settle()
-        assert (limited._bodies._total, limited._bodies._waiting) == (100, [])
+        assert (limited._bodies._budget.num_taken, limited._bodies._budget._waiting) == (100, [])
         reading.cancel()
         await settle()
-        assert (limited._bodies._total, limited._open._by_client) == (0, {})
+        assert (limited._bodies._budget.num_taken, limited._open._by_client) == (0, {})
 
     run(main())
 
