@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serve_app.edits.fairness import Slots
-from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, EditResult, SharedPictures
+from serve_app.edits.fairness import Slots, rank_of
+from serve_app.edits.request import EditRequest, EditResult, SharedPictures
 from serve_app.edits.service import EditorPort, OnProgress
 
 EDITS_AT_ONCE = 64
@@ -30,7 +30,7 @@ class _Turn:
 
     @property
     def rank(self) -> float:
-        return self.arrived_at + (LOW_PRIORITY_DELAY_S if self.is_low_priority else 0.0)
+        return rank_of(self.arrived_at, self.is_low_priority)
 
 
 class FairEditor:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
+from serve_app.edits.request import LOW_PRIORITY_DELAY_S
 from serve_app.errors import KeyPlacesTaken, Overloaded
 
 ASKED_S = 60.0
@@ -30,6 +31,11 @@ class Item(Protocol):
 
 
 T = TypeVar("T", bound=Item)
+
+
+def rank_of(queued_at: float, is_low_priority: bool) -> float:
+    """An item's rank from the time at which it was queued."""
+    return queued_at + (LOW_PRIORITY_DELAY_S if is_low_priority else 0.0)
 
 
 class FairQueue(Generic[T]):

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from serve_app.edits.fairness import rank_of
 from serve_app.edits.job import EXECUTION_TIMEOUT, JobNews, JobRecord, JobSpec, JobState
-from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditOutcome, Progress
+from serve_app.edits.request import EditOutcome, Progress
 from serve_app.edits.service import too_late
 from serve_app.errors import DeadlineExceeded
 
@@ -55,7 +56,7 @@ class LiveJob:
     @property
     def rank(self) -> float:
         """Place among its client's jobs: the one with the smallest rank is next."""
-        return self.record.created_at + (LOW_PRIORITY_DELAY_S if self.is_low_priority else 0.0)
+        return rank_of(self.record.created_at, self.is_low_priority)
 
     @property
     def waits(self) -> bool:

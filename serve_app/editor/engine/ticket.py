@@ -8,7 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, EditResult, Pictures, Progress
+from serve_app.edits.fairness import rank_of
+from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress
 
 MIN_INTERVAL_S = 0.1
 """Between two steps that a ProgressChannel yields. The start of an edit and its previews are always yielded."""
@@ -53,7 +54,7 @@ class Ticket:
     @property
     def rank(self) -> float:
         """Its place among its client's edits: the smallest is next."""
-        return self.submitted_at + (LOW_PRIORITY_DELAY_S if self.is_low_priority else 0.0)
+        return rank_of(self.submitted_at, self.is_low_priority)
 
     def expired(self, now: float) -> bool:
         return self.timeout_s is not None and now - self.submitted_at >= self.timeout_s
