@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
 from serve_app.edits.fairness import rank_of
@@ -26,6 +27,8 @@ class LiveJob:
         limits: the timeouts of the edits that are being drawn.
         expiry: ends the job if it is not picked up in time.
         writing: held while its record is written, so that changes are stored in their order.
+        context: of the request that brought it. Its task runs in this one, so that Serve logs the request's id with the
+            job's edits, even if the end of another job starts it.
     """
 
     spec: JobSpec
@@ -39,6 +42,7 @@ class LiveJob:
     limits: set[asyncio.Timeout] = field(default_factory=set)
     expiry: asyncio.TimerHandle | None = None
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    context: Context = field(default_factory=copy_context)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

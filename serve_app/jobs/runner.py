@@ -127,7 +127,7 @@ class Runner:
 
     def _start_next(self) -> None:
         while not self._is_held and (job := self._slots.start_next()) is not None:
-            job.task = asyncio.create_task(self._run(job))
+            job.task = asyncio.create_task(self._run(job), context=job.context)
             job.task.add_done_callback(_log_failure)
 
     async def _run(self, job: LiveJob) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,30 @@ def test_a_job_waits_while_the_editors_are_full(replica: Make, monkeypatch: pyte
             assert await state(service, "job") is JobState.COMPLETED
 
     asyncio.run(live())
+
+
+def test_a_job_keeps_its_requests_context_although_the_end_of_another_one_starts_it(replica: Make) -> None:
+    request_id = ContextVar("request_id", default="none")
+
+    class Editor(FakeEditor):
+        async def edit(self, *args: Any, **more: Any) -> Any:
+            seen.append(request_id.get())
+            return await super().edit(*args, **more)
+
+    async def live() -> None:
+        editor = Editor(gate=asyncio.Semaphore(0))
+        assert editor.gate is not None
+        async with replica(editor, max_active_jobs=1) as service:
+            for name in ("first", "second"):
+                request_id.set(name)
+                await service.submit(spec(name), [(picture(),)])
+            editor.gate.release()
+            editor.gate.release()
+            assert await state(service, "second") is JobState.COMPLETED
+
+    seen: list[str] = []
+    asyncio.run(live())
+    assert seen == ["first", "second"]
 
 
 def test_an_ended_job_is_forgotten_after_its_retention(replica: Make) -> None:

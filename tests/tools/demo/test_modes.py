@@ -136,9 +136,9 @@ def test_own_picture_is_reduced_and_keeps_its_aspect(tmp_path: Path) -> None:
 
 
 def test_own_picture_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "moving.gif"
+    file = tmp_path / "drawing.bmp"
     Image.new("RGB", (8, 8)).save(file)
-    with pytest.raises(InvalidInput, match=r"moving\.gif is a GIF file"):
+    with pytest.raises(InvalidInput, match=r"drawing\.bmp is a BMP file"):
         load_picture(file, LimitSettings())
 
 
