@@ -32,6 +32,7 @@ TESTED_BY = {
     "pip install -e": "tests/test_pages.py",
     "pytest": "tests",
     "python -m tests.fuzz.run": "tests/fuzz/test_fuzz.py",
+    "python -m tests.fuzz.sweep": "tests/fuzz/test_sweep.py",
     "python -m tests.service.hostile": "tests/service/test_hostile.py",
     "python -m tests.supply.audit": "tests/supply/test_audit.py",
     "ruff": "tests/test_lint.py",

@@ -62,7 +62,7 @@ KINDS = {
     "avif": Kind("AVIF", lambda data: brands(data) & _AVIF, AvifImageFile),
     "heic": Kind("HEIC", lambda data: brands(data) & _HEIC, HeifImageFile),
     "bmp": Kind("BMP", _begins(rb"BM....\0\0\0\0"), BmpImageFile),
-    "tiff": Kind("TIFF", _begins(rb"II\*\0|MM\0\*"), TiffImageFile),
+    "tiff": Kind("TIFF", _begins(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
     "pdf": Kind("PDF", _begins(rb"%PDF-")),
     "svg": Kind("SVG", _begins(rb"\s*<(?:\?xml|svg)")),
 }

@@ -6,6 +6,7 @@ It imports neither Ray nor the HTTP application, so that it is small and starts 
 import os
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -72,6 +73,7 @@ def serve(connection: "Connection[object, tuple[StoredPicture, LimitSettings, Si
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
+    warnings.simplefilter("ignore")  # Pillow warns of odd files; clients must not fill the log.
     # The pipe ends with the parent, whatever ended that.
     with suppress(EOFError, ConnectionError):
         serve(Connection(int(sys.argv[1])))

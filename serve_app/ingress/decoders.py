@@ -38,6 +38,11 @@ class Decoder:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process, once it has ended; a negative number is a signal's."""
+        return self._process.poll()
+
     def decode(self, pictures: Sequence[StoredPicture], limits: LimitSettings, sizes: SizeSettings) -> list[Decoded]:
         """One after the other, so that the process holds one decoded picture.
 

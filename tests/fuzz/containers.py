@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tests.fuzz import bytewise
+from tests.fuzz import boxes, bytewise
 from tests.fuzz.bytewise import EDGES
 from tests.fuzz.seeds import png_chunk
 
@@ -36,7 +36,9 @@ def split(data: bytes) -> list[Chunk]:
     """The parts of a PNG, JPEG or WebP file, as far as they can be separated; empty for any other file."""
     if data.startswith(PNG_SIGNATURE):
         return _split_png(data)
-    return _split_jpeg(data) if data.startswith(b"\xff\xd8") else _split_webp(data)
+    if data.startswith(b"\xff\xd8"):
+        return _split_jpeg(data)
+    return _split_webp(data) if data.startswith(b"RIFF") else []
 
 
 def joined(like: bytes, chunks: Sequence[Chunk]) -> bytes:
@@ -50,7 +52,10 @@ def joined(like: bytes, chunks: Sequence[Chunk]) -> bytes:
 
 
 def mutated(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """`data` with parts swapped, dropped, duplicated, copied from other files, of a wrong length, or mutated inside."""
+    """`data` with parts swapped, dropped, duplicated, copied from other files, of a wrong length, or mutated inside.
+    Files of kinds without such parts stay as they are."""
+    if data[4:8] == b"ftyp":
+        return boxes.mutated(rng, data, others)
     chunks = split(data)
     for _ in range(rng.randint(1, 3) if chunks else 0):
         at = rng.randrange(len(chunks))
@@ -68,7 +73,7 @@ def mutated(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
                 chunks[at] = replace(chunks[at], length=rng.choice((*EDGES, len(chunks[at].body) + 1)))
             case _:
                 chunks[at] = replace(chunks[at], body=_body(rng, chunks[at], others))
-    return joined(data, chunks)
+    return joined(data, chunks) if chunks else data
 
 
 def _body(rng: random.Random, chunk: Chunk, others: Sequence[bytes]) -> bytes:

@@ -1,13 +1,21 @@
 """Limits of a case's memory and time, and the settings of the application, scaled down for speed."""
 
-from serve_app.config import AppSettings, EditorSettings, LimitSettings, SizeSettings, WeightsSource
+from typing import get_args
+
+from serve_app.config import AppSettings, EditorSettings, LimitSettings, PictureKind, SizeSettings, WeightsSource
 
 MIB = 2**20
 
 SETTINGS = AppSettings(
     editor=EditorSettings(base=WeightsSource(path="tiny:edit")),  # never loaded
     sizes=SizeSettings(output_area_px=64 * 64, vae_area_px=64 * 64, condition_area_px=32 * 32),
-    limits=LimitSettings(max_picture_px=1_500_000, max_picture_bytes=MIB, max_body_bytes=MIB, max_side_px=512),
+    limits=LimitSettings(
+        picture_kinds=get_args(PictureKind),
+        max_picture_px=1_500_000,
+        max_picture_bytes=MIB,
+        max_body_bytes=MIB,
+        max_side_px=512,
+    ),
 )
 
 MAX_BYTES_PER_PX = 32

@@ -84,7 +84,9 @@ def figures(kind: Kind, tally: Tally, elapsed_s: float) -> str:
     num_cases = tally.accepted + tally.refused + len(tally.findings)
     return (
         f"{num_cases:,} {kind} in {elapsed_s:.0f} s, {num_cases / elapsed_s:.0f} a second: "
-        f"{tally.accepted:,} accepted, {tally.refused:,} refused, {len(tally.findings)} findings; "
+        f"{tally.accepted:,} accepted, {tally.refused:,} refused"
+        f"{f', {tally.crashes} of them since the decoder process died' if tally.crashes else ''}, "
+        f"{len(tally.findings)} findings; "
         f"slowest {tally.slowest_s * 1000:.0f} ms, "
         f"peak memory {tally.growth_bytes / MIB:.0f} MiB above idle (bound {MAX_GROWTH_BYTES / MIB:.0f})"
     )
@@ -116,9 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run", description=__doc__.split("\n")[0])
     parser.add_argument("--pictures", type=int, default=2000, help="how many mutated pictures (default %(default)s)")
+    parser.add_argument("--heif", type=int, default=500, help="how many mutated HEIC, AVIF files (default %(default)s)")
     parser.add_argument("--parts", type=int, default=200, help="how many pictures of many parts (default %(default)s)")
     parser.add_argument("--bodies", type=int, default=1000, help="how many mutated bodies (default %(default)s)")
-    extremes = f"how many requests of each of {', '.join(KINDS[3:])} (default %(default)s)"
+    extremes = f"how many requests of each of {', '.join(KINDS[4:])} (default %(default)s)"
     parser.add_argument("--extremes", type=int, default=0, help=extremes)
     parser.add_argument("--seed", type=int, default=1, help="each seed gives other cases (default %(default)s)")
     parser.add_argument("--processes", type=int, choices=range(1, MAX_PROCESSES + 1), default=MAX_PROCESSES)

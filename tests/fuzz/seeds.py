@@ -9,6 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
+from tests.conftest import ROOT
 from tests.fuzz.limits import SETTINGS
 from tests.pictures import photograph
 
@@ -25,13 +26,33 @@ def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
 def pictures() -> dict[str, bytes]:
     """File contents by a name that describes the file."""
     frames = [photograph(name, WIDTH, HEIGHT) for name in ("astronaut", "coffee", "chelsea")]
-    return {**_pngs(frames), **_jpegs(frames), **_webps(frames)}
+    return {**_pngs(frames), **_jpegs(frames), **_webps(frames), **_others(frames), **heif_pictures()}
+
+
+@cache
+def heif_pictures() -> dict[str, bytes]:
+    """Those of them that are HEIC and AVIF files."""
+    frames = [photograph(name, WIDTH, HEIGHT) for name in ("astronaut", "coffee", "chelsea")]
+    return {**_avifs(frames), **{f"HEIC {name}": _heic(name) for name in ("photo", "turned", "deep", "alpha")}}
+
+
+@cache
+def bulky_heif_pictures() -> dict[str, bytes]:
+    """Those of the bulky ones."""
+    side = _side()
+    flat = Image.new("RGBA", (side, side), (200, 100, 50, 128))
+    animated = {"save_all": True, "append_images": [flat.convert("RGB")]}
+    return {
+        "HEIC": _heic("flat"),
+        "AVIF": saved(flat, "AVIF", speed=10, **_tags(flat)),
+        "AVIF animated": saved(flat.convert("RGB"), "AVIF", speed=10, **animated),
+    }
 
 
 @cache
 def bulky_pictures() -> dict[str, bytes]:
     """Small files of pictures just below the size limit, which take the most memory and time to decode."""
-    side = math.isqrt(SETTINGS.limits.max_picture_px)
+    side = _side()
     flat = Image.new("RGBA", (side, side), (200, 100, 50, 128))
     colours = flat.convert("RGB")
     return {
@@ -40,7 +61,15 @@ def bulky_pictures() -> dict[str, bytes]:
         "PNG clear palette entry": saved(colours.quantize(4), "PNG", transparency=0, **_tags(flat)),
         "JPEG CMYK": saved(colours.convert("CMYK"), "JPEG", progressive=True, **_tags(flat)),
         "WebP animated": saved(flat, "WEBP", save_all=True, append_images=[colours], **_tags(flat)),
+        "GIF animated": saved(flat, "GIF", save_all=True, append_images=[colours]),
+        "TIFF": saved(flat, "TIFF", compression="tiff_lzw", tiffinfo={ExifTags.Base.Orientation: 6}),
+        **bulky_heif_pictures(),
     }
+
+
+def _side() -> int:
+    """Of a square just below the size limit."""
+    return math.isqrt(SETTINGS.limits.max_picture_px)
 
 
 def _pngs(frames: list[Image.Image]) -> dict[str, bytes]:
@@ -89,6 +118,41 @@ def _webps(frames: list[Image.Image]) -> dict[str, bytes]:
         "WebP tags": saved(photo, "WEBP", **_tags(photo), xmp=b"<x:xmpmeta/>"),
         "WebP animated": saved(photo, "WEBP", save_all=True, append_images=others, duration=50),
         "WebP animated alpha": saved(clear, "WEBP", save_all=True, append_images=others, minimize_size=True),
+    }
+
+
+def _avifs(frames: list[Image.Image]) -> dict[str, bytes]:
+    photo, *others = frames
+    clear = photo.copy()
+    clear.putalpha(photo.convert("L"))
+    return {
+        "AVIF": saved(photo, "AVIF"),
+        "AVIF full colour": saved(photo, "AVIF", subsampling="4:4:4", range="limited"),
+        "AVIF grey": saved(photo, "AVIF", subsampling="4:0:0"),
+        "AVIF alpha": saved(clear, "AVIF", alpha_premultiplied=True),
+        "AVIF tags": saved(photo, "AVIF", **_tags(photo), xmp=b"<x:xmpmeta/>"),
+        "AVIF animated": saved(photo, "AVIF", save_all=True, append_images=others),
+    }
+
+
+def _heic(name: str) -> bytes:
+    return (ROOT / "tests" / "edits" / "files" / f"{name}.heic").read_bytes()
+
+
+def _others(frames: list[Image.Image]) -> dict[str, bytes]:
+    """Of the kinds that Pillow alone reads: GIF, BMP and TIFF."""
+    photo, *others = frames
+    packed = {name: saved(photo, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")}
+    return {
+        "GIF": saved(photo, "GIF"),
+        "GIF clear colour": saved(photo.quantize(16), "GIF", transparency=3, interlace=0),
+        "GIF animated": saved(photo, "GIF", save_all=True, append_images=others, comment=b"a comment"),
+        "BMP": saved(photo, "BMP"),
+        "BMP palette": saved(photo.quantize(16), "BMP"),
+        "TIFF": saved(photo, "TIFF", **_tags(photo)),
+        "TIFF 16-bit": saved(photo.convert("L").convert("I;16"), "TIFF"),
+        "TIFF two colours": saved(photo.convert("1"), "TIFF", compression="group4"),
+        **{f"TIFF {name}": data for name, data in packed.items()},
     }
 
 

@@ -1,9 +1,11 @@
-"""Clients that are not made for this service, driven as their users would: curl with HTTP/2, and Java's HttpClient."""
+"""Clients that are not made for this service, driven as their users would: curl with HTTP/2, Java's HttpClient, and
+LiteLLM."""
 
 import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,16 @@ def test_javas_http_client_sends_json_and_a_form(service: Service, picture: Path
     assert first == second == "200 HTTP_1_1"
     assert from_base64(json.loads(envelope)["output"]["images"][0]).size == (64, 64)
     assert from_base64(json.loads(images)["data"][0]["b64_json"]).size == (64, 64)
+
+
+def test_litellm_edits_and_reads_a_refusal(service: Service, picture: Path) -> None:
+    program = ROOT / "tests" / "clients" / "edit_with_litellm.py"
+    local = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # its table of prices would be downloaded
+    command = [sys.executable, program, service.url, "any-key", picture]
+    done = subprocess.run(command, env=local, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data, refusal = done.stdout.strip().splitlines()
+    (image,) = json.loads(data)
+    assert from_base64(image["b64_json"]).size == (64, 64)
+    assert refusal.startswith("BadRequestError")
+    assert "background" in refusal
