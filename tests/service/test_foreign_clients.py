@@ -64,7 +64,7 @@ def test_javas_http_client_sends_json_and_a_form(service: Service, picture: Path
 def test_litellm_edits_and_reads_a_refusal(service: Service, picture: Path) -> None:
     program = ROOT / "tests" / "clients" / "edit_with_litellm.py"
     local = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # its table of prices would be downloaded
-    command = [sys.executable, program, service.url, "any-key", picture]
+    command: list[str | Path] = [sys.executable, program, service.url, "any-key", picture]
     done = subprocess.run(command, env=local, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     data, refusal = done.stdout.strip().splitlines()
