@@ -16,6 +16,7 @@ MAX_LEASE_S = 600
 AttentionBackend = Literal["sdpa", "varlen", "fa3"]
 Quantization = Literal["none", "fp8", "int4"]
 VaeKind = Literal["still", "stock"]
+Scheduling = Literal["shortest", "arrival"]
 ProvenanceKind = Literal["none", "mark", "full"]
 
 
@@ -122,6 +123,14 @@ class EditorSettings(Settings):
         default="mark",
         description="XMP in each output picture. none: nothing; mark: IPTC's term for edited with generative AI; "
         "full: also seed, steps, true_cfg_scale, camera pose and weights, never a prompt.",
+    )
+    scheduling: Scheduling = Field(
+        default="shortest",
+        description="Which edits a step runs. shortest: of the client that was served least, those with the least work "
+        "left; longer ones pause. arrival: an edit that has begun runs to its end.",
+    )
+    max_paused_edits: int = Field(
+        default=16, ge=0, description="Edits that have begun and may be left out of a step; they keep their memory."
     )
     max_waiting_edits: int = Field(
         default=256,

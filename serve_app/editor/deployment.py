@@ -35,6 +35,8 @@ class Editor:
             lambda: load_at_low_priority(settings, gpu_share),
             max_pack_tokens=settings.max_pack_tokens,
             max_waiting=settings.max_waiting_edits,
+            max_paused=settings.max_paused_edits,
+            scheduling=settings.scheduling,
             wedged_after_s=settings.wedged_after_s,
         )
         self._engine.start()

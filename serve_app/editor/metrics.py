@@ -29,7 +29,7 @@ class EngineMetrics:
 
     def update(self, engine: "Engine") -> None:
         stats = engine.stats
-        for state in ("preparing", "waiting", "running"):
+        for state in ("preparing", "waiting", "running", "paused"):
             self._edits.set(getattr(stats, state), {"state": state})
         for end in ("completed", "failed", "cancelled", "expired"):
             self._ends.set(getattr(stats, end), {"end": end})
@@ -43,6 +43,6 @@ class EngineMetrics:
             self._held.set(counts.held_bytes, {"cache": cache})
 
     def finished(self, timings: EditTimings) -> None:
-        for stage in ("queue", "encode", "steps", "decode", "compress"):
+        for stage in ("queue", "encode", "steps", "paused", "decode", "compress"):
             self._stages.observe(getattr(timings, f"{stage}_s"), {"stage": stage})
         self._step.observe(timings.steps_s / timings.num_steps)

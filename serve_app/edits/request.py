@@ -126,11 +126,13 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Progress:
-    """Number of finished steps; 0 when the edit starts. `preview`, if one was due, is the predicted result, encoded."""
+    """Number of finished steps; 0 when the edit starts. `preview`, if one was due, is the predicted result, encoded.
+    `is_paused`: other edits go first for now."""
 
     step: int
     num_steps: int
     preview: bytes | None = None
+    is_paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,18 @@ class EditTimings:
     """Seconds that one edit spent in each stage, and how it shared steps.
 
     Attributes:
+        paused_s: between its beginning and its last step, while the engine did something else.
         shared_steps: steps that ran packed with at least one other edit.
     """
 
-    queue_s: float
-    encode_s: float
-    steps_s: float
-    decode_s: float
-    compress_s: float
-    num_steps: int
-    shared_steps: int
+    queue_s: float = 0.0
+    encode_s: float = 0.0
+    steps_s: float = 0.0
+    paused_s: float = 0.0
+    decode_s: float = 0.0
+    compress_s: float = 0.0
+    num_steps: int = 0
+    shared_steps: int = 0
 
 
 @dataclass(frozen=True)

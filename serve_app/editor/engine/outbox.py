@@ -96,6 +96,6 @@ def _describe(timings: EditTimings) -> str:
     """The log line's figures, seconds by stage."""
     return (
         f"queue_s={timings.queue_s:.3f} encode_s={timings.encode_s:.3f} steps_s={timings.steps_s:.3f} "
-        f"decode_s={timings.decode_s:.3f} compress_s={timings.compress_s:.3f} "
+        f"paused_s={timings.paused_s:.3f} decode_s={timings.decode_s:.3f} compress_s={timings.compress_s:.3f} "
         f"num_steps={timings.num_steps} shared_steps={timings.shared_steps}"
     )

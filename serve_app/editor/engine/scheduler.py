@@ -1,312 +1,188 @@
-"""Decides what runs next: which edits are admitted, which step in which pack, and which are dropped.
+"""Decides which edits the next step runs. All others wait, or are paused, which costs nothing but their drafts' memory.
 
-An edit is prepared on a thread of its own, waits for its turn, is admitted while the pack stays within the token
-budget, and runs until it is finished, dropped or failed.
+A step runs as many edits as the token budget allows, chosen one after the other. An edit that does not fit beside those
+chosen before is passed over; one above the whole budget runs alone. With `shortest`, the next one is
 
-Whose turn it is: clients take turns, those with low priority last (`FairQueue.next`), both for preparation and for
-admission. An edit that does not fit into the budget waits until it does, and so do those after it. While several
-clients send edits, those of one of them leave half of the budget to the others, so that one with long edits does not
-keep the others out for all their steps.
+1. of normal priority; low priority only follows where nothing else fits, or after `LOW_PRIORITY_DELAY_S`;
+2. of the client that was served least: clients get equal token-steps while they have edits, and one that comes back
+   starts level with the others;
+3. of its client's edits, one that would miss its deadline otherwise, the earliest deadline first;
+4. else the one with the least work left (steps times tokens).
+
+For 4, an edit's work counts `1 / AGEING` times what the engine has done when it comes. So an edit is overtaken only by
+those of its client that come before the engine has done `1 / AGEING` times that edit's own work: none starves.
+
+With `arrival`, an edit that has begun is never paused, and the others begin in the order in which they came, clients in
+turn. One that does not fit waits until it does, and so do those after it. Pictures depend on neither.
 """
 
+import heapq
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
 
-from serve_app.editor.engine.outbox import Outbox
-from serve_app.editor.engine.ticket import Ticket
-from serve_app.editor.model.edit_model import Draft, Prepared
-from serve_app.edits.fairness import Askers, FairQueue
-from serve_app.edits.request import EditRequest, EditTimings, Pictures
-from serve_app.errors import Overloaded, ServiceUnavailable
+from serve_app.config import Scheduling
+from serve_app.editor.engine.budget import TokenBudget
+from serve_app.editor.engine.edit import Edit, num_tokens
 
-Prepare = Callable[[EditRequest, Pictures], Prepared]
+AGEING = 0.25
+"""How much of the engine's work since an edit came counts for it."""
 
-REGROWTH_PER_MIN = 0.1
-"""Share of the full token budget that comes back in a minute after a cut."""
+URGENCY = 1.5
+"""An edit is urgent from this many times the time that it needs before its deadline."""
 
+OTHER_STEPS = 2
+"""What an edit needs for its encoding and decoding, in steps."""
 
-@dataclass(eq=False)
-class Waiting:
-    """A prepared edit that has not begun."""
+_SPEED_MEMORY = 0.9
+"""Weight of the steps before in the mean speed."""
 
-    ticket: Ticket
-    prepared: Prepared
-
-    @property
-    def num_done(self) -> int:
-        """Steps done."""
-        return 0
-
-
-@dataclass(eq=False)
-class Running:
-    """An edit between its first and its last step.
-
-    Attributes:
-        began_steps_at: by the engine's clock.
-        previews_at: steps (from 1) after which a preview is due.
-    """
-
-    ticket: Ticket
-    draft: Draft
-    timings: EditTimings
-    began_steps_at: float
-    previews_at: frozenset[int]
-
-    @property
-    def num_done(self) -> int:
-        """Steps done."""
-        return self.draft.index
-
-
-E = TypeVar("E", Waiting, Running)
-
-
-class TokenBudget:
-    """Picture tokens that may share a step: all until a pack runs out of memory, then half of that pack. The budget
-    grows back with time, since what else used the device's memory may have ended. One thread cuts it; any may read it.
-
-    Args:
-        full: tokens of one step, as configured.
-        clock: seconds.
-    """
-
-    def __init__(self, full: int, clock: Callable[[], float]) -> None:
-        self._full = full
-        self._clock = clock
-        self._cut = (full, clock())
-
-    @property
-    def tokens(self) -> int:
-        """The budget as it is now."""
-        cut_to, cut_at = self._cut
-        regrown = self._full * REGROWTH_PER_MIN * (self._clock() - cut_at) / 60
-        return min(self._full, cut_to + int(regrown))
-
-    def cut(self, num_tokens: int) -> None:
-        """Halve the budget, because a pack of so many tokens was too large."""
-        self._cut = (max(1, min(self.tokens, num_tokens) // 2), self._clock())
+Rank = tuple[float, ...]
 
 
 class Scheduler:
-    """Holds every edit from its submission to its end. It refuses edits until it is opened.
+    """Holds every prepared edit until its end.
 
     Args:
         max_pack_tokens: picture tokens of one step; an edit above it runs alone.
-        max_waiting: edits that may wait or be prepared; one more is refused.
-        outbox: takes the edits that fail while they are prepared.
+        max_paused: edits that have begun and may be left out of a step; none begins ahead of more.
         clock: seconds.
 
     Attributes:
-        running: the edits that step; changed by the engine thread only.
+        changed: held for each change by another thread than the engine's; wakes `wait`.
     """
 
-    def __init__(self, max_pack_tokens: int, max_waiting: int, outbox: Outbox, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, max_pack_tokens: int, max_paused: int, scheduling: Scheduling, clock: Callable[[], float]
+    ) -> None:
         self.budget = TokenBudget(max_pack_tokens, clock)
-        self._max_waiting = max_waiting
-        self._outbox = outbox
+        self.changed = threading.Condition()
+        self._max_paused = max_paused
+        self._pauses = scheduling == "shortest"
         self._clock = clock
-        self._changed = threading.Condition()
-        self._prepare: Prepare | None = None
-        self._num_preparing = 0
-        self._unprepared = FairQueue[Ticket](clock)
-        self._prepared: dict[Ticket, Prepared] = {}
-        self._waiting = FairQueue[Ticket](clock)
-        self._askers = Askers(2, clock)
-        self._admitted: list[Waiting] = []
-        self.running: list[Running] = []
-        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._edits: list[Edit] = []
+        self._is_closed = False
+        self._served: dict[str, float] = defaultdict(float)
+        self._num_done = 0
+        self._tokens_per_s = 0.0
 
     # Any thread
 
-    def open(self, prepare: Prepare) -> None:
-        """Accept edits from now on; `prepare` is called on the preparing thread."""
-        self._prepare = prepare
+    def add(self, edit: Edit) -> None:
+        """Let a prepared edit wait for its turn."""
+        with self.changed:
+            self._level(edit.ticket.client)
+            edit.arrived_at = self._num_done
+            self._edits.append(edit)
+            self.changed.notify_all()
 
-    def submit(self, ticket: Ticket) -> None:
-        """Queue an edit.
-
-        Raises:
-            Overloaded: the queue is full.
-            ServiceUnavailable: the scheduler is closed.
-        """
-        with self._changed:
-            self._askers.add(ticket.client)
-            if self._prepare is None:
-                raise ServiceUnavailable("The editor is shutting down; try again.")
-            if self._num_preparing + len(self._waiting) >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} edits are waiting already; try again later.")
-            # From here on the engine alone ends this future. An asyncio task that awaits a future cancels it when it
-            # is cancelled itself, and the engine could no longer set its result.
-            ticket.future.set_running_or_notify_cancel()
-            ticket.submitted_at = self._clock()
-            self._num_preparing += 1
-            self._unprepared.add(ticket)
-            self._preparer.submit(self._prepare_next)
-
-    def close(self) -> list[Ticket]:
-        """Refuse edits from now on; returns those that waited. Those that are being prepared fail when that is done."""
-        with self._changed:
-            self._prepare = None
-            tickets = list(self._waiting)
-            self._waiting.clear()
-            self._prepared.clear()
-            self._changed.notify_all()
-        return tickets
-
-    def join(self) -> None:
-        """Wait for the preparing thread's end."""
-        self._preparer.shutdown()
+    def close(self) -> list[Edit]:
+        """Have `wait` return False from now on; returns the edits that have not begun, and forgets them."""
+        with self.changed:
+            self._is_closed = True
+            waiting = [edit for edit in self._edits if edit.draft is None]
+            self._edits = self.begun
+            self.changed.notify_all()
+        return waiting
 
     @property
-    def begun(self) -> list[Ticket]:
-        """The edits that were admitted and have not left."""
-        return _tickets(self._admitted) + _tickets(self.running)
+    def begun(self) -> list[Edit]:
+        """The edits that have begun and not ended."""
+        return [edit for edit in self._edits if edit.draft is not None]
 
     @property
-    def counts(self) -> dict[str, int]:
-        """By the names of EngineStats."""
-        with self._changed:
-            return {
-                "preparing": self._num_preparing,
-                "waiting": len(self._waiting),
-                "running": len(self.running),
-                "token_budget": self.budget.tokens,
-            }
+    def num_waiting(self) -> int:
+        """Edits that have not begun."""
+        return sum(edit.draft is None for edit in self._edits)
 
     # The engine thread
 
     def wait(self) -> bool:
-        """Block until an edit waits or runs; False once closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.running or self._waiting or self._prepare is None)
-            return self._prepare is not None
+        """Block until there is an edit; False once closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._edits or self._is_closed)
+            return not self._is_closed
 
-    def sweep(self) -> list[Ticket]:
-        """Drop the edits that were cancelled or have expired; returns them."""
+    def sweep(self) -> list[Edit]:
+        """The edits that were cancelled or have expired."""
         now = self._clock()
-        with self._changed:
-            tickets = [*self._waiting, *_tickets(self.running)]
-            unwanted = [ticket for ticket in tickets if ticket.unwanted(now)]
-            for ticket in unwanted:
-                self._waiting.discard(ticket)
-                self._prepared.pop(ticket, None)
-            self.running = [running for running in self.running if running.ticket not in unwanted]
-        return unwanted
+        return [edit for edit in list(self._edits) if edit.ticket.unwanted(now)]
 
-    def admit(self) -> list[Waiting]:
-        """Take waiting edits in turn while the pack stays within the budget. Each must be started or removed."""
+    def next_pack(self) -> list[Edit]:
+        """The edits of the next step; those among them that have no draft begin with it."""
         budget = self.budget.tokens
-        room = budget - num_tokens(self.running)
-        of_client = Counter[str]()
-        for running in self.running:
-            of_client[running.ticket.client] += running.ticket.num_tokens
-        self._admitted = []
-
-        def is_within_share(ticket: Ticket) -> bool:
-            taken = of_client[ticket.client]
-            return not taken or taken + ticket.num_tokens <= self._askers.share(ticket.client, budget)
-
-        with self._changed:
-            while (ticket := self._waiting.next(is_within_share)) is not None:
-                if ticket.num_tokens > room and (self.running or self._admitted):
+        pack: list[Edit] = []
+        with self.changed:
+            num_paused = len(self.begun)  # unless they follow
+            for edit in self._in_turn(self._edits):
+                fits = not pack or num_tokens(pack) + edit.num_tokens <= budget
+                if fits and (edit.draft is not None or num_paused <= self._max_paused):
+                    pack.append(edit)
+                    num_paused -= edit.draft is not None
+                elif not self._pauses:
                     break
-                self._waiting.serve(ticket)
-                self._admitted.append(Waiting(ticket, self._prepared.pop(ticket)))
-                room -= ticket.num_tokens
-                of_client[ticket.client] += ticket.num_tokens
-        return list(self._admitted)
+            return [*(edit for edit in self.begun if edit in pack), *(edit for edit in pack if edit.draft is None)]
 
-    def start(self, edit: Waiting, draft: Draft, began: float) -> Running:
-        """Let an admitted edit run, whose encoding began at `began` and ends now."""
-        now, num_steps = self._clock(), draft.schedule.num_steps
-        timings = EditTimings(
-            queue_s=began - edit.ticket.submitted_at,
-            encode_s=now - began,
-            steps_s=0.0,
-            decode_s=0.0,
-            compress_s=0.0,
-            num_steps=num_steps,
-            shared_steps=0,
-        )
-        previews_at = preview_steps(edit.ticket.request.num_previews, num_steps)
-        running = Running(edit.ticket, draft, timings, now, previews_at)
-        self.running.append(running)
-        self._admitted.remove(edit)
-        return running
+    def count_step(self, pack: Sequence[Edit], seconds: float) -> None:
+        """Charge a step to its edits' clients."""
+        with self.changed:
+            for edit in pack:
+                self._served[edit.ticket.client] += edit.num_tokens
+            self._num_done += num_tokens(pack)
+        if seconds > 0:
+            memory = _SPEED_MEMORY if self._tokens_per_s else 0.0
+            self._tokens_per_s += (1 - memory) * (num_tokens(pack) / seconds - self._tokens_per_s)
 
-    def packs(self) -> Iterator[list[Running]]:
-        """All running edits, in one pack unless they exceed the budget. It is read for each pack, since running out of
-        memory in one cuts it for the next."""
-        left = list(self.running)
-        while left:
-            pack = _first_within(left, self.budget.tokens)
-            del left[: len(pack)]
-            yield pack
-
-    def remove(self, edit: Waiting | Running) -> None:
+    def remove(self, edit: Edit) -> None:
         """Forget an edit that has finished or failed."""
-        if isinstance(edit, Running):
-            self.running.remove(edit)
-        else:
-            self._admitted.remove(edit)
+        with self.changed:
+            if edit in self._edits:
+                self._edits.remove(edit)
 
-    def clear(self) -> None:
-        """Forget all edits that have begun."""
-        self._admitted, self.running = [], []
+    def _in_turn(self, edits: Sequence[Edit]) -> Iterator[Edit]:
+        """All edits, in the order in which the next step takes them. `changed` is held."""
+        if not edits:
+            return
+        now = self._clock()
+        step_s = min(num_tokens(edits), self.budget.tokens) / self._tokens_per_s if self._tokens_per_s else 0.0
+        of_client: dict[tuple[int, str], list[tuple[Rank, int, Edit]]] = defaultdict(list)
+        for number, edit in enumerate(edits):
+            rank = self._by_work(edit, now, step_s) if self._pauses else (edit.ticket.rank,)
+            of_client[self._group(edit, now), edit.ticket.client].append((rank, number, edit))
+        first = min(group for group, _ in of_client)
+        least = min(self._served[client] for group, client in of_client if group == first)
+        turns = []
+        for (group, client), own in of_client.items():
+            self._served[client] = max(self._served[client], least)  # who yields saves up nothing
+            own.sort(reverse=True)
+            turns.append((group, self._served[client], own[-1], own))
+        heapq.heapify(turns)
+        while turns:
+            group, served, _, own = heapq.heappop(turns)
+            edit = own.pop()[-1]
+            yield edit
+            if own:
+                heapq.heappush(turns, (group, served + edit.num_tokens, own[-1], own))
 
-    # The preparing thread
+    def _group(self, edit: Edit, now: float) -> int:
+        """Edits of a smaller group go first."""
+        is_late = edit.ticket.is_low_priority and edit.ticket.rank > now
+        if self._pauses:
+            return int(is_late)
+        return 0 if edit.draft is not None else 1 + is_late
 
-    def _prepare_next(self) -> None:
-        prepared, problem = None, None
-        with self._changed:
-            prepare, ticket = self._prepare, self._unprepared.next()
-            if ticket is None:
-                return
-            self._unprepared.serve(ticket)
-        try:
-            if prepare is not None:
-                prepared = prepare(ticket.request, ticket.pictures)
-        except Exception as caught:
-            problem = caught
-        with self._changed:
-            self._num_preparing -= 1
-            if prepared is not None and self._prepare is not None:
-                self._prepared[ticket] = prepared
-                self._waiting.add(ticket)
-                self._changed.notify_all()
-                return
-        self._outbox.failed(ticket, stopped() if problem is None else problem)
+    def _by_work(self, edit: Edit, now: float, step_s: float) -> Rank:
+        deadline = edit.ticket.deadline
+        if deadline is not None and step_s:
+            alone_s = edit.work / self._tokens_per_s
+            if alone_s <= deadline - now < URGENCY * (edit.num_left + OTHER_STEPS) * step_s:
+                return 0, deadline
+        return 1, edit.work + AGEING * edit.arrived_at
 
-
-def preview_steps(num_previews: int, num_steps: int) -> frozenset[int]:
-    """The steps (from 1) after which previews are due: evenly spread, never after the last one."""
-    return frozenset(
-        round(number * num_steps / (num_previews + 1)) for number in range(1, num_previews + 1)
-    ) & frozenset(range(1, num_steps))
-
-
-def num_tokens(edits: Sequence[E]) -> int:
-    """Picture tokens of a pack."""
-    return sum(edit.ticket.num_tokens for edit in edits)
-
-
-def stopped() -> ServiceUnavailable:
-    """The error of an edit that the engine leaves undone, but that another one may do."""
-    return ServiceUnavailable("The editor stopped before this edit was done; try again.")
-
-
-def _tickets(edits: Sequence[E]) -> list[Ticket]:
-    return [edit.ticket for edit in edits]
-
-
-def _first_within(edits: Sequence[E], max_tokens: int) -> list[E]:
-    """The first edits, as many as the tokens allow, but at least one."""
-    taken = 0
-    while taken < len(edits) and (taken == 0 or num_tokens(edits[: taken + 1]) <= max_tokens):
-        taken += 1
-    return list(edits[:taken])
+    def _level(self, client: str) -> None:
+        """Let a client that has no edits begin level with those that have."""
+        clients = {edit.ticket.client for edit in self._edits}
+        if not clients:
+            self._served.clear()
+        elif client not in clients:
+            self._served[client] = max(self._served[client], min(self._served[each] for each in clients))

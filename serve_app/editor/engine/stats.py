@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Totals since the start, and current values: `preparing`, `waiting`, `running` and `token_budget`.
+    """Totals since the start, and current values: `preparing`, `waiting`, `running`, `paused` and
+    `token_budget`.
 
     Attributes:
         num_steps: packed transformer calls.
@@ -18,6 +19,7 @@ class EngineStats:
     preparing: int = 0
     waiting: int = 0
     running: int = 0
+    paused: int = 0
     num_steps: int = 0
     num_edit_steps: int = 0
     max_pack: int = 0

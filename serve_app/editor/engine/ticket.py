@@ -56,8 +56,13 @@ class Ticket:
         """Its place among its client's edits: the smallest is next."""
         return rank_of(self.submitted_at, self.is_low_priority)
 
+    @property
+    def deadline(self) -> float | None:
+        """When it expires, by the engine's clock; None: never."""
+        return None if self.timeout_s is None else self.submitted_at + self.timeout_s
+
     def expired(self, now: float) -> bool:
-        return self.timeout_s is not None and now - self.submitted_at >= self.timeout_s
+        return self.deadline is not None and now >= self.deadline
 
     def unwanted(self, now: float) -> bool:
         return self.cancelled or self.expired(now)

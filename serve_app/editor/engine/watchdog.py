@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from serve_app.editor.engine.edit import Edit
 from serve_app.editor.engine.failures import DeviceLost, Failed, Fault, fault_of, service_error
-from serve_app.editor.engine.scheduler import E
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.errors import ServiceError
 
@@ -42,7 +42,7 @@ class Watchdog:
         self._clock = clock
         self._stage: Stage | None = None
 
-    def attempt(self, name: str, edits: Sequence[E], work: Callable[[], T]) -> T | Failed:
+    def attempt(self, name: str, edits: Sequence[Edit], work: Callable[[], T]) -> T | Failed:
         """Call the model for these edits.
 
         Raises:
@@ -67,14 +67,14 @@ class Watchdog:
         return stage if stage is not None and self._clock() - stage.began > self._limit_s else None
 
 
-def _newest(edits: Sequence[E]) -> list[Ticket]:
+def _newest(edits: Sequence[Edit]) -> list[Ticket]:
     """The edits with the fewest steps done. The device has run the others' kernels before, so if a call breaks it, the
     newest edits are the suspects."""
     fewest = min(edit.num_done for edit in edits)
     return [edit.ticket for edit in edits if edit.num_done == fewest]
 
 
-def _log(name: str, edits: Sequence[E], problem: Exception) -> None:
+def _log(name: str, edits: Sequence[Edit], problem: Exception) -> None:
     # Log handlers may keep records for a while. After an out-of-memory error they get text only: the exception's
     # frames hold tensors.
     known = isinstance(problem, ServiceError) or fault_of(problem) is Fault.MEMORY

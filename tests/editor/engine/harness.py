@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
 
+from serve_app.config import Scheduling
 from serve_app.editor.engine.engine import Engine, StepModel
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.edits.request import EditRequest
@@ -32,6 +33,8 @@ def running(
     *,
     max_pack_tokens: int = 10_000,
     max_waiting: int = 100,
+    max_paused: int = 16,
+    scheduling: Scheduling = "shortest",
     wedged_after_s: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Engine]:
@@ -39,6 +42,8 @@ def running(
         lambda: model,
         max_pack_tokens=max_pack_tokens,
         max_waiting=max_waiting,
+        max_paused=max_paused,
+        scheduling=scheduling,
         wedged_after_s=wedged_after_s,
         clock=clock,
     )

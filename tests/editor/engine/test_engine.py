@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.editor.engine.edit import preview_steps
 from serve_app.editor.engine.engine import Engine, StepModel
-from serve_app.editor.engine.scheduler import preview_steps
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, Progress
 from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, Overloaded, ServiceUnavailable
@@ -107,7 +107,7 @@ def test_a_cancelled_edit_that_waits_never_begins(gated: FakeModel) -> None:
 
 
 def test_the_pack_stays_within_its_budget(gated: FakeModel) -> None:
-    with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
+    with running(gated, scheduling="arrival", max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
         tickets = [submit(engine, edit_request("a", steps=3))]
         at_step(gated, 1)
         tickets += [submit(engine, edit_request(name, steps=2)) for name in "bc"]
@@ -117,7 +117,7 @@ def test_the_pack_stays_within_its_budget(gated: FakeModel) -> None:
 
 
 def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -> None:
-    with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
+    with running(gated, scheduling="arrival", max_pack_tokens=TOKENS_OF_64_PX) as engine:
         small = submit(engine, edit_request("small", steps=2))
         at_step(gated, 1)
         big = submit(engine, edit_request("big", steps=2, side_px=256))
@@ -129,7 +129,7 @@ def test_an_edit_above_the_budget_runs_alone_and_in_its_turn(gated: FakeModel) -
 
 def test_an_expired_edit_is_gone_at_the_next_step_and_its_room_is_used_in_it(gated: FakeModel) -> None:
     clock = Clock()
-    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
+    with running(gated, scheduling="arrival", max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
         late = submit(engine, edit_request("late", steps=9), timeout_s=5.0)
         at_step(gated, 1)
         next_one = submit(engine, edit_request("next", steps=2))
@@ -170,7 +170,7 @@ def test_an_edit_that_expires_while_it_waits_never_begins(gated: FakeModel) -> N
 
 def test_low_priority_lets_others_go_first_but_not_for_ever(gated: FakeModel) -> None:
     clock = Clock()
-    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
+    with running(gated, scheduling="arrival", max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
         tickets = [submit(engine, edit_request("running", steps=1))]
         at_step(gated, 1)
         tickets.append(submit(engine, replace(edit_request("low", steps=1), low_priority=True)))
@@ -233,7 +233,7 @@ def test_previews_are_spread_evenly(num_previews: int, num_steps: int, due: list
 
 
 def test_guidance_counts_twice_in_the_budget(gated: FakeModel) -> None:
-    with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
+    with running(gated, scheduling="arrival", max_pack_tokens=2 * TOKENS_OF_64_PX) as engine:
         tickets = [submit(engine, edit_request("guided", steps=2, guidance=2.0))]
         at_step(gated, 1)
         tickets += [submit(engine, edit_request("plain", steps=1))]

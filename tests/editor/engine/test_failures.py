@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from serve_app.config import AppSettings
+from serve_app.editor.engine.budget import TokenBudget
 from serve_app.editor.engine.failures import Fault, fault_of, service_error
-from serve_app.editor.engine.scheduler import TokenBudget
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.loading.load import load_model
 from serve_app.editor.model.edit_model import Draft, Prepared
@@ -244,7 +244,7 @@ def test_a_lost_device_ends_the_engine_at_once(stage: str, gated: FakeModel, cap
 
 def test_of_a_pack_that_loses_the_device_the_newest_is_not_run_again(gated: FakeModel) -> None:
     gated.problem = illegal_access
-    with running(gated, max_pack_tokens=3 * TOKENS_OF_64_PX) as engine:
+    with running(gated, scheduling="arrival", max_pack_tokens=3 * TOKENS_OF_64_PX) as engine:
         tickets = [submit(engine, edit_request("old", steps=9)), submit(engine, edit_request("young", steps=9))]
         at_step(gated, 2)
         tickets += [submit(engine, edit_request("bad", steps=9)), submit(engine, edit_request("waits"))]
@@ -289,7 +289,9 @@ def clock() -> Clock:
 
 
 def test_a_stuck_engine_is_found_and_its_edits_are_failed(gated: FakeModel, clock: Clock) -> None:
-    with running(gated, max_pack_tokens=2 * TOKENS_OF_64_PX, wedged_after_s=300, clock=clock) as engine:
+    with running(
+        gated, scheduling="arrival", max_pack_tokens=2 * TOKENS_OF_64_PX, wedged_after_s=300, clock=clock
+    ) as engine:
         old = submit(engine, edit_request("old", steps=9))
         at_step(gated, 1)
         new, waits = submit(engine, edit_request("new", steps=9)), submit(engine, edit_request("waits"))

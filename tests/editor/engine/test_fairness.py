@@ -8,7 +8,6 @@ import pytest
 from serve_app.editor.engine.engine import Engine
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Prepared
-from serve_app.edits.fairness import ASKED_S
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, Pictures
 from tests.editor.engine.harness import PICTURES, TOKENS_OF_64_PX, Clock, at_step, eventually, open_gate, running
 from tests.fakes import FakeModel, edit_request
@@ -53,40 +52,28 @@ def test_four_edits_behind_a_hundred_of_another_client_begin_before_its_fifth(
     assert order == [*turns, *(f"first {number}" for number in range(4, 100))]
 
 
-def test_a_client_with_long_edits_leaves_half_of_the_pack_to_the_others(gated: FakeModel) -> None:
-    with running(gated, max_pack_tokens=8 * TOKENS_OF_64_PX) as engine:
-        submit(engine, "second", 0)
-        at_step(gated, 1)
+def test_a_client_with_long_edits_does_not_keep_others_waiting(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=4 * TOKENS_OF_64_PX) as engine:
         for number in range(8):
             submit(engine, "first", number, steps=100)
         eventually(lambda: engine.stats.preparing == 0)
         at_step(gated, 2)
-        assert begun(gated)[1:] == [f"first {number}" for number in range(4)]
-        submit(engine, "second", 1)
+        submit(engine, "second", 0, steps=100)
         eventually(lambda: engine.stats.preparing == 0)
         at_step(gated, 3)
-        assert begun(gated)[5:] == ["second 1"]
+        assert "second 0" in gated.packs[2]
 
 
-def test_a_client_that_is_alone_for_a_minute_fills_the_pack(gated: FakeModel) -> None:
-    clock = Clock()
-    with running(gated, max_pack_tokens=8 * TOKENS_OF_64_PX, clock=clock) as engine:
-        submit(engine, "second", 0)
-        at_step(gated, 1)
-        clock.now += ASKED_S
-        for number in range(8):
-            submit(engine, "first", number, steps=100)
-        eventually(lambda: engine.stats.preparing == 0)
-        at_step(gated, 2)
-        assert begun(gated)[1:] == [f"first {number}" for number in range(8)]
-
-
-def test_an_edit_of_more_than_its_clients_part_runs(gated: FakeModel) -> None:
+def test_clients_get_equal_parts_whatever_their_edits_take(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
-        tickets = [submit(engine, client, 0) for client in ("first", "second")]
-        open_gate(gated)
-        for ticket in tickets:
-            ticket.future.result(timeout=10)
+        hold_back(gated, engine)
+        for number in range(12):
+            submit(engine, "first", number, steps=1)
+        submit(engine, "second", 0, steps=100)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 21)
+        taken = [name.split()[0] for (name,) in gated.packs[1:]]
+        assert taken == ["first", "second"] * 10
 
 
 def test_low_priority_yields_to_the_other_clients_for_a_while(gated: FakeModel) -> None:
