@@ -13,6 +13,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "serve_app"
 
+# What both dialects share.
+INGRESS = {"ingress", "ingress.limits", "ingress.parsing", "ingress.pictures"}
 # What each part may import of serve_app. A module belongs to the longest of these names that its own starts with; only
 # `tools`, which may import anything, has no entry.
 ALLOWED: dict[str, set[str]] = {
@@ -33,9 +35,12 @@ ALLOWED: dict[str, set[str]] = {
     "rewriter": {"rewriter", "edits", "weights", "weights.gpu_memory", "config", "errors"},
     "jobs": {"jobs", "jobs.stores", "net", "edits", "config", "errors"},
     "jobs.stores": {"jobs.stores", "edits", "config", "errors"},
-    "ingress": {"ingress", "ingress.openai", "ingress.runpod", "net", "serving", "edits", "config", "errors"},
-    "ingress.openai": {"ingress.openai", "ingress", "edits", "config", "errors"},
-    "ingress.runpod": {"ingress.runpod", "ingress", "net", "edits", "config", "errors"},
+    "ingress": {"ingress.openai", "ingress.runpod", "serving", "edits", "config", "errors"} | INGRESS,
+    "ingress.limits": {"ingress.limits", "ingress", "edits", "config", "errors"},
+    "ingress.openai": {"ingress.openai", "edits", "config", "errors"} | INGRESS,
+    "ingress.parsing": {"ingress.parsing", "ingress.limits", "edits", "config", "errors"},
+    "ingress.pictures": {"ingress.pictures", "ingress", "net", "edits", "config", "errors"},
+    "ingress.runpod": {"ingress.runpod", "net", "edits", "config", "errors"} | INGRESS,
     "app": {"ingress", "ingress.runpod", "jobs", "rewriter", "editor", "serving", "config"},
     "cli": {"tools", "tools.training", "tiny", "errors"},
     "tools.training": {"tools.training", "tiny", "rewriter", "edits"},
@@ -60,7 +65,10 @@ FORBIDDEN: dict[str, set[str]] = {
     "jobs": {"torch", "diffusers", "transformers", "ray", "fastapi", "starlette"},
     "jobs.stores": {"torch", "diffusers", "transformers", "ray", "fastapi", "starlette"},
     "ingress": {"torch", "diffusers", "transformers", "ray"},
+    "ingress.limits": {"torch", "diffusers", "transformers", "ray"},
     "ingress.openai": {"torch", "diffusers", "transformers", "ray"},
+    "ingress.parsing": {"torch", "diffusers", "transformers", "ray"},
+    "ingress.pictures": {"torch", "diffusers", "transformers", "ray", "fastapi", "starlette"},
     "ingress.runpod": {"torch", "diffusers", "transformers", "ray"},
 }
 # These may import Ray and `serving`.

@@ -14,8 +14,8 @@ where its pictures would not fit.
 
 Everything else that answers 429 only does so earlier or bounds a part of the service. Earlier: `QueuePlaces` repeats a
 refusal to its client for `FULL_S`, and the proxy repeats `overloaded` to all clients (`QueueFullMiddleware` in
-`ingress/proxy.py`). Bounds: the proxy limits open requests and their bytes (`ingress/quotas.py`). Work within the
-places reaches the others only where several ingress replicas share few editors: Serve's queue of each deployment
+`ingress/proxy.py`). Bounds: the proxy limits open requests and their bytes (`ingress/limits/requests.py`). Work within
+the places reaches the others only where several ingress replicas share few editors: Serve's queue of each deployment
 (`max_queued_requests`) and the engine's (`max_waiting_edits`). A job that these refuse waits in Jobs and is tried
 again.
 """
@@ -40,7 +40,7 @@ from serve_app.edits.service import Deadline, EditorPort, OnProgress
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.ingress.auth import CLIENT, KEY_NAME
 from serve_app.ingress.backend import DRAINS, RETRY_AFTER_S, Backend
-from serve_app.ingress.prepare import ParsedRequest
+from serve_app.ingress.pictures.prepare import ParsedRequest
 
 logger = logging.getLogger(__name__)
 

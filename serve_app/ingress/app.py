@@ -10,11 +10,12 @@ from serve_app.ingress.cross_origin import allow_origins
 from serve_app.ingress.dialects import add_routes
 from serve_app.ingress.error_responses import add_error_handlers
 from serve_app.ingress.health import health_router
-from serve_app.ingress.limits import BodyLimit, LimitsReport, ReportLimits
+from serve_app.ingress.limits.report import LimitsReport, ReportLimits
+from serve_app.ingress.limits.requests import BodyLimit
+from serve_app.ingress.limits.responses import ResponseLimits
+from serve_app.ingress.limits.transfer import TransferLimits
 from serve_app.ingress.middleware import ApiKeys, DrainGate, HeadLimits, OperatorGate, RejectControlHeaders, RequestId
 from serve_app.ingress.openapi import document
-from serve_app.ingress.response_limits import ResponseLimits
-from serve_app.ingress.transfer import TransferLimits
 
 
 def build_app(backend: Backend) -> FastAPI:

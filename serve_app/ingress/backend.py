@@ -9,10 +9,10 @@ from serve_app.edits.job import JobsPort
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.ingress.auth import Keys
-from serve_app.ingress.bodies import BodyReader
-from serve_app.ingress.job_bodies import JobBodies
-from serve_app.ingress.outgoing import OutgoingBytes
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.limits.budget import OutgoingBytes
+from serve_app.ingress.limits.job_bodies import JobBodies
+from serve_app.ingress.parsing.bodies import BodyReader
+from serve_app.ingress.pictures.prepare import Preparer
 
 RETRY_AFTER_S = 5
 """The Retry-After of 503, and of 429 until throughput has been measured."""

@@ -18,9 +18,9 @@ from serve_app.ingress.admission import MeteredEditor, ThroughputMeter
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, require_keys
 from serve_app.ingress.backend import Backend, Draining
-from serve_app.ingress.decoders import DecoderPool
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.pictures.decoders import DecoderPool
+from serve_app.ingress.pictures.prepare import Preparer
 from serve_app.serving.handles import EditorHandle, RewriterHandle, call_all, fault, jobs_port, share, worker_counts
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
 from serve_app.serving.memory import return_freed_blocks

@@ -11,7 +11,7 @@ from starlette.types import Scope
 from serve_app.errors import Overloaded, ServiceError
 from serve_app.ingress.backend import RETRY_AFTER_S
 from serve_app.ingress.dialects import dialect_of
-from serve_app.ingress.validation import NOT_JSON, echo_name, from_validation, unexpected
+from serve_app.ingress.parsing.validation import NOT_JSON, echo_name, from_validation, unexpected
 
 NO_ROUTE = "none"
 """The route of a request that was rejected before routing, or that matches none."""

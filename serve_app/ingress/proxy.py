@@ -22,10 +22,10 @@ from serve_app.ingress.auth import is_local
 from serve_app.ingress.cross_origin import CrossOriginResponses
 from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work, route_path
 from serve_app.ingress.error_responses import error_response
-from serve_app.ingress.limits import LimitsReport
+from serve_app.ingress.limits.report import LimitsReport
+from serve_app.ingress.limits.transfer import SERVES_OWN, TransferLimits
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.middleware import RequestId, closing_response, head_error
-from serve_app.ingress.transfer import SERVES_OWN, TransferLimits
 from serve_app.serving.control_headers import REQUEST_ID_HEADER, is_control_header, session_header
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
 from serve_app.serving.memory import return_freed_blocks

@@ -6,7 +6,7 @@ from typing import Any, cast
 from serve_app.config import AppSettings, EditorSettings, WeightsSource
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.pictures.prepare import Preparer
 
 
 def openapi_text() -> str:

@@ -20,8 +20,8 @@ from serve_app.errors import JobNotFound, RepeatKeyConflict, ServiceError
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import Key, Keys
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.decoders import DecoderPool
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.pictures.decoders import DecoderPool
+from serve_app.ingress.pictures.prepare import Preparer
 from tests.fakes import FakeEditor, FakeRewriter
 from tests.pictures import photograph, to_base64, to_png
 

@@ -25,9 +25,9 @@ from serve_app.ingress.admission import (
 )
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import RETRY_AFTER_S
-from serve_app.ingress.limits import LIMITS_HEADER
+from serve_app.ingress.limits.report import LIMITS_HEADER
 from serve_app.ingress.openai import stream as openai_stream
-from serve_app.ingress.prepare import ParsedRequest, Prepared, Preparer
+from serve_app.ingress.pictures.prepare import ParsedRequest, Prepared, Preparer
 from tests.fakes import FakeEditor, edit_request, picture
 from tests.ingress.openai_harness import DATA_URL, EDITS, Call, FakeJobs, Harness, error_of, harness
 from tests.waiting import until_async

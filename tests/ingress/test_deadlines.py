@@ -14,7 +14,7 @@ from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPic
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.pictures.prepare import Preparer
 from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store

@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.ingress import proxy
-from serve_app.ingress.limits import LIMITS_HEADER, LimitsReport, ReportLimits
+from serve_app.ingress.limits.report import LIMITS_HEADER, LimitsReport, ReportLimits
 from serve_app.ingress.proxy import FULL_S, ProxyErrorMiddleware, QueueFullMiddleware
 from serve_app.serving.control_headers import DISCONNECT_HEADER, TIMEOUT_HEADER
 from tests.conftest import ROOT

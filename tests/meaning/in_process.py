@@ -15,7 +15,7 @@ from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, 
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.pictures.prepare import Preparer
 from serve_app.rewriter.model import RewriterModel
 from tests.ingress.openai_harness import FakeJobs, shared_decoders
 from tests.meaning.checks import RunJob

@@ -17,7 +17,7 @@ from serve_app.config import TINY_FILE, AppSettings, SchedulerSettings, WeightsS
 from serve_app.edits import camera, service
 from serve_app.edits.camera import AZIMUTH_WORDS, CameraPose
 from serve_app.edits.job import Job
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.pictures.prepare import Preparer
 from serve_app.ingress.runpod import answers as runpod_answers
 from serve_app.tiny.edit_model import STOCK_SCHEDULER
 from serve_app.weights.locate import locate

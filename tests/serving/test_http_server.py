@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.ingress.transfer import TransferLimits
+from serve_app.ingress.limits.transfer import TransferLimits
 from serve_app.serving import http_server
 
 ANSWER = b"x" * 16 * 2**20

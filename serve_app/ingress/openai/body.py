@@ -11,12 +11,12 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from serve_app.errors import EditCancelled, InvalidInput
-from serve_app.ingress.bodies import BodyReader, check_json, read_json, validated
-from serve_app.ingress.fields import View
 from serve_app.ingress.openai.form import FORMS, Part, read_form
 from serve_app.ingress.openai.request import OpenAIEdit, OpenAIForm, OpenAIJson
-from serve_app.ingress.prepare import PictureSource
-from serve_app.ingress.validation import echo, echo_name
+from serve_app.ingress.parsing.bodies import BodyReader, check_json, read_json, validated
+from serve_app.ingress.parsing.fields import View
+from serve_app.ingress.parsing.validation import echo, echo_name
+from serve_app.ingress.pictures.prepare import PictureSource
 
 _MAX_NUMBER_CHARS = 400
 """Of a number in a form. More than any number needs that a field takes."""

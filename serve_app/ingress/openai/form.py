@@ -8,8 +8,8 @@ from urllib.parse import unquote_to_bytes
 from python_multipart.multipart import parse_options_header
 
 from serve_app.errors import InvalidInput
-from serve_app.ingress.bodies import check_escapes, check_text
-from serve_app.ingress.validation import echo, echo_name
+from serve_app.ingress.parsing.bodies import check_escapes, check_text
+from serve_app.ingress.parsing.validation import echo, echo_name
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_PARTS = 100

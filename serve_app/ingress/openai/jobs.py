@@ -11,11 +11,11 @@ from serve_app.edits.job import Job, JobRecord, JobSpec, JobsPort, JobState, Pol
 from serve_app.edits.service import Deadline
 from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, ServiceError, error_class
 from serve_app.ingress.admission import JobAdmission
-from serve_app.ingress.job_bodies import JobBodies
+from serve_app.ingress.limits.job_bodies import JobBodies
 from serve_app.ingress.openai.answers import Finished
 from serve_app.ingress.openai.request import OpenAIEdit
 from serve_app.ingress.openai.stream import DrawResult, OnEvent
-from serve_app.ingress.prepare import ParsedRequest
+from serve_app.ingress.pictures.prepare import ParsedRequest
 
 WAIT_S = 60.0
 """For one call of the Jobs deployment; the job's policy limits how long it may take."""

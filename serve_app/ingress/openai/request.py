@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from serve_app.errors import listed
-from serve_app.ingress.fields import (
+from serve_app.ingress.parsing.fields import (
     FORMATS,
     EditFields,
     Flag,
@@ -19,7 +19,7 @@ from serve_app.ingress.fields import (
     check_length,
     refused,
 )
-from serve_app.ingress.validation import wrong
+from serve_app.ingress.parsing.validation import wrong
 
 
 def _one_of(*names: str) -> tuple[BeforeValidator, WithJsonSchema]:

@@ -15,7 +15,6 @@ from serve_app.errors import ModelNotFound
 from serve_app.ingress.admission import EditPlaces, JobAdmission
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.fields import RepeatKeyHeader
 from serve_app.ingress.late_response import LateResponse
 from serve_app.ingress.openai.answers import OpenAIError, OpenAIImages, OpenAILook, OpenAIModel, OpenAIModels, images
 from serve_app.ingress.openai.body import read_body
@@ -24,7 +23,8 @@ from serve_app.ingress.openai.parse import parse_body
 from serve_app.ingress.openai.request import OpenAIForm, OpenAIJson
 from serve_app.ingress.openai.stream import Draw, DrawResult, EventStream, drawing, server_sent
 from serve_app.ingress.openapi import SAMPLE
-from serve_app.ingress.validation import default, echo
+from serve_app.ingress.parsing.fields import RepeatKeyHeader
+from serve_app.ingress.parsing.validation import default, echo
 
 _ERRORS = {status: {"model": OpenAIError} for status in (400, 401, 404, 408, 413, 414, 422, 429, 431, 500, 503, 504)}
 _CANCELLED: dict[int | str, dict[str, Any]] = {

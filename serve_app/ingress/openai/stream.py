@@ -26,8 +26,8 @@ from serve_app.ingress.openai.answers import (
     Preview,
     event_of,
 )
-from serve_app.ingress.prepare import Prepared
-from serve_app.ingress.validation import unexpected
+from serve_app.ingress.parsing.validation import unexpected
+from serve_app.ingress.pictures.prepare import Prepared
 
 KEEP_ALIVE_S = 15.0
 """After so long without an event, a comment is sent, so that no proxy closes the connection."""

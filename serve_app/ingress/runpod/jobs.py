@@ -13,10 +13,10 @@ from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.late_response import LateResponse
+from serve_app.ingress.parsing.validation import default, within
 from serve_app.ingress.runpod.answers import envelope, plain_envelope, stream
 from serve_app.ingress.runpod.parse import parse_input
 from serve_app.ingress.runpod.request import RunPodPolicy, RunPodRequest
-from serve_app.ingress.validation import default, within
 from serve_app.net.origins import origin_of
 
 MAX_POLICY_MS = 7 * 86_400_000

@@ -6,10 +6,10 @@ from dataclasses import replace
 from serve_app.config import LimitSettings
 from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
-from serve_app.ingress.fields import checked_seed, checked_size, output_format
-from serve_app.ingress.prepare import ParsedRequest, PictureSource
+from serve_app.ingress.parsing.fields import checked_seed, checked_size, output_format
+from serve_app.ingress.parsing.validation import checked_prompt, default, within
+from serve_app.ingress.pictures.prepare import ParsedRequest, PictureSource
 from serve_app.ingress.runpod.request import RunPodInput
-from serve_app.ingress.validation import checked_prompt, default, within
 
 DEFAULT_SEED = 42
 

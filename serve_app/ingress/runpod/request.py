@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from serve_app.errors import listed
-from serve_app.ingress.fields import (
+from serve_app.ingress.parsing.fields import (
     FORMATS,
     EditFields,
     Flag,

@@ -11,9 +11,9 @@ from fastapi.routing import APIRoute
 
 from serve_app.edits.job import JobState
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.bodies import BodyReader, read_model
-from serve_app.ingress.fields import RepeatKeyHeader
 from serve_app.ingress.openapi import SAMPLE
+from serve_app.ingress.parsing.bodies import BodyReader, read_model
+from serve_app.ingress.parsing.fields import RepeatKeyHeader
 from serve_app.ingress.runpod.answers import (
     RunPodAccepted,
     RunPodEnvelope,

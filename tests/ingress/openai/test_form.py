@@ -8,7 +8,6 @@ import pytest
 
 from serve_app.config import AppSettings
 from serve_app.errors import InvalidInput
-from serve_app.ingress.bodies import MAX_ESCAPES, MAX_NON_ASCII_BYTES
 from serve_app.ingress.openai.form import (
     FORMS,
     MAX_BOUNDARY_BYTES,
@@ -17,6 +16,7 @@ from serve_app.ingress.openai.form import (
     MAX_SEMICOLONS,
     read_form,
 )
+from serve_app.ingress.parsing.bodies import MAX_ESCAPES, MAX_NON_ASCII_BYTES
 from tests.ingress.openai_harness import EDITS, error_of, harness
 
 MULTIPART = "multipart/form-data; boundary=x"

@@ -17,7 +17,7 @@ from serve_app.errors import (
     ServiceError,
     ServiceUnavailable,
 )
-from serve_app.ingress.decoders import DecoderPool
+from serve_app.ingress.pictures.decoders import DecoderPool
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, error_of, events, harness
 from tests.waiting import until_async
 

@@ -18,7 +18,7 @@ from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.parse import parse_body
 from serve_app.ingress.openai.request import OpenAIEdit
 from serve_app.ingress.openai.stream import KEEP_ALIVE, drawing, server_sent
-from serve_app.ingress.prepare import PictureSource
+from serve_app.ingress.pictures.prepare import PictureSource
 from tests.fakes import TIMINGS, TOKENS
 from tests.ingress.openai_harness import DATA_URL, PNG, Call, Event, Harness, error_of, events, harness
 from tests.waiting import until_async

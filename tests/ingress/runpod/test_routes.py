@@ -25,7 +25,7 @@ from serve_app.ingress import admission
 from serve_app.ingress.admission import fingerprint_of
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.pictures.prepare import Preparer
 from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs import service
 from serve_app.jobs.service import JobService

@@ -12,7 +12,7 @@ from PIL import Image
 from serve_app.config import LimitSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput
-from serve_app.ingress.prepare import ParsedRequest
+from serve_app.ingress.pictures.prepare import ParsedRequest
 from serve_app.ingress.runpod.parse import parse_input
 from serve_app.ingress.runpod.request import RunPodRequest
 from serve_app.tiny.wishes import styled, wishes_of

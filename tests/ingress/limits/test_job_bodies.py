@@ -9,10 +9,10 @@ import pytest
 
 from serve_app.edits.job import Job, JobRecord, JobsPort, JobState
 from serve_app.errors import JobNotFound, Overloaded
-from serve_app.ingress import job_bodies
 from serve_app.ingress.auth import CLIENT
-from serve_app.ingress.job_bodies import MAX_JOBS_PER_CLIENT, MAX_RENDERED, JobBodies
-from serve_app.ingress.outgoing import RESPONSE_BYTES, OutgoingBytes, ResponseBytes
+from serve_app.ingress.limits import job_bodies
+from serve_app.ingress.limits.budget import RESPONSE_BYTES, OutgoingBytes, ResponseBytes
+from serve_app.ingress.limits.job_bodies import MAX_JOBS_PER_CLIENT, MAX_RENDERED, JobBodies
 from tests.waiting import until_async
 
 SIZE = 2**20

@@ -11,9 +11,9 @@ from starlette.types import Message
 
 from serve_app.errors import Overloaded
 from serve_app.ingress.auth import CLIENT
+from serve_app.ingress.limits.budget import COUNTED_BYTES, OutgoingBytes, ResponseBytes
+from serve_app.ingress.limits.responses import CHUNK_BYTES, ResponseLimits
 from serve_app.ingress.openai.stream import EventStream
-from serve_app.ingress.outgoing import COUNTED_BYTES, OutgoingBytes, ResponseBytes
-from serve_app.ingress.response_limits import CHUNK_BYTES, ResponseLimits
 from tests.waiting import until_async
 
 LARGE = 4 * CHUNK_BYTES

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import AppSettings
-from serve_app.ingress.bodies import decompressed
+from serve_app.ingress.parsing.bodies import decompressed
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Harness, error_of, harness
 
 JOB = json.dumps({"input": {"image": DATA_URL, "prompt": "x"}}).encode()

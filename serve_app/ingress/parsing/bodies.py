@@ -12,8 +12,8 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from serve_app.errors import InvalidInput, UnknownEncoding
-from serve_app.ingress.limits import too_large
-from serve_app.ingress.validation import NOT_JSON, echo, from_validation
+from serve_app.ingress.limits.requests import too_large
+from serve_app.ingress.parsing.validation import NOT_JSON, echo, from_validation
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)

@@ -1,12 +1,15 @@
-"""What clients may occupy at once: open requests, and bytes."""
+"""What requests may take up: how many are open, the size of a body, and the bytes of all bodies together."""
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from serve_app.errors import Overloaded, ServiceError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import BodyTooLarge, Overloaded, ServiceError
+from serve_app.ingress.limits.budget import ByteBudget
 
 MAX_REQUESTS = 448
 """Requests of all clients at once, fewer than `max_ongoing_requests` of the shipped Ingress: the rest is for health."""
@@ -45,77 +48,79 @@ class OpenRequests:
         try:
             yield
         finally:
-            _subtract(self._by_client, client, 1)
+            self._by_client -= Counter({client: 1})
 
 
-@dataclass(eq=False)
-class _Waiter:
-    client: Hashable
-    num_bytes: int
-    turn: "asyncio.Future[None]"
+def too_large(max_body_bytes: int) -> BodyTooLarge:
+    """The error of a body, as it is sent or decompressed."""
+    return BodyTooLarge(f"The body is larger than the {max_body_bytes} bytes that this server takes.")
 
 
-class ByteBudget:
-    """Bytes that clients hold, in total and by client. First come, first served; a client that has to wait for its own
-    bytes does not delay the others. More than a limit are granted to who holds nothing. Lives on one event loop.
+class BodySize:
+    """Counts the bytes of one request's body.
 
     Attributes:
-        total: bytes of all clients. It and `per_client` may be changed; bytes that are held stay.
-        per_client: bytes of one client.
+        announced: its Content-Length; None: it has none.
+        received: the bytes that have arrived.
+        is_complete: all of it has arrived.
     """
 
-    def __init__(self, total: int, per_client: int, wait_s: float) -> None:
-        self.total = total
-        self.per_client = per_client
-        self._wait_s = wait_s
-        self._taken: Counter[Hashable] = Counter()
-        self._waiting: list[_Waiter] = []
+    def __init__(self, scope: Scope, max_body_bytes: int) -> None:
+        headers = Headers(scope=scope)
+        text = headers.get("content-length", "")
+        # 19 digits are more than any limit; Python reads no number of 5,000.
+        self.announced = int(text[:19]) if text.isdecimal() else None
+        self.received = 0
+        self.is_complete = self.announced is None and "transfer-encoding" not in headers
+        self._max_body_bytes = max_body_bytes
 
     @property
-    def num_taken(self) -> int:
-        return self._taken.total()
+    def largest(self) -> int:
+        """The most bytes that may arrive."""
+        if self.is_complete:
+            return self.received
+        return self._max_body_bytes if self.announced is None else self.announced
 
-    async def take(self, client: Hashable, num_bytes: int) -> None:
-        """Take bytes once they fit.
+    def check(self) -> None:
+        """
+        Raises:
+            BodyTooLarge: more bytes are announced or have arrived than are allowed.
+        """
+        if max(self.announced or 0, self.received) > self._max_body_bytes:
+            raise too_large(self._max_body_bytes)
+
+    def add(self, message: Message) -> None:
+        """Count a message of `receive`.
 
         Raises:
-            TimeoutError: they did not fit within `wait_s`.
+            BodyTooLarge: more bytes have arrived than are allowed.
         """
-        waiter = _Waiter(client, num_bytes, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
-        self._grant()
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await waiter.turn
-        except BaseException:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-                self._grant()
-            else:
-                self.give_back(client, num_bytes)
-            raise
-
-    def give_back(self, client: Hashable, num_bytes: int) -> None:
-        _subtract(self._taken, client, num_bytes)
-        self._grant()
-
-    def _grant(self) -> None:
-        delayed: set[Hashable] = set()
-        for waiter in tuple(self._waiting):
-            taken = self._taken[waiter.client]
-            if waiter.client in delayed or not _fits(waiter.num_bytes, taken, self.per_client):
-                delayed.add(waiter.client)
-            elif not _fits(waiter.num_bytes, self.num_taken, self.total):
-                return  # Smaller requests must not overtake a large one for ever.
-            else:
-                self._waiting.remove(waiter)
-                self._taken[waiter.client] += waiter.num_bytes
-                if not waiter.turn.done():
-                    waiter.turn.set_result(None)
+        self.received += len(message.get("body", b""))
+        self.is_complete = not message.get("more_body", False)
+        self.check()
 
 
-def _fits(num_bytes: int, taken: int, limit: int) -> bool:
-    return num_bytes == 0 or taken == 0 or taken + num_bytes <= limit
+class BodyLimit:
+    """Raises BodyTooLarge when more than `max_body_bytes` of a body are announced or received. FastAPI's own
+    `max_body_size` answers in plain text, past every exception handler; clients of either dialect need JSON."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        size = BodySize(scope, self._max_body_bytes)
+
+        async def receive_limited() -> Message:
+            size.check()
+            message = await receive()
+            size.add(message)
+            return message
+
+        await self._app(scope, receive_limited, send)
 
 
 @dataclass(eq=False)
@@ -166,9 +171,3 @@ class BodyBytes:
         freed = reservation.num_bytes - num_bytes
         reservation.num_bytes = num_bytes
         self._budget.give_back(reservation.client, freed)
-
-
-def _subtract(counter: Counter[Hashable], name: Hashable, number: int) -> None:
-    counter[name] -= number
-    if counter[name] <= 0:
-        del counter[name]

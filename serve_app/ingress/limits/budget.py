@@ -1,11 +1,12 @@
-"""A budget of the bytes of responses that clients have not taken yet."""
+"""A budget of bytes, and that of the responses that clients have not taken yet."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Hashable
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from serve_app.errors import Overloaded
-from serve_app.ingress.quotas import ByteBudget
 
 MAX_OUTGOING_BYTES = 256 * 2**20
 """Of all responses of one ingress replica."""
@@ -21,6 +22,76 @@ COUNTED_BYTES = 64 * 2**10
 """Responses and events below this size are not counted."""
 
 _MIB = 2**20
+
+
+@dataclass(eq=False)
+class _Waiter:
+    client: Hashable
+    num_bytes: int
+    turn: "asyncio.Future[None]"
+
+
+class ByteBudget:
+    """Bytes that clients hold, in total and by client. First come, first served; a client that has to wait for its own
+    bytes does not delay the others. More than a limit are granted to who holds nothing. Lives on one event loop.
+
+    Attributes:
+        total: bytes of all clients. It and `per_client` may be changed; bytes that are held stay.
+        per_client: bytes of one client.
+    """
+
+    def __init__(self, total: int, per_client: int, wait_s: float) -> None:
+        self.total = total
+        self.per_client = per_client
+        self._wait_s = wait_s
+        self._taken: Counter[Hashable] = Counter()
+        self._waiting: list[_Waiter] = []
+
+    @property
+    def num_taken(self) -> int:
+        return self._taken.total()
+
+    async def take(self, client: Hashable, num_bytes: int) -> None:
+        """Take bytes once they fit.
+
+        Raises:
+            TimeoutError: they did not fit within `wait_s`.
+        """
+        waiter = _Waiter(client, num_bytes, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        self._grant()
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await waiter.turn
+        except BaseException:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+                self._grant()
+            else:
+                self.give_back(client, num_bytes)
+            raise
+
+    def give_back(self, client: Hashable, num_bytes: int) -> None:
+        self._taken -= Counter({client: num_bytes})
+        self._grant()
+
+    def _grant(self) -> None:
+        delayed: set[Hashable] = set()
+        for waiter in tuple(self._waiting):
+            taken = self._taken[waiter.client]
+            if waiter.client in delayed or not _fits(waiter.num_bytes, taken, self.per_client):
+                delayed.add(waiter.client)
+            elif not _fits(waiter.num_bytes, self.num_taken, self.total):
+                return  # Smaller requests must not overtake a large one for ever.
+            else:
+                self._waiting.remove(waiter)
+                self._taken[waiter.client] += waiter.num_bytes
+                if not waiter.turn.done():
+                    waiter.turn.set_result(None)
+
+
+def _fits(num_bytes: int, taken: int, limit: int) -> bool:
+    return num_bytes == 0 or taken == 0 or taken + num_bytes <= limit
 
 
 class OutgoingBytes(ByteBudget):

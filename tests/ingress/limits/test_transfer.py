@@ -11,10 +11,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config import AppSettings
-from serve_app.ingress import quotas, transfer
 from serve_app.ingress.app import build_app
-from serve_app.ingress.limits import LIMITS_HEADER, LimitsReport, ReportLimits
-from serve_app.ingress.transfer import CHUNK_BYTES, GRACE_S, LINGER_S, MIN_BYTES_PER_S, TransferLimits
+from serve_app.ingress.limits import requests, transfer
+from serve_app.ingress.limits.report import LIMITS_HEADER, LimitsReport, ReportLimits
+from serve_app.ingress.limits.transfer import CHUNK_BYTES, GRACE_S, LINGER_S, MIN_BYTES_PER_S, TransferLimits
 from tests.ingress.openai_harness import harness
 from tests.stepping import run, settle
 
@@ -159,7 +159,7 @@ def test_addresses_are_not_limited_in_requests() -> None:
 
 
 def test_all_clients_together_leave_places_for_health(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "MAX_REQUESTS", 3)
+    monkeypatch.setattr(requests, "MAX_REQUESTS", 3)
 
     async def main() -> None:
         app = App(is_open=False)
@@ -246,7 +246,7 @@ def test_without_a_key_the_bytes_of_an_address_count_together() -> None:
     run(main())
 
 
-@pytest.mark.parametrize(("frees_after_s", "status"), [(quotas.WAIT_S - 1, 200), (quotas.WAIT_S + 1, 429)])
+@pytest.mark.parametrize(("frees_after_s", "status"), [(requests.WAIT_S - 1, 200), (requests.WAIT_S + 1, 429)])
 def test_a_body_waits_only_so_long(frees_after_s: float, status: int) -> None:
     async def main() -> None:
         app = App(is_open=False)
@@ -354,7 +354,7 @@ def test_the_time_in_which_a_body_is_not_read_does_not_count() -> None:
         first = Connection(announced=100).arrive(b"x" * 100, more=False)
         waits = Connection(announced=100)
         await statuses(limited, [first, waits])
-        await asyncio.sleep(quotas.WAIT_S - 1)
+        await asyncio.sleep(requests.WAIT_S - 1)
         app.may_answer.set()
         await asyncio.sleep(GRACE_S - 1)
         waits.arrive(b"x" * 100, more=False)

@@ -1,6 +1,6 @@
-"""The process that decodes pictures: `python -m serve_app.ingress.decode_worker FD`. Decoders.py starts and ends it.
+"""The process that decodes pictures: `python -m serve_app.ingress.pictures.decode_worker FD`.
 
-It imports neither Ray nor the HTTP application, so that it is small and starts fast.
+`decoders.py` starts and ends it. It imports neither Ray nor the HTTP application, so that it is small and starts fast.
 """
 
 import os

@@ -12,8 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from serve_app.config import AppSettings
 from serve_app.errors import InvalidInput
-from serve_app.ingress import bodies
-from serve_app.ingress.bodies import (
+from serve_app.ingress.openai import body
+from serve_app.ingress.openai.form import read_form
+from serve_app.ingress.openai.request import OpenAIForm, OpenAIJson
+from serve_app.ingress.parsing import bodies
+from serve_app.ingress.parsing.bodies import (
     MAX_ESCAPES,
     MAX_JSON_UNQUOTED_BYTES,
     MAX_JSON_VALUES,
@@ -22,10 +25,7 @@ from serve_app.ingress.bodies import (
     check_json,
     read_json,
 )
-from serve_app.ingress.fields import MAX_FIELDS, MAX_ITEMS, MAX_NAME_CHARS
-from serve_app.ingress.openai import body
-from serve_app.ingress.openai.form import read_form
-from serve_app.ingress.openai.request import OpenAIForm, OpenAIJson
+from serve_app.ingress.parsing.fields import MAX_FIELDS, MAX_ITEMS, MAX_NAME_CHARS
 from serve_app.ingress.runpod.request import RunPodRequest
 from tests.fuzz.bodies import JSON, Call
 from tests.fuzz.body_case import Exchange

@@ -16,10 +16,11 @@ from serve_app.errors import RequestTimeout, ServiceError
 from serve_app.ingress.auth import credentials
 from serve_app.ingress.dialects import route_path
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
-from serve_app.ingress.limits import LIMITS_HEADER, BodySize, LimitsReport, in_chunks
+from serve_app.ingress.limits.report import LIMITS_HEADER, LimitsReport
+from serve_app.ingress.limits.requests import BodyBytes, BodySize, OpenRequests, Rejected, Reservation
+from serve_app.ingress.limits.responses import disconnected, in_chunks
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.middleware import RequestId, closing_response
-from serve_app.ingress.quotas import BodyBytes, OpenRequests, Rejected, Reservation
 
 MIN_BYTES_PER_S, GRACE_S = 8 * 2**10, 10.0
 """How fast a body must arrive, and how far it may fall behind that."""
@@ -142,9 +143,7 @@ def _without_body(receive: Receive) -> Receive:
         if is_first:
             is_first = False
             return {"type": "http.request", "body": b"", "more_body": False}
-        while (message := await receive())["type"] != "http.disconnect":
-            pass
-        return message
+        return await disconnected(receive)
 
     return receive_nothing
 

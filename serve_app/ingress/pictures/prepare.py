@@ -9,8 +9,8 @@ from serve_app.edits.service import all_or_none
 from serve_app.edits.sizes import OutputSize, Size, output_size
 from serve_app.errors import InvalidInput
 from serve_app.ingress.auth import CLIENT
-from serve_app.ingress.decode_worker import StoredPicture
-from serve_app.ingress.decoders import DecoderPool
+from serve_app.ingress.pictures.decode_worker import StoredPicture
+from serve_app.ingress.pictures.decoders import DecoderPool
 from serve_app.net.outbound import Outbound, Unreachable
 
 MAX_FETCHES, MAX_FETCHES_PER_REQUEST = 16, 4

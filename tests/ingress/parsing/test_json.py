@@ -12,10 +12,10 @@ import pytest
 
 from serve_app.config import AppSettings
 from serve_app.errors import InvalidInput
-from serve_app.ingress.bodies import MAX_JSON_DEPTH, check_json, read_json, read_model
 from serve_app.ingress.openai.body import _from_json, _from_parts
+from serve_app.ingress.parsing.bodies import MAX_JSON_DEPTH, check_json, read_json, read_model
+from serve_app.ingress.parsing.validation import echo, echo_name
 from serve_app.ingress.runpod.request import RunPodRequest
-from serve_app.ingress.validation import echo, echo_name
 from tests.ingress.openai_harness import EDITS, PNG, Harness, error_of, harness
 
 FIELDS = ("seed", "prompt", "image", "quality", "views", "unknown")

@@ -1,6 +1,7 @@
 """ASGI middleware that bounds the bytes of responses that clients have not taken yet."""
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
 
 from starlette.datastructures import Headers
@@ -9,14 +10,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import Overloaded
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.error_responses import error_response
-from serve_app.ingress.limits import in_chunks
-from serve_app.ingress.outgoing import RESPONSE_BYTES, OutgoingBytes, ResponseBytes
+from serve_app.ingress.limits.budget import RESPONSE_BYTES, OutgoingBytes, ResponseBytes
 
 CHUNK_BYTES = 256 * 2**10
 """Of a message with a part of a body."""
 
 TAKEN_S = 120.0
 """How long a response counts at most after it was sent, should the proxy not drop a client that reads too slowly."""
+
+
+async def disconnected(receive: Receive) -> Message:
+    """The first `http.disconnect`; what comes before it is discarded."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
+
+
+def in_chunks(message: Message, num_bytes: int) -> Iterator[Message]:
+    """A message with a part of a response's body as messages of at most so many bytes each. uvicorn's `send` waits for
+    the client before a message, never within one."""
+    body, more_body = message.get("body", b""), message.get("more_body", False)
+    for begin in range(0, max(len(body), 1), num_bytes):
+        end = begin + num_bytes
+        yield {**message, "body": body[begin:end], "more_body": more_body or end < len(body)}
 
 
 class ResponseLimits:
@@ -44,15 +60,10 @@ class ResponseLimits:
             if held:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._taken_s):
-                        await _taken(receive)
+                        await disconnected(receive)
         finally:
             RESPONSE_BYTES.reset(token)
             held.release()
-
-
-async def _taken(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class _LimitedSend:

@@ -20,9 +20,9 @@ from serve_app.edits.images import prepare, read_picture
 from serve_app.edits.sizes import Size
 from serve_app.errors import InvalidInput, ServiceUnavailable
 from serve_app.ingress.app import build_app
-from serve_app.ingress.decode_worker import Decoded, StoredPicture
-from serve_app.ingress.decoders import Decoder, DecoderPool
-from serve_app.ingress.prepare import Preparer
+from serve_app.ingress.pictures.decode_worker import Decoded, StoredPicture
+from serve_app.ingress.pictures.decoders import Decoder, DecoderPool
+from serve_app.ingress.pictures.prepare import Preparer
 from tests.ingress.openai_harness import DATA_URL, PNG, Call, error_of, harness
 from tests.pictures import progressive_jpeg, to_png
 from tests.waiting import until, until_async
@@ -71,7 +71,7 @@ def test_the_same_pixels_as_in_this_process(pool: DecoderPool) -> None:
 
 
 def test_a_process_imports_neither_ray_nor_the_application_nor_models() -> None:
-    code = "import sys, serve_app.ingress.decode_worker; print(*sys.modules)"
+    code = "import sys, serve_app.ingress.pictures.decode_worker; print(*sys.modules)"
     modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert "serve_app.edits.images" in modules
     assert not {"ray", "fastapi", "starlette", "httpx2", "torch", "diffusers", "transformers"} & set(modules)
@@ -88,7 +88,7 @@ def test_processes_start_with_the_pool_and_end_with_it() -> None:
 
 def test_processes_end_with_their_parent_however_it_ends() -> None:
     code = (
-        "import time; from serve_app.ingress.decoders import DecoderPool; pool = DecoderPool(1);"
+        "import time; from serve_app.ingress.pictures.decoders import DecoderPool; pool = DecoderPool(1);"
         "print(*[decoder.pid for decoder in pool.decoders], flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:

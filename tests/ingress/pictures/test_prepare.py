@@ -12,7 +12,7 @@ import pytest
 from serve_app.config import AppSettings, FetchSettings
 from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
-from serve_app.ingress.prepare import (
+from serve_app.ingress.pictures.prepare import (
     MAX_FETCHES,
     MAX_FETCHES_PER_REQUEST,
     FetchAllowance,

@@ -14,7 +14,7 @@ from serve_app.edits.camera import CameraPose, snap
 from serve_app.edits.images import ENCODER_OPTIONS
 from serve_app.edits.request import EditOptions, OutputFormat, Sampling
 from serve_app.errors import InvalidInput, listed
-from serve_app.ingress.validation import checked_prompt, default, echo, within, wrong
+from serve_app.ingress.parsing.validation import checked_prompt, default, echo, within, wrong
 
 MAX_SEED = 2**63 - 1
 RANDOM_SEEDS = 2**31

@@ -18,7 +18,7 @@ from typing import ClassVar
 from serve_app.config import LimitSettings, SizeSettings
 from serve_app.edits.fairness import FairQueue
 from serve_app.errors import InvalidInput, ServiceUnavailable
-from serve_app.ingress.decode_worker import Decoded, StoredPicture
+from serve_app.ingress.pictures.decode_worker import Decoded, StoredPicture
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from cachetools import TTLCache
 from serve_app.edits.job import Job, JobsPort
 from serve_app.errors import Overloaded
 from serve_app.ingress.auth import CLIENT
-from serve_app.ingress.outgoing import OUTGOING_WAIT_S, RESPONSE_BYTES
+from serve_app.ingress.limits.budget import OUTGOING_WAIT_S, RESPONSE_BYTES
 
 T = TypeVar("T")
 
 MAX_RENDERED = 4
 """Jobs that are fetched and rendered at once."""
 MAX_JOBS_PER_CLIENT = 2
-"""Jobs of one API key from the fetch of their pictures until their responses fit into the budget of `outgoing.py`."""
+"""Jobs of one API key from the fetch of their pictures until their responses fit into the budget of `budget.py`."""
 CACHE_BYTES = 64 * 2**20
 CACHE_S = 5.0
 

@@ -1,0 +1,1 @@
+"""Pictures of requests: fetched, decoded and resized."""
