@@ -15,7 +15,6 @@ from serve_app.errors import ModelNotFound
 from serve_app.ingress.admission import EditPlaces, JobAdmission
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.late_response import LateResponse
 from serve_app.ingress.openai.answers import OpenAIError, OpenAIImages, OpenAILook, OpenAIModel, OpenAIModels, images
 from serve_app.ingress.openai.body import read_body
 from serve_app.ingress.openai.jobs import draw_as_job, find_or_submit, result_of, wait_for_end
@@ -23,6 +22,7 @@ from serve_app.ingress.openai.parse import parse_body
 from serve_app.ingress.openai.request import OpenAIForm, OpenAIJson
 from serve_app.ingress.openai.stream import Draw, DrawResult, EventStream, drawing, server_sent
 from serve_app.ingress.openapi import SAMPLE
+from serve_app.ingress.parsing.bodies import LateResponse
 from serve_app.ingress.parsing.fields import RepeatKeyHeader
 from serve_app.ingress.parsing.validation import default, echo
 

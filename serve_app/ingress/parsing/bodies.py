@@ -1,15 +1,16 @@
-"""Bodies of requests: read off the event loop if they are large, and JSON within limits that are checked before
-anything is built from it."""
+"""Bodies of requests: read off the event loop if they are large, and released before a response is waited for; JSON
+within limits that are checked before anything is built from it."""
 
 import asyncio
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
+from starlette.types import Receive, Scope, Send
 
 from serve_app.errors import InvalidInput, UnknownEncoding
 from serve_app.ingress.limits.requests import too_large
@@ -66,6 +67,23 @@ class BodyReader:
             return parse(body if encoding in _IDENTITY else decompressed(body, max_body_bytes))
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, read)
+
+
+class LateResponse(Response):
+    """For a response that is waited for. While a route runs, FastAPI keeps the request's body in memory, as bytes and
+    as a model; when it has returned, nothing does.
+
+    Args:
+        make: awaited instead of sending this response. Its exceptions reach the same handlers as a route's.
+    """
+
+    def __init__(self, make: Callable[[], Awaitable[Response]]) -> None:
+        super().__init__()
+        self._make = make
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._make()
+        await response(scope, receive, send)
 
 
 def decompressed(body: bytes, max_body_bytes: int) -> bytes:

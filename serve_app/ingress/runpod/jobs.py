@@ -12,7 +12,7 @@ from serve_app.edits.service import Deadline
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.late_response import LateResponse
+from serve_app.ingress.parsing.bodies import LateResponse
 from serve_app.ingress.parsing.validation import default, within
 from serve_app.ingress.runpod.answers import envelope, plain_envelope, stream
 from serve_app.ingress.runpod.parse import parse_input
