@@ -17,6 +17,9 @@ from serve_app.ingress.runpod.answers import error_body as runpod_error
 from serve_app.ingress.runpod.request import RunPodRequest
 from serve_app.ingress.runpod.routes import runpod_router
 
+NO_ROUTE = "none"
+"""The route of a request that was rejected before routing, or that matches none."""
+
 _NONE = re.compile(r"(?!)")
 
 
@@ -98,6 +101,13 @@ def route_path(scope: Scope) -> str:
     """The path that Starlette's router compares with the routes: without the application's route prefix, which Serve
     leaves in `path` and repeats in `root_path`."""
     return get_route_path(scope)
+
+
+def route_template(scope: Scope) -> str:
+    """The route as declared, such as `/status/{job_id}`, the same with and without `/v2/{endpoint_id}`. It holds no
+    text of the client's, so logs and metrics may show it."""
+    template: str = getattr(scope.get("route"), "path", NO_ROUTE)
+    return template
 
 
 def dialect_of(path: str) -> Dialect:

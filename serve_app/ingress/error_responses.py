@@ -6,15 +6,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import Scope
 
 from serve_app.errors import Overloaded, ServiceError
 from serve_app.ingress.backend import RETRY_AFTER_S
-from serve_app.ingress.dialects import dialect_of
+from serve_app.ingress.dialects import dialect_of, route_template
 from serve_app.ingress.parsing.validation import NOT_JSON, echo_name, from_validation, unexpected
-
-NO_ROUTE = "none"
-"""The route of a request that was rejected before routing, or that matches none."""
 
 _MESSAGES = {
     404: "There is no {where} here. Edits go to {edits}; /docs lists what there is.",
@@ -22,13 +18,6 @@ _MESSAGES = {
     # FastAPI's status for a body that cannot be read.
     400: NOT_JSON,
 }
-
-
-def route_template(scope: Scope) -> str:
-    """The route as declared, such as `/status/{job_id}`, the same with and without `/v2/{endpoint_id}`. It holds no
-    text of the client's, so logs and metrics may show it."""
-    template: str = getattr(scope.get("route"), "path", NO_ROUTE)
-    return template
 
 
 def error_response(path: str, problem: ServiceError) -> JSONResponse:

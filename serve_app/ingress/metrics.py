@@ -5,8 +5,7 @@ import time
 from ray.util.metrics import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.ingress.dialects import dialect_of, route_path
-from serve_app.ingress.error_responses import route_template
+from serve_app.ingress.dialects import dialect_of, route_path, route_template
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
 from serve_app.serving.metrics import SECONDS
 

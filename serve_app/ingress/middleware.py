@@ -12,8 +12,7 @@ from serve_app.ingress.backend import DRAINS, Draining
 from serve_app.ingress.dialects import is_operator_route, is_repeatable_work, is_work, route_path
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
-from serve_app.serving.control_headers import DISCONNECT_HEADER, MODEL_HEADER, REQUEST_ID_HEADER, spelling
-from serve_app.serving.replica import is_sane
+from serve_app.serving.control_headers import DISCONNECT_HEADER, MODEL_HEADER, REQUEST_ID_HEADER, is_sane, spelling
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 8 * 2**10

@@ -1,8 +1,7 @@
 """The headers by which a client would control Serve."""
 
 import os
-
-from serve_app.serving.replica import is_sane
+import re
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 """Sets the time after which Serve 2.60 aborts a request."""
@@ -31,6 +30,13 @@ CONTROL_HEADERS = frozenset(
 that `SESSION_VARIABLE` names, those that begin with `CONTROL_PREFIX`, and `REQUEST_ID_HEADER`."""
 
 SESSION_VARIABLE = "RAY_SERVE_SESSION_ID_HEADER_KEY"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def is_sane(request_id: str) -> bool:
+    """Whether a caller's request id is kept and logged: up to 128 letters, digits, dots, hyphens and underscores."""
+    return _REQUEST_ID.fullmatch(request_id) is not None
 
 
 def session_header() -> str:

@@ -1,4 +1,4 @@
-"""For every replica: its logs, request ids, and faster imports.
+"""For every replica: its logs, and faster imports.
 
 Log lines go to Serve's log files, in the format of the Serve file's `logging_config`. They hold nothing that a caller
 wrote: no prompts, pictures, keys or URLs.
@@ -6,14 +6,12 @@ wrote: no prompts, pictures, keys or URLs.
 
 import gc
 import logging
-import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve_app.errors import ServiceError
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+from serve_app.serving.control_headers import is_sane
 
 
 def join_serve_logs() -> None:
@@ -59,11 +57,6 @@ def _discreet_lines(problem: BaseException, seen: set[int]) -> Iterator[str]:
             yield from _discreet_lines(each, seen)
     else:
         yield from traceback.format_exception(problem, chain=False)
-
-
-def is_sane(request_id: str) -> bool:
-    """Whether a caller's request id is kept and logged: up to 128 letters, digits, dots, hyphens and underscores."""
-    return _REQUEST_ID.fullmatch(request_id) is not None
 
 
 @contextmanager
