@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "tiny": {"tiny", "edits", "config", "errors"},
     "serving": {"serving", "edits", "config", "errors"},
     "editor": {"editor", "editor.engine", "editor.engine.stats", "editor.loading", "edits", "config", "errors"},
-    "editor.engine": {"editor.engine", "editor.engine.stats", "editor.model", "edits", "errors"},
+    "editor.engine": {"editor.engine", "editor.engine.stats", "editor.model", "edits", "config", "errors"},
     "editor.engine.stats": set(),
     "editor.model": {"editor.model", "edits", "config", "errors"},
     "editor.loading": {"editor.loading", "editor.model", "weights", "weights.gpu_memory", "edits", "config", "errors"},

@@ -10,8 +10,8 @@ from PIL import Image
 from serve_app.edits.containers import MAX_CHUNKS, MAX_METADATA_PARTS, MAX_SCANS, MAX_SEGMENTS
 from serve_app.edits.images import decode_base64, prepare, read_picture
 from serve_app.errors import InvalidInput
-from serve_app.ingress.decode_worker import StoredPicture
-from serve_app.ingress.decoders import Decoder
+from serve_app.ingress.pictures.decode_worker import StoredPicture
+from serve_app.ingress.pictures.decoders import Decoder
 from tests.fuzz import bytewise, containers
 from tests.fuzz.limits import MAX_REFUSAL_BYTES, SETTINGS
 from tests.fuzz.seeds import bulky_heif_pictures, bulky_pictures, heif_pictures, pictures

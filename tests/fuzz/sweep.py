@@ -20,8 +20,8 @@ from rich.console import Console
 from serve_app.config import LimitSettings, PictureKind, SizeSettings
 from serve_app.edits.picture_files import kind_of
 from serve_app.errors import InvalidInput
-from serve_app.ingress.decode_worker import StoredPicture
-from serve_app.ingress.decoders import Decoder
+from serve_app.ingress.pictures.decode_worker import StoredPicture
+from serve_app.ingress.pictures.decoders import Decoder
 
 LIMITS = LimitSettings(picture_kinds=get_args(PictureKind))
 
