@@ -140,6 +140,7 @@ class EditTimings:
     """Seconds that one edit spent in each stage, and how it shared steps.
 
     Attributes:
+        queue_s: from its arrival at the engine to its encoding.
         paused_s: between its beginning and its last step, while the engine did something else.
         shared_steps: steps that ran packed with at least one other edit.
     """

@@ -12,7 +12,7 @@ from serve_app.edits.fairness import rank_of
 from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress
 
 MIN_INTERVAL_S = 0.1
-"""Between two steps that a ProgressChannel yields. The start of an edit and its previews are always yielded."""
+"""Between two steps that a ProgressChannel yields. An edit's start, its pauses and previews are always yielded."""
 
 
 @dataclass(eq=False)
@@ -91,10 +91,11 @@ class ProgressChannel:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def until_end(self) -> AsyncIterator[Progress]:
-        """The progress until the ticket's future ends, without steps that follow within MIN_INTERVAL_S."""
+        """The progress until the ticket's future ends. Of steps within MIN_INTERVAL_S, the first one."""
         yielded_at = -MIN_INTERVAL_S
         while (progress := await self._events.get()) is not None:
             now = self._clock()
-            if progress.step == 0 or progress.preview is not None or now - yielded_at >= MIN_INTERVAL_S:
+            is_due = progress.step == 0 or progress.is_paused or progress.preview is not None
+            if is_due or now - yielded_at >= MIN_INTERVAL_S:
                 yielded_at = now
                 yield progress

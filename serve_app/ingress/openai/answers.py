@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from serve_app.edits.images import ENCODER_OPTIONS
-from serve_app.edits.request import EditOutcome, TokenCounts
+from serve_app.edits.request import EditOutcome, EditTimings, TokenCounts
 from serve_app.errors import ServiceError
 
 
@@ -73,7 +73,7 @@ class OpenAIUsage(BaseModel):
 
 
 class OpenAIDrawn(BaseModel):
-    """A finished picture. `seed` and `rewrite_problem` are extensions of this server."""
+    """A finished picture. `seed`, `rewrite_problem` and `timings` are extensions of this server."""
 
     b64_json: str
     revised_prompt: str = Field(description="The prompt that ran: rewritten if requested, with the camera's words.")
@@ -83,6 +83,7 @@ class OpenAIDrawn(BaseModel):
         exclude_if=lambda problem: problem is None,
         description="Only if a requested rewrite failed: why the prompt was not rewritten.",
     )
+    timings: EditTimings = Field(description="Of the picture in the engine.")
 
 
 class OpenAIPicture(OpenAIDrawn):
@@ -123,6 +124,7 @@ def drawn(outcome: EditOutcome) -> OpenAIDrawn:
         revised_prompt=outcome.final_prompt,
         seed=outcome.seed,
         rewrite_problem=outcome.rewrite.reason if outcome.rewrite is not None else None,
+        timings=outcome.result.timings,
     )
 
 

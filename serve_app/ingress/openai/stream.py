@@ -34,7 +34,21 @@ KEEP_ALIVE_S = 15.0
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
-OnEvent = Callable[[Event], None]
+
+@dataclass(frozen=True)
+class Paused:
+    """The picture at `index` is paused after so many steps. It is sent as a comment, which OpenAI's clients skip."""
+
+    index: int
+    step: int
+    num_steps: int
+
+    @property
+    def comment(self) -> bytes:
+        return f": picture {self.index} is paused after {self.step} of {self.num_steps} steps\n\n".encode()
+
+
+OnEvent = Callable[[Event | Paused], None]
 
 
 @dataclass(frozen=True)
@@ -74,15 +88,17 @@ async def draw_now(
 async def _draw_one(
     service: EditService, index: int, edit: EditRequest, pictures: SharedPictures, deadline: Deadline, on_event: OnEvent
 ) -> EditOutcome:
-    on_progress = partial(_report_preview, on_event, index, edit.num_previews, [])
+    on_progress = partial(_report_progress, on_event, index, edit.num_previews, [])
     outcome = await service.run(edit, pictures, on_progress, deadline)
     on_event(Finished(index, outcome))
     return outcome
 
 
-def _report_preview(
+def _report_progress(
     on_event: OnEvent, index: int, num_previews: int, reported: list[Preview], progress: Progress
 ) -> None:
+    if progress.is_paused:
+        on_event(Paused(index, progress.step, progress.num_steps))
     # An edit that is repeated on another replica sends its previews again.
     if progress.preview is not None and len(reported) < num_previews:
         reported.append(Preview(index, len(reported), progress.preview))
@@ -140,6 +156,8 @@ async def server_sent(draw: Draw, look: OpenAILook, *, alone: bool) -> AsyncGene
                 # Rendered off the event loop, since encoding pictures in base64 takes time.
                 if event is _Mark.SILENCE:
                     chunk = KEEP_ALIVE
+                elif isinstance(event, Paused):
+                    chunk = event.comment
                 else:
                     chunk = await asyncio.to_thread(_render, event, look, alone)
                 begun = True
@@ -150,9 +168,9 @@ async def server_sent(draw: Draw, look: OpenAILook, *, alone: bool) -> AsyncGene
             yield _render_error(problem if isinstance(problem, ServiceError) else unexpected(problem, "a stream"))
 
 
-async def _events(draw: Draw) -> AsyncGenerator[Event | Literal[_Mark.SILENCE]]:
+async def _events(draw: Draw) -> AsyncGenerator[Event | Paused | Literal[_Mark.SILENCE]]:
     """The events of `draw`, and a mark after each `KEEP_ALIVE_S` without one."""
-    queue: asyncio.Queue[Event | Literal[_Mark.END]] = asyncio.Queue()
+    queue: asyncio.Queue[Event | Paused | Literal[_Mark.END]] = asyncio.Queue()
     task = asyncio.create_task(draw(queue.put_nowait))
     task.add_done_callback(lambda _: queue.put_nowait(_Mark.END))
     try:
@@ -164,7 +182,7 @@ async def _events(draw: Draw) -> AsyncGenerator[Event | Literal[_Mark.SILENCE]]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _next(queue: asyncio.Queue[Event | Literal[_Mark.END]]) -> Event | _Mark:
+async def _next(queue: asyncio.Queue[Event | Paused | Literal[_Mark.END]]) -> Event | Paused | _Mark:
     try:
         async with asyncio.timeout(KEEP_ALIVE_S):
             return await queue.get()

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from serve_app.edits.job import Job, JobNews, JobRecord, JobSpec, JobState
-from serve_app.edits.request import EditOutcome, Progress
+from serve_app.edits.request import EditOutcome, EditTimings, Progress
 
 PUBLIC_FIELDS = {"size", "enable_base64_output", "enable_safety_checker", "enable_sync_mode"}
 """Fields of RunPod's public endpoint for this model that its serverless endpoints' documents do not have."""
@@ -25,6 +25,7 @@ class RunPodOutput(BaseModel):
     rewritten_log: list[dict[str, str | None]] = Field(
         description="If rewriting was requested: each prompt, the rewritten one, or why it was not rewritten."
     )
+    timings: list[EditTimings] = Field(description="Of each picture in the engine.")
 
 
 class RunPodEnvelope(BaseModel):
@@ -60,12 +61,13 @@ class RunPodPicture(BaseModel):
 
 
 class RunPodStep(BaseModel):
-    """How many steps of the picture at `index` are done."""
+    """How many steps of the picture at `index` are done. `paused`: other edits go first for now."""
 
     type: Literal["progress"] = "progress"
     index: int
     step: int
     num_steps: int
+    paused: bool = False
 
 
 class RunPodStreamItem(BaseModel):
@@ -130,6 +132,7 @@ def _output(job: Job) -> RunPodOutput:
         final_prompts=[outcome.final_prompt for outcome in job.outcomes],
         image_url=f"data:{job.outcomes[0].result.media_type};base64,{images[0]}" if is_public else None,
         rewritten_log=[entry for outcome in job.outcomes for entry in _log(outcome)],
+        timings=[outcome.result.timings for outcome in job.outcomes],
     )
 
 
@@ -144,7 +147,7 @@ def _picture(index: int, outcome: EditOutcome) -> RunPodPicture:
 
 
 def _step(index: int, progress: Progress) -> RunPodStep:
-    return RunPodStep(index=index, step=progress.step, num_steps=progress.num_steps)
+    return RunPodStep(index=index, step=progress.step, num_steps=progress.num_steps, paused=progress.is_paused)
 
 
 def _base64(outcome: EditOutcome) -> str:

@@ -58,6 +58,9 @@ def editor_rows(settings: AppSettings) -> tuple[Row, ...]:
     rows = [Row(name, number) for name, number in zip(names, numbers, strict=True)]
     if not editor.adaln_tables:
         del rows[1]
+    if model is not None and editor.scheduling == "shortest":
+        paused = editor.max_paused_edits * draft_bytes(model.transformer, settings)
+        rows.append(Row(f"paused edits ({editor.max_paused_edits})", paused))
     caches = Row("caches", editor.latents_cache_bytes + editor.prompts_cache_bytes)
     return (*rows, caches, Row("CUDA context and slack", CONTEXT_BYTES))
 
@@ -135,11 +138,26 @@ def vae_working_bytes(vae: AutoencoderKLQwenImage, settings: AppSettings) -> int
 
 def _pack_tokens(settings: AppSettings) -> int:
     """Tokens of the largest pack: the budget, or the largest edit alone. That edit has the most references
-    allowed, all pictures at full area, and runs twice for guidance. A prompt has at most one token per character."""
+    allowed, all pictures at full area, and runs twice for guidance."""
     sizes, limits = settings.sizes, settings.limits
-    text = limits.max_pictures_per_edit * sizes.condition_area_px // _CONDITION_TOKEN_PX**2 + limits.max_prompt_chars
     pictures = (sizes.output_area_px + limits.max_pictures_per_edit * sizes.vae_area_px) // TOKEN_PX**2
-    return max(settings.editor.max_pack_tokens, 2 * pictures) + 2 * text
+    return max(settings.editor.max_pack_tokens, 2 * pictures) + 2 * _prompt_tokens(settings)
+
+
+def draft_bytes(model: QwenImageTransformer2DModel, settings: AppSettings) -> int:
+    """What an edit keeps between two steps, if it has the most pictures and the longest prompt, guided: both prompts'
+    embeddings, the references' tokens, and its latents and their velocity in float32."""
+    sizes, limits, itemsize = settings.sizes, settings.limits, _dtype(settings.editor).itemsize
+    text = 2 * _prompt_tokens(settings) * model.config.joint_attention_dim
+    references = limits.max_pictures_per_edit * sizes.vae_area_px // TOKEN_PX**2 * model.config.in_channels
+    latents = sizes.output_area_px // TOKEN_PX**2 * model.config.in_channels
+    return int((text + references) * itemsize + 2 * latents * 4)
+
+
+def _prompt_tokens(settings: AppSettings) -> int:
+    """Of the longest prompt, with its pictures. A prompt has at most one token per character."""
+    sizes, limits = settings.sizes, settings.limits
+    return limits.max_pictures_per_edit * sizes.condition_area_px // _CONDITION_TOKEN_PX**2 + limits.max_prompt_chars
 
 
 def _rewriter_tokens(rewriter: RewriterSettings, settings: AppSettings) -> int:

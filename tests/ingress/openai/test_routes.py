@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import time
+from dataclasses import asdict
 from typing import Any, get_type_hints
 
 import pytest
@@ -16,6 +17,7 @@ from serve_app.edits.request import EditRequest, OutputFormat, Rewrite, Sampling
 from serve_app.edits.sizes import Size
 from serve_app.errors import DeadlineExceeded, EditFailed, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.ingress.openai.request import OpenAIForm
+from tests.fakes import TIMINGS
 from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Harness, Part, error_of, harness
 from tests.pictures import photograph, to_base64
 
@@ -45,6 +47,7 @@ def test_an_answer_is_complete(app: Harness, encoding: str) -> None:
         "url": None,
         "revised_prompt": "Make it sunset",
         "seed": 7,
+        "timings": asdict(TIMINGS),
     }
     assert body == {
         "data": [picture],

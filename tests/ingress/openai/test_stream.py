@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ def test_a_stream_shows_previews_and_then_the_picture(app: Harness, encoding: st
         "b64_json": base64.b64encode(b"x").decode(),
         "revised_prompt": "x",
         "seed": 7,
+        "timings": asdict(TIMINGS),
         "usage": {
             "input_tokens": 36,
             "input_tokens_details": {"image_tokens": 16, "text_tokens": 20},
@@ -166,6 +168,18 @@ def test_an_edit_that_is_run_once_more_tells_its_previews_once(app: Harness, mon
     monkeypatch.setattr(app.editor, "edit", Stumbling(None).edit)
     found = events(app.edit("form", stream=True, partial_images=2).text)
     assert [event.data.get("partial_image_index") for event in found] == [0, 1, None]
+
+
+def test_a_paused_picture_is_a_comment(app: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pausing(Stumbling):
+        async def edit(self, request: Any, pictures: Any, on_progress: OnProgress, timeout_s: Any = None) -> Any:
+            on_progress(Progress(2, 40, is_paused=True))
+            return await super().edit(request, pictures, on_progress)
+
+    monkeypatch.setattr(app.editor, "edit", Pausing(None).edit)
+    text = app.edit("form", stream=True).text
+    assert text.startswith(": picture 0 is paused after 2 of 40 steps\n\n")
+    assert [event.name for event in events(text.partition("\n\n")[2])] == ["image_edit.completed"]
 
 
 def test_silence_is_broken_by_comments(app: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

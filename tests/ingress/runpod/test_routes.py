@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from httpx2 import Response
 
 from serve_app.config import AppSettings, JobSettings, SqliteStoreSettings
 from serve_app.edits.camera import CameraPose
-from serve_app.edits.job import Job, JobRecord, JobSpec, JobState, Policy
-from serve_app.edits.request import EditOutcome, EditResult, OutputFormat, Pictures, Sampling, SharedPictures
+from serve_app.edits.job import Job, JobNews, JobRecord, JobSpec, JobState, Policy
+from serve_app.edits.request import EditOutcome, EditResult, OutputFormat, Pictures, Progress, Sampling, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceUnavailable
@@ -26,7 +26,7 @@ from serve_app.ingress.admission import fingerprint_of
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.pictures.prepare import Preparer
-from serve_app.ingress.runpod.answers import webhook_body
+from serve_app.ingress.runpod.answers import stream, webhook_body
 from serve_app.jobs import service
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store
@@ -133,6 +133,7 @@ def test_an_envelope_is_complete(app: Harness) -> None:
         "seed": 1337,
         "final_prompts": ["Make it sunset"],
         "rewritten_log": [],
+        "timings": [asdict(TIMINGS)],
     }
 
 
@@ -514,11 +515,17 @@ def test_a_stream_sends_steps_once_in_a_while(app: Harness, monkeypatch: pytest.
         patches.setattr(service, "_pause", pause)
         news = app.client.get(f"/stream/{job_id}").json()
     assert pauses == [service.PROGRESS_INTERVAL_S]  # It would wait eight seconds for a picture.
-    step = {"type": "progress", "index": 0, "step": 0, "num_steps": 4}
+    step = {"type": "progress", "index": 0, "step": 0, "num_steps": 4, "paused": False}
     assert news == {"status": "IN_PROGRESS", "stream": [{"output": step}]}
     # Returned once: the next call waits for something else.
     assert app.client.get(f"/stream/{job_id}?wait=100").json() == {"status": "IN_PROGRESS", "stream": []}
     app.release()
+
+
+def test_a_stream_says_which_picture_is_paused() -> None:
+    news = JobNews(JobState.IN_PROGRESS, {}, {0: Progress(2, 4), 1: Progress(3, 40, is_paused=True)})
+    steps = [item["output"] for item in stream(news).model_dump()["stream"]]
+    assert [(step["index"], step["step"], step["paused"]) for step in steps] == [(0, 2, False), (1, 3, True)]
 
 
 def test_a_running_job_is_cancelled(app: Harness) -> None:
@@ -775,6 +782,7 @@ def test_what_a_webhook_is_told(app: Harness) -> None:
             "seed": 42,
             "final_prompts": ["x"],
             "rewritten_log": [],
+            "timings": [asdict(TIMINGS)],
         },
         "input": {"prompt": "x"},
         "webhook": f"{WEBHOOKS}/hook",

@@ -1,22 +1,34 @@
 """The memory plan: its sizes match the real models, the shipped profiles fit their cards, others are rejected."""
 
+import math
 import re
 import shutil
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from serve_app.config import AppSettings, CardSettings, EditorSettings, WeightsSource
+from serve_app.editor.loading.load import load_model
+from serve_app.edits.request import PreparedPicture
 from serve_app.errors import ConfigError
 from serve_app.tiny.checkpoint import cached_checkpoint
 from serve_app.tools.check import check_file, describe
-from serve_app.tools.check.memory import peak_bytes, table_bytes, transformer_bytes, vae_working_bytes, weight_bytes
+from serve_app.tools.check.memory import (
+    draft_bytes,
+    peak_bytes,
+    table_bytes,
+    transformer_bytes,
+    vae_working_bytes,
+    weight_bytes,
+)
 from serve_app.tools.check.plan import GB, GpuPlan, Row
 from serve_app.weights.architectures import EditArchitecture, find_edit_model, find_rewriter
 from tests.conftest import RANDOM_FILE, ROOT
+from tests.fakes import edit_request
 
 EDIT_2511 = WeightsSource(path="Qwen/Qwen-Image-Edit-2511")
 GIB = 2**30
@@ -229,6 +241,23 @@ def test_without_a_card_the_plan_has_no_limit(tmp_path: Path) -> None:
     assert "whether it fits is unknown: args.card is not set" in describe(path)
 
 
+def test_a_paused_edit_keeps_no_more_than_planned(tiny_settings: AppSettings) -> None:
+    """The largest edit: four pictures at full area, guided, with a long prompt."""
+    model, area = load_model(tiny_settings.editor), tiny_settings.sizes
+    side, seen = math.isqrt(area.output_area_px), math.isqrt(area.condition_area_px)
+    prepared = PreparedPicture(np.zeros((side, side, 3), np.uint8), np.zeros((seen, seen, 3), np.uint8))
+    request = edit_request("x" * (tiny_settings.limits.max_prompt_chars // 2), side_px=side, guidance=2.0)
+    (draft,) = model.begin([model.prepare(request, (prepared,) * 4)])
+    model.step([draft])
+    assert draft.velocity is not None
+    kept = [draft.latents, draft.velocity, draft.references, *(prompt.embeds for prompt in draft.prompts)]
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    architecture = find_edit_model(tiny_settings.editor.base)
+    assert architecture is not None
+    planned = draft_bytes(architecture.transformer, tiny_settings)
+    assert planned / 4 < sum(held.values()) <= planned
+
+
 def test_table_is_printed_with_figures_under_each_other() -> None:
     lines = describe(ROOT / "configs" / "gpu-1x80gb.yaml").splitlines()
     start = lines.index("  Editor on NVIDIA H100 80 GB, memory of one replica:")
@@ -242,6 +271,7 @@ def test_table_is_printed_with_figures_under_each_other() -> None:
         "VAE weights",
         "VAE working set (1.05 Mpx, still)",
         "activations (50464 tokens)",
+        "paused edits (16)",
         "caches",
         "CUDA context and slack",
         "sum",
