@@ -31,12 +31,12 @@ class Outcome:
     """What became of an arrival.
 
     Attributes:
-        took_s: from its coming to its last step; infinite if it was dropped.
+        simulated_s: from its coming to its last step; infinite if it was dropped.
         arrived_at, ran_at: token-steps that were done when it came, and before each of its steps.
     """
 
     arrival: Arrival
-    took_s: float
+    simulated_s: float
     arrived_at: int
     ran_at: list[int]
 
@@ -85,7 +85,7 @@ def simulate(
         for edit in chosen:
             if edit.started.done:
                 scheduler.remove(edit)
-                outcomes[edit].took_s = clock.now - begin - outcomes[edit].arrival.at
+                outcomes[edit].simulated_s = clock.now - begin - outcomes[edit].arrival.at
     return list(outcomes.values())
 
 

@@ -21,7 +21,7 @@ MEAN_S = (7 * 4 + 40) / 8 * STEP_S
 
 
 def times(outcomes: list[Outcome], num_steps: int | None = None) -> list[float]:
-    return [each.took_s for each in outcomes if num_steps in (None, each.arrival.num_steps)]
+    return [each.simulated_s for each in outcomes if num_steps in (None, each.arrival.num_steps)]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -49,16 +49,16 @@ def test_no_edit_is_overtaken_by_one_that_comes_too_late(seed: int, load: float)
 @pytest.mark.parametrize("seed", range(5))
 def test_deadlines_are_met_at_four_fifths_of_the_feasible_rate(seed: int) -> None:
     load = with_deadlines(arrivals(64, 0.8 * feasible_rate(64, seed), seed), seed)
-    met = [each.took_s <= (each.arrival.timeout_s or 0) for each in simulate(load, "shortest")]
+    met = [each.simulated_s <= (each.arrival.timeout_s or 0) for each in simulate(load, "shortest")]
     assert sum(met) >= 0.95 * len(met)
 
 
 def test_a_client_with_one_edit_at_a_time_is_served_beside_one_with_many() -> None:
     load = [Arrival(0.0, 4, client="many") for _ in range(64)]
     for _ in range(12):
-        done_at = max((each.arrival.at + each.took_s for each in of_client("one", load)), default=0.0)
+        done_at = max((each.arrival.at + each.simulated_s for each in of_client("one", load)), default=0.0)
         load.append(Arrival(done_at + 0.01, 4, client="one"))
-    assert max(each.took_s for each in of_client("one", load)) <= 2.5 * 4 * STEP_S
+    assert max(each.simulated_s for each in of_client("one", load)) <= 2.5 * 4 * STEP_S
 
 
 def of_client(client: str, load: list[Arrival]) -> list[Outcome]:
@@ -67,5 +67,7 @@ def of_client(client: str, load: list[Arrival]) -> list[Outcome]:
 
 def test_a_full_pack_is_shared_by_the_shortest_edits() -> None:
     outcomes = simulate([Arrival(0.0, steps) for steps in (9, 3, 5, 2)], "shortest", pack=2)
-    assert [each.took_s for each in outcomes] == pytest.approx([STEP_S * steps for steps in (12, 3, 7, 2)], abs=STEP_S)
+    assert [each.simulated_s for each in outcomes] == pytest.approx(
+        [STEP_S * steps for steps in (12, 3, 7, 2)], abs=STEP_S
+    )
     assert sum(each.work for each in outcomes) == 19 * TOKENS_OF_64_PX
