@@ -1,4 +1,5 @@
-"""The colours of a PNG without an ICC profile: its cICP, gAMA and cHRM chunks as an ICC profile.
+"""The colours of a file without an ICC profile as an ICC profile: of a PNG its cICP, gAMA and cHRM chunks, of a HEIC or
+AVIF file its nclx box.
 
 The order of precedence is that of the PNG specification (third edition, 13.13): cICP, iCCP, sRGB, then gAMA and cHRM.
 """
@@ -45,6 +46,7 @@ _BT709_CURVE: Curve = (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081)
 _CURVES: dict[int, Curve] = {1: _BT709_CURVE, 4: (2.2,), 5: (2.8,), 6: _BT709_CURVE, 8: (1.0,), 13: _SRGB}
 _CURVES |= {14: _BT709_CURVE, 15: _BT709_CURVE}
 
+_WIDE_GAMUTS = (9, 11, 12)
 _SCREEN_GAMMA = 2.2
 _THRESHOLD = 0.05
 """libpng corrects no gamma that differs less from a screen's, relative to it. Most encoders write 1/2.2 for sRGB."""
@@ -77,11 +79,27 @@ def rgb_profile(info: Mapping[Any, Any], cicp: bytes | None) -> bytes | None:
     return _profile(primaries, curve)
 
 
+def nclx_profile(info: Mapping[Any, Any], nclx: tuple[int, int] | None) -> bytes | None:
+    """The same for a HEIC or AVIF file. An ICC profile takes precedence. Without a wide gamut, viewers show the colours
+    as sRGB: many encoders write numbers of television there, whatever the picture.
+
+    Args:
+        info: the `info` of the file's reader.
+        nclx: the numbers of its primaries and its curve, if the file has them.
+    """
+    if nclx is None or nclx[0] not in _WIDE_GAMUTS or info.get("icc_profile"):
+        return None
+    named = _numbered(*nclx)
+    return None if named is None else _profile(*named)
+
+
 def _named(cicp: bytes | None) -> tuple[Primaries, Curve] | None:
     """What a cICP chunk names: primaries, curve, matrix 0 for RGB, and full range."""
-    if cicp is None or len(cicp) != 4 or cicp[2] != 0:
-        return None
-    primaries, curve = _PRIMARIES.get(cicp[0]), _CURVES.get(cicp[1])
+    return None if cicp is None or len(cicp) != 4 or cicp[2] != 0 else _numbered(cicp[0], cicp[1])
+
+
+def _numbered(primaries_number: int, curve_number: int) -> tuple[Primaries, Curve] | None:
+    primaries, curve = _PRIMARIES.get(primaries_number), _CURVES.get(curve_number)
     return None if primaries is None or curve is None else (primaries, curve)
 
 

@@ -23,6 +23,9 @@ MAX_CHUNKS = 50_000
 _MAX_BRANDS_BYTES = 256
 """Of the list of brands of a HEIC or AVIF file. The rest is not read; encoders write about five, of four bytes each."""
 
+_MAX_META_BYTES = 64 * 2**10
+"""Of a HEIC or AVIF file, where its boxes of colours are looked for. They stand before the pixels."""
+
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 # FF 00 is data of a scan. SOI, TEM and the restart markers stand alone; all others begin a segment.
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
@@ -77,6 +80,12 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, slice]]:
         end = at + 8 + struct.unpack_from(">I", data, at)[0]
         yield name, slice(at + 8, end)
         at = end + len(b"CRC.")
+
+
+def nclx(data: bytes) -> tuple[int, int] | None:
+    """The numbers of primaries and curve in the first colour box of a HEIC or AVIF file that has them, or None."""
+    at = data.find(b"colrnclx", 0, _MAX_META_BYTES)
+    return None if at < 0 or len(data) < at + 12 else struct.unpack_from(">HH", data, at + 8)
 
 
 def brands(data: bytes) -> frozenset[bytes]:

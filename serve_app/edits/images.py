@@ -8,12 +8,14 @@ from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
+from pi_heif.as_plugin import HeifImageFile
 from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from serve_app.config import LimitSettings, SizeSettings
-from serve_app.edits.colour import rgb_profile
-from serve_app.edits.containers import png_chunk
+from serve_app.edits.colour import nclx_profile, rgb_profile
+from serve_app.edits.containers import nclx, png_chunk
 from serve_app.edits.picture_files import KINDS, kind_of
 from serve_app.edits.provenance import save_options
 from serve_app.edits.request import OutputFormat, Pixels, PreparedPicture
@@ -106,8 +108,7 @@ def read_picture(data: bytes, field: str, limits: LimitSettings) -> Image.Image:
         stored.load()
         _check_palette(stored)
         _check_size(stored, field, limits)  # libheif may find another size
-        colours = rgb_profile(stored.info, png_chunk(data, b"cICP")) if isinstance(stored, PngImageFile) else None
-        picture = _upright(_over_white(_to_8_bits(stored), colours), stored)
+        picture = _upright(_over_white(_to_8_bits(stored), _profile_of(stored, data)), stored)
     except Image.DecompressionBombError:
         raise InvalidInput(f"{field} has too many pixels. {_smaller(limits)}", field) from None
     except DAMAGE:
@@ -126,6 +127,17 @@ def _open(data: bytes, field: str, limits: LimitSettings) -> ImageFile.ImageFile
     if excess is not None:
         raise InvalidInput(f"{field} has more than {excess}. Save it anew as a plain PNG or JPEG file.", field)
     return kind.open(BytesIO(data))
+
+
+def _profile_of(stored: ImageFile.ImageFile, data: bytes) -> bytes | None:
+    """An ICC profile in place of the one that Pillow found, or None."""
+    match stored:
+        case PngImageFile():
+            return rgb_profile(stored.info, png_chunk(data, b"cICP"))
+        case AvifImageFile() | HeifImageFile():
+            return nclx_profile(stored.info, nclx(data))
+        case _:
+            return None
 
 
 def _wanted(limits: LimitSettings) -> str:

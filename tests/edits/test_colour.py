@@ -3,14 +3,17 @@
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from serve_app.config import LimitSettings
+from serve_app.edits.colour import nclx_profile
 from serve_app.edits.images import read_picture
+from tests.pictures import photograph
 
 LEVELS = np.arange(256, dtype=np.uint8)
 RAMP = np.stack([LEVELS, LEVELS, LEVELS], -1)[None].repeat(32, 0)
@@ -82,6 +85,58 @@ def test_srgb_takes_precedence_over_gamma_and_cicp_over_all() -> None:
     assert (read(RAMP, sRGB=b"\0", gAMA=gamma(1.0)) == RAMP).all()
     linear = encoded(RAMP / 255)
     assert np.abs(read(RAMP, cICP=bytes([1, 8, 0, 1]), sRGB=b"\0") - linear).max() <= 2
+
+
+def test_cicp_takes_precedence_over_an_icc_profile_and_that_over_gamma() -> None:
+    """The first as web-platform-tests' png/cICP-wins.html, both as PNG's third edition, 4.3."""
+    name_and_method = b"x\0\0"
+    srgb = name_and_method + zlib.compress(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    assert np.abs(read(RAMP, iCCP=srgb, gAMA=gamma(1.0)) - RAMP).max() <= 1
+    assert np.abs(read(RAMP, cICP=bytes([1, 8, 0, 1]), iCCP=srgb) - encoded(RAMP / 255)).max() <= 2
+
+
+@pytest.fixture(params=["AVIF", "HEIC"])
+def boxes(request: pytest.FixtureRequest) -> bytes:
+    """A file whose nclx box names sRGB, as most encoders write it."""
+    if request.param == "HEIC":
+        return (Path(__file__).parent / "files" / "photo.heic").read_bytes()
+    buffer = BytesIO()
+    photograph("astronaut", 96, 64).save(buffer, "AVIF")
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> Floats:
+    return np.asarray(read_picture(data, "image", LimitSettings()), np.float64)
+
+
+def named(data: bytes, primaries: int, curve: int) -> bytes:
+    """The file with other numbers in its nclx box."""
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + struct.pack(">HH", primaries, curve) + data[at + 4 :]
+
+
+def test_a_wide_gamut_of_a_heic_or_avif_file_is_applied(boxes: bytes) -> None:
+    """https://github.com/ImageMagick/ImageMagick/issues/7715: without it, Display P3 looks washed out."""
+    plain = decoded(boxes)
+    expected = encoded(linear_of(plain) @ P3_TO_SRGB.T)
+    assert np.abs(expected - plain).max() > 4
+    assert np.abs(decoded(named(boxes, 12, 13)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("primaries", "curve"), [(1, 13), (1, 1), (2, 2), (5, 6), (6, 6), (9, 16), (12, 18), (22, 13)])
+def test_what_encoders_write_for_srgb_and_hdr_changes_nothing(boxes: bytes, primaries: int, curve: int) -> None:
+    assert (decoded(named(boxes, primaries, curve)) == decoded(boxes)).all()
+
+
+def test_an_icc_profile_takes_precedence_over_an_nclx_box() -> None:
+    buffer = BytesIO()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photograph("astronaut", 96, 64).save(buffer, "AVIF", icc_profile=profile)
+    # Pillow's encoder writes both.
+    data = named(buffer.getvalue(), 12, 13)
+    assert np.abs(decoded(data) - decoded(buffer.getvalue())).max() == 0
+    assert nclx_profile({"icc_profile": profile}, (12, 13)) is None
+    assert nclx_profile({}, (12, 13)) is not None
 
 
 @pytest.mark.parametrize(
