@@ -29,6 +29,7 @@ pi_heif.options.DECODE_THREADS = 1
 pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
 
 _AVIF = frozenset({b"avif", b"avis"})
+_HEIF = frozenset({b"mif1", b"mif2", b"mif3", b"msf1"})
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 
 
@@ -61,8 +62,11 @@ KINDS = {
     # Both may call themselves mif1, a picture of any codec. Then the compatible brands decide.
     "avif": Kind("AVIF", lambda data: brands(data) & _AVIF, AvifImageFile),
     "heic": Kind("HEIC", lambda data: brands(data) & _HEIC, HeifImageFile),
+    "heif": Kind("HEIF", lambda data: brands(data) & _HEIF),  # of another codec
     "bmp": Kind("BMP", _begins(rb"BM....\0\0\0\0"), BmpImageFile),
     "tiff": Kind("TIFF", _begins(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+    "jxl": Kind("JPEG XL", _begins(rb"\xff\x0a|\0\0\0\x0cJXL ")),
+    "jp2": Kind("JPEG 2000", _begins(rb"\0\0\0\x0cjP  ")),
     "pdf": Kind("PDF", _begins(rb"%PDF-")),
     "svg": Kind("SVG", _begins(rb"\s*<(?:\?xml|svg)")),
 }

@@ -68,6 +68,18 @@ def test_a_heic_that_calls_itself_mif1_is_one() -> None:
     assert distance(bytes(data), PHOTO) < 3
 
 
+def test_the_first_frame_of_an_animated_avif() -> None:
+    """Of brand avis, as Pillow writes it."""
+    data = saved(PHOTO, "AVIF", quality=95, save_all=True, append_images=[PHOTO.rotate(180)])
+    assert data[8:12] == b"avis"
+    assert distance(data, PHOTO) < 3
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_an_avif_of_each_subsampling(subsampling: str) -> None:
+    assert distance(saved(PHOTO, "AVIF", quality=95, subsampling=subsampling), PHOTO) < 3
+
+
 def test_an_avif_is_turned_as_its_exif_says() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -99,6 +111,24 @@ def test_kinds_that_an_operator_may_add(kind: PictureKind) -> None:
 def test_a_kind_that_the_operator_took_out_is_refused_by_name() -> None:
     with pytest.raises(InvalidInput, match=r"is a HEIC file, which is not accepted. Send a PNG or JPEG file\."):
         read_picture((FILES / "photo.heic").read_bytes(), "image", accepting("png", "jpeg"))
+
+
+OTHERS = {
+    # The brands of libheif/api/libheif/heif_brands.h: VVC, JPEG 2000, and AV1 in the short form of mif3.
+    "HEIF of VVC": b"\0\0\0\x18ftypvvic\0\0\0\0mif1vvic",
+    "HEIF of JPEG 2000": b"\0\0\0\x18ftypj2ki\0\0\0\0mif1j2ki",
+    "HEIF in short form": b"\0\0\0\x10ftypmif3avif",
+    "JPEG XL": b"\xff\x0a\xfa\x7f\x01\x90",
+    "JPEG XL in boxes": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "JPEG 2000": saved(PHOTO, "JPEG2000"),
+}
+
+
+@pytest.mark.parametrize(("title", "data"), OTHERS.items(), ids=OTHERS)
+def test_pictures_of_other_kinds_are_named(title: str, data: bytes) -> None:
+    kind = title.partition(" of V")[0].partition(" in ")[0].partition(" of J")[0]
+    with pytest.raises(InvalidInput, match=f"is a {kind} file, which is not accepted"):
+        read_picture(data, "image", LIMITS)
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.95])
