@@ -46,7 +46,7 @@ def build_app(backend: Backend) -> FastAPI:
     if backend.settings.cors_origins:
         allow_origins(app, backend.settings.cors_origins)
     app.add_middleware(RequestId, behind_proxy=backend.behind_serve)  # the outermost: the last one added
-    add_error_handlers(app, backend.retry_after_s)
+    add_error_handlers(app, backend.retry_after_s, backend.settings.cors_origins)
     app.include_router(health_router(backend))
     add_routes(app, backend)
     app.openapi = partial(document, app)  # type: ignore[method-assign]

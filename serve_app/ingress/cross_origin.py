@@ -20,9 +20,18 @@ def allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),  # The SDKs send many of their own.
+        # Chromium asks for it before a public page calls a service in a private network. The operator named the page.
+        allow_private_network=True,
         expose_headers=_EXPOSED,
         max_age=_MAX_AGE_S,
     )
+
+
+def let_read(headers: MutableHeaders, origin: str) -> None:
+    """Let this origin's pages read a response that `CORSMiddleware` does not see."""
+    headers[_ALLOWED] = origin
+    headers["access-control-expose-headers"] = ", ".join(_EXPOSED)
+    headers.add_vary_header("Origin")
 
 
 class CrossOriginResponses:
@@ -45,9 +54,7 @@ class CrossOriginResponses:
                 if headers.get(_ALLOWED) == origin:
                     self._allowed.add(origin)
                 elif origin in self._allowed:
-                    headers[_ALLOWED] = origin
-                    headers["access-control-expose-headers"] = ", ".join(_EXPOSED)
-                    headers.add_vary_header("Origin")
+                    let_read(headers, origin)
             await send(message)
 
         await self._app(scope, receive, send_allowed)

@@ -1,6 +1,6 @@
 """Error responses in the dialect of the request's path."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from serve_app.errors import Overloaded, ServiceError
 from serve_app.ingress.backend import RETRY_AFTER_S
+from serve_app.ingress.cross_origin import let_read
 from serve_app.ingress.dialects import dialect_of, route_template
 from serve_app.ingress.parsing.validation import NOT_JSON, echo_name, from_validation, unexpected
 
@@ -36,9 +37,14 @@ def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def add_error_handlers(app: FastAPI, retry_after_s: Callable[[], int]) -> None:
-    """Add one handler for each kind of exception; `retry_after_s` is the Retry-After of 429."""
-    app.state.retry_after_s = retry_after_s
+def add_error_handlers(app: FastAPI, retry_after_s: Callable[[], int], origins: Collection[str]) -> None:
+    """Add one handler for each kind of exception.
+
+    Args:
+        retry_after_s: the Retry-After of 429.
+        origins: whose pages may read what no middleware sees.
+    """
+    app.state.retry_after_s, app.state.origins = retry_after_s, origins
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -75,6 +81,9 @@ async def _http_error(request: Request, problem: Exception) -> JSONResponse:
 async def _internal_error(request: Request, problem: Exception) -> JSONResponse:
     error = unexpected(problem, f"{request.method} {route_template(request.scope)}")
     response = error_response(request.url.path, error)
-    # Starlette calls this handler outside of all middleware, so RequestId does not see the response.
+    # Starlette calls this handler outside of all middleware, so neither RequestId nor CORSMiddleware sees the response.
     response.headers.update(request.state.response_headers)
+    origin = request.headers.get("origin")
+    if origin is not None and origin in request.app.state.origins:
+        let_read(response.headers, origin)
     return response

@@ -41,6 +41,32 @@ def test_a_page_reads_pictures_errors_and_ids(app: Harness) -> None:
         assert response.headers["access-control-expose-headers"] == "x-request-id, retry-after"
 
 
+def test_a_public_page_may_call_a_service_in_a_private_network(app: Harness) -> None:
+    """Chromium asks for it in the preflight: https://developer.chrome.com/blog/private-network-access-preflight"""
+    private = {**PREFLIGHT, "access-control-request-private-network": "true"}
+    response = app.client.options(EDITS, headers={"origin": PAGE, **private})
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-private-network"] == "true"
+    assert app.client.options(EDITS, headers={"origin": OTHER, **private}).status_code == 400
+
+
+def test_a_page_reads_unexpected_errors(app: Harness) -> None:
+    """Starlette answers these outside of its CORSMiddleware: https://github.com/fastapi/fastapi/issues/4071"""
+    app.editor.problem = RuntimeError("broken")
+    for origin, allowed in ((PAGE, PAGE), (OTHER, None)):
+        response = app.client.post(EDITS, json=BODY, headers={"origin": origin, "authorization": "Bearer key"})
+        assert response.status_code == 500
+        assert response.headers.get("access-control-allow-origin") == allowed
+        assert ("x-request-id" in response.headers.get("access-control-expose-headers", "")) == bool(allowed)
+
+
+def test_a_page_reads_a_stream(app: Harness) -> None:
+    headers = {"origin": PAGE, "authorization": "Bearer key"}
+    response = app.client.post(EDITS, json={**BODY, "stream": True}, headers=headers)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["access-control-allow-origin"] == PAGE
+
+
 def test_a_page_of_another_origin_reads_nothing(app: Harness) -> None:
     preflight = app.client.options(EDITS, headers={"origin": OTHER, **PREFLIGHT})
     assert preflight.status_code == 400
