@@ -20,6 +20,8 @@ MAX_SEMICOLONS = 64
 MAX_BOUNDARY_BYTES = 256
 
 _FILE_TYPE = re.compile(rb"image/|application/octet-stream", re.IGNORECASE)
+_HEAD_BYTES = 32
+"""Every kind of picture has a NUL among its first ones, and no text has."""
 _CODECS = {
     **dict.fromkeys(("utf-8", "utf8", "us-ascii", "ascii"), "utf-8"),
     # Java's clients give texts these.
@@ -110,9 +112,14 @@ def _part(body: bytes, begin: int, end: int) -> Part:
     content_type = headers.get(b"content-type", b"")
     filename = options.get(b"filename", options.get(b"filename*"))
     # Some clients name no file, or name it only as RFC 5987 has it, which multipart/form-data does not allow.
-    if filename or (content and (filename is not None or _FILE_TYPE.match(content_type))):
+    if filename or (content and (filename is not None or _is_file(content_type, content))):
         return name, content
     return name, _text(name, content, _charset(_options(content_type)))
+
+
+def _is_file(content_type: bytes, content: bytes) -> bool:
+    """Whether a part without a filename is a file. .NET, requests and curl's `-F image=<FILE` send no type either."""
+    return bool(_FILE_TYPE.match(content_type)) or (not content_type and b"\0" in content[:_HEAD_BYTES])
 
 
 def _header(line: bytes) -> tuple[bytes, bytes]:
