@@ -18,7 +18,7 @@ test("RunPod's provider, as for its public endpoint of this model", async () => 
     prompt,
     size: "512x512",
     maxRetries: 0,
-    providerOptions: { runpod: { num_inference_steps: 1 } },
+    providerOptions: { runpod: { num_inference_steps: 1, maxPollAttempts: 30, pollIntervalMillis: 4000 } },
   });
   assert.ok(isJpeg(image.base64));
 });

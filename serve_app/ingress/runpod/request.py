@@ -47,6 +47,9 @@ class RunPodInput(EditFields):
     enable_base64_output: Hint = None
     enable_safety_checker: Hint = None
     enable_sync_mode: Hint = None
+    # Options of that provider itself, which it also sends.
+    maxPollAttempts: Hint = None  # noqa: N815
+    pollIntervalMillis: Hint = None  # noqa: N815
     loras: Annotated[
         Any, refused("is not supported: the server's configuration names the LoRA files. Leave it out")
     ] = Field(None, description="Refused: the server's configuration names the LoRA files.")

@@ -205,6 +205,28 @@ def test_hints_of_the_public_endpoint_are_accepted(app: Harness) -> None:
     assert later["output"]["image_url"] == envelope["output"]["image_url"]
 
 
+def test_the_example_of_the_public_endpoints_documentation(app: Harness) -> None:
+    """That of docs.runpod.io/public-endpoints/models/qwen-image-edit-2511, with the picture in place of its address."""
+    fields = {"size": "1024*1024", "seed": -1, "output_format": "png"}
+    envelope = app.run(prompt="Change the background to a futuristic cityscape", images=[PICTURE], **fields).json()
+    assert app.editor.requests[0].size.final == Size(1024, 1024)
+    assert envelope["output"]["image_url"].startswith("data:image/png;base64,")
+
+
+def test_the_example_of_the_older_models_documentation(app: Harness) -> None:
+    """Likewise, of qwen-image-edit. @runpod/ai-sdk-provider sends the same fields to models that it does not know."""
+    fields = {"negative_prompt": "", "seed": -1, "output_format": "png", "enable_safety_checker": True}
+    envelope = app.run(prompt="change the trench coat to light grey", image=PICTURE, **fields).json()
+    assert app.editor.requests[0].sampling.negative_prompt == ""
+    assert envelope["output"]["image_url"].startswith("data:image/png;base64,")
+
+
+def test_options_of_the_public_endpoints_client_are_accepted(app: Harness) -> None:
+    """@runpod/ai-sdk-provider copies all options that its README documents into the input, also its polling's."""
+    options = {"maxPollAttempts": 30, "pollIntervalMillis": 4000}
+    assert app.run(image=PICTURE, prompt="x", size="512*512", seed=-1, **options).status_code == 200
+
+
 def test_true_cfg_scale_wins(app: Harness) -> None:
     app.run(image=PICTURE, prompt="x", guidance_scale=9.0, true_cfg_scale=2.0)
     assert app.editor.requests[0].sampling.true_cfg_scale == 2.0
