@@ -61,7 +61,8 @@ DIALECTS = (
         router=openai_router,
         prefix="/v2/{endpoint_id}/openai",
         edits="POST /v1/images/edits",
-        paths=re.compile(r"/v1/|.*/openai/v1/", re.DOTALL),
+        # Also of clients whose base URL lacks /v1, and of Azure's: they learn where edits go.
+        paths=re.compile(r"/(v1|images|chat|models|openai)(/|$)|/v2/[^/]+/openai/|.*/openai/v1/", re.DOTALL),
         work=re.compile(r"(/v2/[^/]+/openai)?/v1/images/edits$"),
         request=OpenAIJson,
         error_body=openai_error,

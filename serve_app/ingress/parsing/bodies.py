@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.errors import InvalidInput, UnknownEncoding
 from serve_app.ingress.limits.requests import too_large
-from serve_app.ingress.parsing.validation import NOT_JSON, echo, from_validation
+from serve_app.ingress.parsing.validation import NOT_JSON, NOT_UTF_8, echo, from_validation
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -140,6 +140,8 @@ def read_json(body: bytes) -> Any:
     check_json(body)
     try:
         return json.loads(body.decode("utf-8-sig"), strict=False)
+    except UnicodeDecodeError:
+        raise InvalidInput(NOT_UTF_8) from None
     except ValueError:
         raise InvalidInput(NOT_JSON) from None
 

@@ -4,9 +4,11 @@ import base64
 import io
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, get_type_hints
 
+import openai
 import pytest
 from openai.types.image_edit_params import ImageEditParamsNonStreaming, ImageEditParamsStreaming
 from PIL import Image
@@ -115,6 +117,67 @@ def test_other_routes_of_openai_name_the_one_for_edits(app: Harness, path: str) 
     response = app.client.post(path, json={"model": "x", "prompt": "y"})
     assert response.status_code == 404
     assert "Edits go to POST /v1/images/edits" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "url", ["/images/edits", "/images/generations", "/v1/v1/images/edits", "/v2/any/openai/images/edits", "/models"]
+)
+def test_a_base_url_that_is_wrong_is_answered_in_this_dialect(app: Harness, url: str) -> None:
+    """One without /v1, as for other servers, or with two, where the client adds its own."""
+    problem = error_of(app.client.post(url, json={"prompt": "y"}), 404)
+    assert "Edits go to POST /v1/images/edits" in problem["message"]
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        lambda http: openai.OpenAI(api_key="x", base_url="http://testserver", http_client=http),
+        lambda http: openai.AzureOpenAI(
+            api_key="x", api_version="2025-04-01-preview", azure_endpoint="http://testserver", http_client=http
+        ),
+    ],
+    ids=["no /v1", "Azure"],
+)
+def test_openais_clients_read_where_edits_go(app: Harness, client: Callable[[Any], openai.OpenAI]) -> None:
+    edit = client(app.client).images.edit
+    with pytest.raises(openai.NotFoundError, match="Edits go to POST /v1/images/edits"):
+        edit(image=PNG, prompt="x", model="Qwen-Image-Edit-2511")
+
+
+# The fields that clients send besides the pictures, as their source has them.
+CLIENTS: dict[str, tuple[str, dict[str, str]]] = {
+    # open-webui/open-webui, backend/open_webui/routers/images.py
+    "Open WebUI": ("image[]", {"n": "1", "size": "512x512", "background": "auto", "response_format": "b64_json"}),
+    # danny-avila/LibreChat, api/app/clients/tools/structured/OpenAIImageTools.js
+    "LibreChat": ("image[]", {"quality": "auto", "size": "auto"}),
+    # n8n-io/n8n, packages/@n8n/nodes-langchain/nodes/vendors/OpenAi/v2/actions/image/edit.operation.ts
+    "n8n": (
+        "image[]",
+        {"n": "1", "size": "1024x1024", "user": "user-12345", "background": "opaque", "input_fidelity": "low"}
+        | {"output_format": "webp", "output_compression": "100", "quality": "standard"},
+    ),
+    # Comfy-Org/ComfyUI, comfy_api_nodes/nodes_openai.py
+    "ComfyUI": (
+        "image",
+        {"quality": "xhigh", "background": "opaque", "n": "1", "seed": "2147483647", "size": "1024x1024"}
+        | {"moderation": "low"},
+    ),
+    # vercel/ai, packages/openai/src/image/openai-image-model.ts
+    "AI SDK": (
+        "image",
+        {"n": "1", "size": "1024x1024", "quality": "max", "background": "auto", "output_format": "jpeg"}
+        | {"output_compression": "80", "complexity": "low", "input_fidelity": "high", "user": "u"}
+        | {"safety_identifier": "u"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("picture", "fields"), CLIENTS.values(), ids=CLIENTS)
+def test_what_known_clients_send(app: Harness, picture: str, fields: dict[str, str]) -> None:
+    parts: list[Part] = [("model", "Qwen-Image-Edit-2511"), ("prompt", "x"), (picture, PNG)]
+    response = app.form(*parts, *fields.items())
+    assert response.status_code == 200, response.text
+    assert "b64_json" in response.json()["data"][0]
 
 
 @both
@@ -483,6 +546,9 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "no JSON": ("application/json", b"prompt=x", 400, "The body is not valid JSON. Send one JSON object."),
     "nothing": ("application/json", b"", 400, "The body is not valid JSON."),
     "no UTF-8": ("application/json", b'{"prompt": "\xff"}', 400, "The body is not valid JSON."),
+    # By default, Java's StringEntity is in Latin-1, whatever the Content-Type says.
+    "Latin-1": ("application/json", '{"prompt": "Bär"}'.encode("latin-1"), 400, "Its text is not in UTF-8"),
+    "UTF-16": ("application/json", '{"prompt": "x"}'.encode("utf-16"), 400, "Its text is not in UTF-8"),
     "nested": ("application/json", b"[" * 100_000, 400, "The body is nested more than 32 levels deep."),
     "a list": ("application/json", b"[]", 400, "The body must be a JSON object"),
     "NaN": ("application/json", b'{"guidance_scale": NaN}', 400, "guidance_scale must be a finite number, got nan."),
