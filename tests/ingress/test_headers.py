@@ -4,7 +4,7 @@ import ast
 import asyncio
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -298,18 +298,30 @@ def test_haproxys_probes_of_the_replicas_are_answered() -> None:
 
 
 async def exchange(app: ASGIApp, request: bytes) -> bytes:
-    """What uvicorn answers until it closes the connection, which it must within five seconds."""
+    """What uvicorn answers until it closes the connection."""
+
+    async def send_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(request)
+        return await reader.read()
+
+    return await serving(app, send_at_once)
+
+
+Client = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bytes]]
+
+
+async def serving(app: ASGIApp, client: Client) -> bytes:
+    """What a client of uvicorn returns, which it must within five seconds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        running = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             reader, writer = await asyncio.open_connection(*listener.getsockname())
-            writer.write(request)
-            return await asyncio.wait_for(reader.read(), 5)
+            return await asyncio.wait_for(client(reader, writer), 5)
         finally:
             writer.close()
             server.should_exit = True
-            await serving
+            await running
 
 
 @pytest.fixture
@@ -348,9 +360,10 @@ async def mirror(scope: Scope, receive: Receive, send: Send) -> None:
     await Response(body)(scope, receive, send)
 
 
-# curl --http2 and Java's HttpClient offer h2c with every request.
+# curl --http2, Java's HttpClient and Netty's HttpClientUpgradeHandler offer h2c with a request.
 OFFERS = {
     "curl": "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
+    "Netty": "upgrade: h2c\r\nHTTP2-Settings: AAEAABAAAAIAAAABAAN_____\r\nconnection: HTTP2-Settings,upgrade\r\n",
     "TLS": "Connection: Upgrade\r\nUpgrade: TLS/1.2, HTTP/1.1\r\n",
 }
 BODIES = {
@@ -368,6 +381,33 @@ def test_the_offer_of_another_protocol_is_ignored(offer: str, body: bytes) -> No
     answered = asyncio.run(exchange(ProxyGate(mirror), request + next_one))
     assert answered.count(b"HTTP/1.1 200 ") == 2
     assert b'{"a":1}' in answered
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.usefixtures("configured")
+def test_a_client_that_offers_another_protocol_and_waits_is_told_to_continue(offer: str) -> None:
+    """curl above 1 MiB, and Java's `expectContinue(true)`, send the body after `100 Continue`."""
+
+    async def send_after_100(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        head = f"POST /runsync HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{offer}Content-Length: 7\r\n"
+        writer.write(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        writer.write(b'{"a":1}')
+        return await reader.read()
+
+    answered = asyncio.run(serving(ProxyGate(mirror), send_after_100))
+    assert answered.startswith(b"HTTP/1.1 200 ")
+    assert answered.endswith(b'{"a":1}')
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.usefixtures("configured")
+def test_such_an_offer_without_a_body_is_ignored(offer: str) -> None:
+    """Apache's HttpClient offers TLS with GET, HEAD and OPTIONS."""
+    for method in ("GET", "HEAD", "OPTIONS"):
+        request = f"{method} /status/x HTTP/1.1\r\nHost: a\r\n{offer}\r\n".encode()
+        next_one = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        assert asyncio.run(exchange(ProxyGate(mirror), request + next_one)).count(b"HTTP/1.1 200 ") == 2
 
 
 @pytest.mark.usefixtures("configured")
