@@ -27,6 +27,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
@@ -62,6 +63,8 @@ class JobAdmission:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._places = QueuePlaces(backend.jobs)
+        # One thread, since decoding base64 holds the interpreter's lock, for which the event loop waits.
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="hash")
 
     async def find_or_submit(
         self,
@@ -91,7 +94,7 @@ class JobAdmission:
             ServiceError: the job was not accepted.
         """
         jobs = self._backend.jobs
-        repeat_key = None if key is None else RepeatKey(key, await asyncio.to_thread(self._fingerprint, fields, parsed))
+        repeat_key = None if key is None else RepeatKey(key, await self._fingerprint(fields, parsed))
         if repeat_key is not None and (known := await jobs.find(repeat_key)) is not None:
             _log_accepted(known, repeated=True)
             return known
@@ -117,8 +120,9 @@ class JobAdmission:
         _log_accepted(accepted, repeated=accepted.id != job_id)
         return accepted
 
-    def _fingerprint(self, fields: str, parsed: ParsedRequest) -> str:
-        return fingerprint_of(fields, parsed, self._backend.settings.limits.max_picture_bytes)
+    async def _fingerprint(self, fields: str, parsed: ParsedRequest) -> str:
+        most = self._backend.settings.limits.max_picture_bytes
+        return await asyncio.get_running_loop().run_in_executor(self._hashing, fingerprint_of, fields, parsed, most)
 
 
 def fingerprint_of(fields: str, parsed: ParsedRequest, max_picture_bytes: int) -> str:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import base64
 import json
+import os
 import socket
 import sys
 from collections import Counter
@@ -225,7 +226,7 @@ class RunAndCancel(Attack):
 
     async def prepare(self) -> None:
         picture = base64.b64encode(to_png(Image.new("RGB", (1024, 1024)))).decode()
-        self._body = {"input": {"image": picture, "prompt": "x", "width": 1024, "height": 1024}}
+        self._body = {"input": {"image": picture, "prompt": "x", "width": 640, "height": 640}}
 
     async def attempt(self, number: int) -> int:
         answer = await self.post("/run", self._body)
@@ -302,6 +303,8 @@ def main() -> int:
     parser.add_argument("--stalling", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
+    # It stands for other machines, so it gets the time that the service leaves.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     attack = ATTACKS[options.name](Target(options.url, options.key, options.stalling))
     print(json.dumps(asyncio.run(perform(attack, options.seconds))))
     return 0

@@ -12,18 +12,21 @@ chosen before is passed over; one above the whole budget runs alone. With `short
 For 4, an edit's work counts `1 / AGEING` times what the engine has done when it comes. So an edit is overtaken only by
 those of its client that come before the engine has done `1 / AGEING` times that edit's own work: none starves.
 
+While several clients send edits, one of them gets at most half of the budget, so that a step is short for the others.
+
 With `arrival`, an edit that has begun is never paused, and the others begin in the order in which they came, clients in
 turn. One that does not fit waits until it does, and so do those after it. Pictures depend on neither.
 """
 
 import heapq
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from serve_app.config import Scheduling
 from serve_app.editor.engine.budget import TokenBudget
 from serve_app.editor.engine.edit import Edit, num_tokens
+from serve_app.edits.fairness import Askers
 
 AGEING = 0.25
 """How much of the engine's work since an edit came counts for it."""
@@ -63,6 +66,7 @@ class Scheduler:
         self._edits: list[Edit] = []
         self._is_closed = False
         self._served: dict[str, float] = defaultdict(float)
+        self._askers = Askers(2, clock)
         self._num_done = 0
         self._tokens_per_s = 0.0
 
@@ -71,6 +75,7 @@ class Scheduler:
     def add(self, edit: Edit) -> None:
         """Let a prepared edit wait for its turn."""
         with self.changed:
+            self._askers.add(edit.ticket.client)
             self._level(edit.ticket.client)
             edit.arrived_at = self._num_done
             self._edits.append(edit)
@@ -110,14 +115,17 @@ class Scheduler:
 
     def next_pack(self) -> list[Edit]:
         """The edits of the next step; those among them that have no draft begin with it."""
-        budget = self.budget.tokens
+        budget, of_client = self.budget.tokens, Counter[str]()
         pack: list[Edit] = []
         with self.changed:
             num_paused = len(self.begun)  # unless they follow
             for edit in self._in_turn(self._edits):
-                fits = not pack or num_tokens(pack) + edit.num_tokens <= budget
-                if fits and (edit.draft is not None or num_paused <= self._max_paused):
+                client = edit.ticket.client
+                share = self._askers.share(client, budget) if of_client[client] else budget
+                room = min(share - of_client[client], budget - num_tokens(pack))
+                if (edit.num_tokens <= room or not pack) and (edit.draft is not None or num_paused <= self._max_paused):
                     pack.append(edit)
+                    of_client[client] += edit.num_tokens
                     num_paused -= edit.draft is not None
                 elif not self._pauses:
                     break

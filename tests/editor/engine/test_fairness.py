@@ -8,6 +8,7 @@ import pytest
 from serve_app.editor.engine.engine import Engine
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Prepared
+from serve_app.edits.fairness import ASKED_S
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, Pictures
 from tests.editor.engine.harness import PICTURES, TOKENS_OF_64_PX, Clock, at_step, eventually, open_gate, running
 from tests.fakes import FakeModel, edit_request
@@ -62,6 +63,30 @@ def test_a_client_with_long_edits_does_not_keep_others_waiting(gated: FakeModel)
         eventually(lambda: engine.stats.preparing == 0)
         at_step(gated, 3)
         assert "second 0" in gated.packs[2]
+
+
+def test_a_client_takes_half_of_a_step_while_others_send_edits(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=8 * TOKENS_OF_64_PX) as engine:
+        submit(engine, "second", 0)
+        at_step(gated, 1)
+        for number in range(8):
+            submit(engine, "first", number, steps=100)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 2)
+        assert gated.packs[1] == [f"first {number}" for number in range(4)]
+
+
+def test_a_client_that_is_alone_for_a_minute_fills_the_step(gated: FakeModel) -> None:
+    clock = Clock()
+    with running(gated, max_pack_tokens=8 * TOKENS_OF_64_PX, clock=clock) as engine:
+        submit(engine, "second", 0)
+        at_step(gated, 1)
+        clock.now += ASKED_S
+        for number in range(8):
+            submit(engine, "first", number, steps=100)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 2)
+        assert len(gated.packs[1]) == 8
 
 
 def test_clients_get_equal_parts_whatever_their_edits_take(gated: FakeModel) -> None:
