@@ -130,7 +130,10 @@ class EditorSettings(Settings):
         "left; longer ones pause. arrival: an edit that has begun runs to its end.",
     )
     max_paused_edits: int = Field(
-        default=16, ge=0, description="Edits that have begun and may be left out of a step; they keep their memory."
+        default=16,
+        ge=0,
+        description="Edits that have begun and may be left out of a step, and one more of each API key; they keep "
+        "their memory.",
     )
     max_waiting_edits: int = Field(
         default=256,

@@ -175,7 +175,7 @@ def make_host(folder: Path, receiver: Receiver) -> Host:
         "CAMERA_EDIT_API_KEYS": f"neighbour:{KEY},attacker:{HOSTILE_KEY}",
         "CAMERA_EDIT_OPERATOR_KEYS": OPERATOR_KEY,
     }
-    settings = {
+    settings: dict[str, Any] = {
         "jobs": jobs,
         "fetch": {"origins": [receiver.origin]},
         # A step cannot be interrupted, and the largest one takes a second on a CPU. The default is twice the side of

@@ -9,7 +9,7 @@ chosen before is passed over; one above the whole budget runs alone. With `short
 3. of its client's edits, one that would miss its deadline otherwise, the earliest deadline first;
 4. else the one with the least work left (steps times tokens).
 
-For 4, an edit's work counts `1 / AGEING` times what the engine has done when it comes. So an edit is overtaken only by
+For 4, `AGEING` times what the engine had done when an edit came is added to its work. So an edit is overtaken only by
 those of its client that come before the engine has done `1 / AGEING` times that edit's own work: none starves.
 
 While several clients send edits, one of them gets at most half of the budget, so that a step is short for the others.
@@ -37,6 +37,9 @@ URGENCY = 1.5
 OTHER_STEPS = 2
 """What an edit needs for its encoding and decoding, in steps."""
 
+_LATE = 2
+"""The group of edits that yield to all others."""
+
 _SPEED_MEMORY = 0.9
 """Weight of the steps before in the mean speed."""
 
@@ -48,7 +51,8 @@ class Scheduler:
 
     Args:
         max_pack_tokens: picture tokens of one step; an edit above it runs alone.
-        max_paused: edits that have begun and may be left out of a step; none begins ahead of more.
+        max_paused: edits that have begun and may be left out of a step. None begins ahead of more, but the first one of
+            a client that has none.
         clock: seconds.
 
     Attributes:
@@ -118,15 +122,16 @@ class Scheduler:
         budget, of_client = self.budget.tokens, Counter[str]()
         pack: list[Edit] = []
         with self.changed:
-            num_paused = len(self.begun)  # unless they follow
+            paused = Counter(edit.ticket.client for edit in self.begun)  # unless they follow
             for edit in self._in_turn(self._edits):
                 client = edit.ticket.client
                 share = self._askers.share(client, budget) if of_client[client] else budget
                 room = min(share - of_client[client], budget - num_tokens(pack))
-                if (edit.num_tokens <= room or not pack) and (edit.draft is not None or num_paused <= self._max_paused):
+                may_begin = paused.total() <= self._max_paused or not paused[client] + of_client[client]
+                if (edit.num_tokens <= room or not pack) and (edit.draft is not None or may_begin):
                     pack.append(edit)
                     of_client[client] += edit.num_tokens
-                    num_paused -= edit.draft is not None
+                    paused[client] -= edit.draft is not None
                 elif not self._pauses:
                     break
             return [*(edit for edit in self.begun if edit in pack), *(edit for edit in pack if edit.draft is None)]
@@ -157,11 +162,11 @@ class Scheduler:
         for number, edit in enumerate(edits):
             rank = self._by_work(edit, now, step_s) if self._pauses else (edit.ticket.rank,)
             of_client[self._group(edit, now), edit.ticket.client].append((rank, number, edit))
-        first = min(group for group, _ in of_client)
-        least = min(self._served[client] for group, client in of_client if group == first)
+        least = min((self._served[client] for group, client in of_client if group < _LATE), default=0.0)
         turns = []
         for (group, client), own in of_client.items():
-            self._served[client] = max(self._served[client], least)  # who yields saves up nothing
+            if group == _LATE:  # who yields saves up nothing
+                self._served[client] = max(self._served[client], least)
             own.sort(reverse=True)
             turns.append((group, self._served[client], own[-1], own))
         heapq.heapify(turns)
@@ -174,10 +179,9 @@ class Scheduler:
 
     def _group(self, edit: Edit, now: float) -> int:
         """Edits of a smaller group go first."""
-        is_late = edit.ticket.is_low_priority and edit.ticket.rank > now
-        if self._pauses:
-            return int(is_late)
-        return 0 if edit.draft is not None else 1 + is_late
+        if edit.draft is not None and not self._pauses:
+            return 0
+        return _LATE if edit.ticket.is_low_priority and edit.ticket.rank > now else 1
 
     def _by_work(self, edit: Edit, now: float, step_s: float) -> Rank:
         deadline = edit.ticket.deadline

@@ -1,10 +1,12 @@
 """The order of waiting edits in the engine: clients take turns."""
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import pytest
 
+from serve_app.config import Scheduling
 from serve_app.editor.engine.engine import Engine
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Prepared
@@ -87,6 +89,47 @@ def test_a_client_that_is_alone_for_a_minute_fills_the_step(gated: FakeModel) ->
         eventually(lambda: engine.stats.preparing == 0)
         at_step(gated, 2)
         assert len(gated.packs[1]) == 8
+
+
+def test_a_client_begins_although_another_one_has_all_places_of_paused_edits(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, max_paused=1) as engine:
+        for number, steps in enumerate((100, 50, 25)):
+            submit(engine, "first", number, steps=steps)
+            eventually(lambda: engine.stats.preparing == 0)
+            at_step(gated, number + 1)
+        assert begun(gated) == ["first 0", "first 1"]
+        for number in range(2):
+            submit(engine, "second", number)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 5)
+        assert gated.packs[3:] == [["second 0"], ["second 1"]]
+
+
+def test_low_priority_saves_up_no_turns_while_it_yields(gated: FakeModel) -> None:
+    clock = Clock()
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
+        hold_back(gated, engine)
+        for number in range(4):
+            submit(engine, "low", number, low_priority=True, steps=4)
+            submit(engine, "high", number, steps=4)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 9)
+        clock.now += LOW_PRIORITY_DELAY_S
+        at_step(gated, 15)
+        assert {name.split()[0] for (name,) in gated.packs[1:9]} == {"high"}
+        assert min(Counter(name.split()[0] for (name,) in gated.packs[9:]).values()) >= 2
+
+
+@pytest.mark.parametrize("scheduling", ["shortest", "arrival"])
+def test_clients_take_turns_under_both_policies(scheduling: Scheduling, gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, scheduling=scheduling) as engine:
+        hold_back(gated, engine)
+        for client in ("first", "second"):
+            for number in range(3):
+                submit(engine, client, number)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 7)
+        assert [name.split()[0] for (name,) in gated.packs[1:]] == ["first", "second"] * 3
 
 
 def test_clients_get_equal_parts_whatever_their_edits_take(gated: FakeModel) -> None:
