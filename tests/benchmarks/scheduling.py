@@ -37,6 +37,7 @@ from tests.editor.engine.simulation import STEP_S, Arrival, arrivals, feasible_r
 from tests.fakes import edit_request, picture
 
 POLICIES: tuple[Scheduling, ...] = ("shortest", "arrival")
+SECTIONS = ("load", "closed loop", "deadlines", "fairness")
 SHORT, LONG = 4, 40
 SIDE_PX = 128
 PICTURES = (picture(SIDE_PX, SIDE_PX),)
@@ -242,19 +243,22 @@ def _figures(times: Times) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scheduling", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=4, help="of arrivals for each policy (default %(default)s)")
-    parser.add_argument("--edits", type=int, default=96, help="of each round of the load (default %(default)s)")
+    parser.add_argument("--edits", type=int, default=192, help="of each round of the load (default %(default)s)")
+    parser.add_argument("--section", action="append", choices=SECTIONS, help="may be repeated; default: all")
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(highlight=False, soft_wrap=True)
     model = load_model(settings_in(RANDOM_FILE).editor)
     results, is_missed = {}, False
-    for name, section in {
+    sections = {
         "load": partial(load, model, options.rounds, options.edits),
         "closed loop": partial(closed_loop, model, options.edits),
         "deadlines": partial(deadlines, model, options.rounds),
-        "fairness": partial(fairness, model, 20),
-    }.items():
+        "fairness": partial(fairness, model, 60),
+    }
+    for name in options.section or SECTIONS:
+        section = sections[name]
         results[name], missed = section(lambda policy, name=name: console.print(f"{name}: a run of {policy} is done"))
         console.print_json(json.dumps(results[name]))
         for message in missed:

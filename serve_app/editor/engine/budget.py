@@ -1,4 +1,4 @@
-"""How many picture tokens may share a step."""
+"""How many picture tokens may share a step, and how long steps take."""
 
 from collections.abc import Callable
 
@@ -30,3 +30,20 @@ class TokenBudget:
     def cut(self, num_tokens: int) -> None:
         """Halve the budget, because a pack of so many tokens was too large."""
         self._cut = (max(1, min(self.tokens, num_tokens) // 2), self._clock())
+
+
+class Speed:
+    """A running mean of the steps' speeds, in which the last one has a weight of a tenth."""
+
+    def __init__(self) -> None:
+        self._tokens_per_s = 0.0
+
+    def add(self, num_tokens: int, seconds: float) -> None:
+        """Count a step of so many tokens."""
+        if seconds > 0:
+            weight = 0.1 if self._tokens_per_s else 1.0
+            self._tokens_per_s += weight * (num_tokens / seconds - self._tokens_per_s)
+
+    def seconds(self, num_tokens: int) -> float:
+        """How long so many tokens take; 0 before the first step."""
+        return num_tokens / self._tokens_per_s if self._tokens_per_s else 0.0

@@ -4,8 +4,8 @@ A step runs as many edits as the token budget allows, chosen one after the other
 chosen before is passed over; one above the whole budget runs alone. With `shortest`, the next one is
 
 1. of normal priority; low priority only follows where nothing else fits, or after `LOW_PRIORITY_DELAY_S`;
-2. of the client that was served least: clients get equal token-steps while they have edits, and one that comes back
-   starts level with the others;
+2. of the client that would have been served least at its end: clients get equal token-steps while they have edits,
+   shorter edits first, and a client that comes back starts level with the others;
 3. of its client's edits, one that would miss its deadline otherwise, the earliest deadline first;
 4. else the one with the least work left (steps times tokens).
 
@@ -24,14 +24,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from serve_app.config import Scheduling
-from serve_app.editor.engine.budget import TokenBudget
+from serve_app.editor.engine.budget import Speed, TokenBudget
 from serve_app.editor.engine.edit import Edit, num_tokens
 from serve_app.edits.fairness import Askers
 
-AGEING = 0.25
+AGEING = 0.125
 """How much of the engine's work since an edit came counts for it."""
 
-URGENCY = 1.5
+URGENCY = 3.0
 """An edit is urgent from this many times the time that it needs before its deadline."""
 
 OTHER_STEPS = 2
@@ -40,10 +40,8 @@ OTHER_STEPS = 2
 _LATE = 2
 """The group of edits that yield to all others."""
 
-_SPEED_MEMORY = 0.9
-"""Weight of the steps before in the mean speed."""
-
 Rank = tuple[float, ...]
+_Ranked = tuple[Rank, int, Edit]
 
 
 class Scheduler:
@@ -72,7 +70,7 @@ class Scheduler:
         self._served: dict[str, float] = defaultdict(float)
         self._askers = Askers(2, clock)
         self._num_done = 0
-        self._tokens_per_s = 0.0
+        self._speed = Speed()
 
     # Any thread
 
@@ -142,9 +140,7 @@ class Scheduler:
             for edit in pack:
                 self._served[edit.ticket.client] += edit.num_tokens
             self._num_done += num_tokens(pack)
-        if seconds > 0:
-            memory = _SPEED_MEMORY if self._tokens_per_s else 0.0
-            self._tokens_per_s += (1 - memory) * (num_tokens(pack) / seconds - self._tokens_per_s)
+        self._speed.add(num_tokens(pack), seconds)
 
     def remove(self, edit: Edit) -> None:
         """Forget an edit that has finished or failed."""
@@ -157,25 +153,29 @@ class Scheduler:
         if not edits:
             return
         now = self._clock()
-        step_s = min(num_tokens(edits), self.budget.tokens) / self._tokens_per_s if self._tokens_per_s else 0.0
-        of_client: dict[tuple[int, str], list[tuple[Rank, int, Edit]]] = defaultdict(list)
+        step_s = self._speed.seconds(min(num_tokens(edits), self.budget.tokens))
+        of_client: dict[tuple[int, str], list[_Ranked]] = defaultdict(list)
         for number, edit in enumerate(edits):
             rank = self._by_work(edit, now, step_s) if self._pauses else (edit.ticket.rank,)
             of_client[self._group(edit, now), edit.ticket.client].append((rank, number, edit))
         least = min((self._served[client] for group, client in of_client if group < _LATE), default=0.0)
-        turns = []
+        turns: list[tuple[int, float, _Ranked, list[_Ranked]]] = []
         for (group, client), own in of_client.items():
             if group == _LATE:  # who yields saves up nothing
                 self._served[client] = max(self._served[client], least)
             own.sort(reverse=True)
-            turns.append((group, self._served[client], own[-1], own))
-        heapq.heapify(turns)
+            heapq.heappush(turns, (group, self._served[client] + self._counted(own), own[-1], own))
         while turns:
-            group, served, _, own = heapq.heappop(turns)
-            edit = own.pop()[-1]
+            group, total, (_, _, edit), own = heapq.heappop(turns)
+            served = total - self._counted(own)
+            own.pop()
             yield edit
             if own:
-                heapq.heappush(turns, (group, served + edit.num_tokens, own[-1], own))
+                heapq.heappush(turns, (group, served + edit.num_tokens + self._counted(own), own[-1], own))
+
+    def _counted(self, own: Sequence[_Ranked]) -> int:
+        """What counts for a client besides what it was served: the work of its next edit."""
+        return own[-1][-1].work if self._pauses else 0
 
     def _group(self, edit: Edit, now: float) -> int:
         """Edits of a smaller group go first."""
@@ -184,17 +184,16 @@ class Scheduler:
         return _LATE if edit.ticket.is_low_priority and edit.ticket.rank > now else 1
 
     def _by_work(self, edit: Edit, now: float, step_s: float) -> Rank:
-        deadline = edit.ticket.deadline
-        if deadline is not None and step_s:
-            alone_s = edit.work / self._tokens_per_s
-            if alone_s <= deadline - now < URGENCY * (edit.num_left + OTHER_STEPS) * step_s:
-                return 0, deadline
+        deadline, needed_s = edit.ticket.deadline, (edit.num_left + OTHER_STEPS) * step_s
+        if deadline is not None and self._speed.seconds(edit.work) <= deadline - now < URGENCY * needed_s:
+            return 0, deadline
         return 1, edit.work + AGEING * edit.arrived_at
 
     def _level(self, client: str) -> None:
-        """Let a client that has no edits begin level with those that have."""
+        """Let a client that has no edits begin level with those that have, and be next."""
         clients = {edit.ticket.client for edit in self._edits}
         if not clients:
             self._served.clear()
         elif client not in clients:
-            self._served[client] = max(self._served[client], min(self._served[each] for each in clients))
+            level = min(self._served[each] for each in clients) - 1
+            self._served[client] = max(self._served.get(client, level), level)

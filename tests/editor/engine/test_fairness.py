@@ -51,7 +51,7 @@ def test_four_edits_behind_a_hundred_of_another_client_begin_before_its_fifth(
         for ticket in tickets:
             ticket.future.result(timeout=10)
     order = begun(gated)[1:]
-    turns = [f"{client} {number}" for number in range(4) for client in ("first", "second")]
+    turns = [f"{client} {number}" for number in range(4) for client in ("second", "first")]
     assert order == [*turns, *(f"first {number}" for number in range(4, 100))]
 
 
@@ -129,19 +129,20 @@ def test_clients_take_turns_under_both_policies(scheduling: Scheduling, gated: F
                 submit(engine, client, number)
         eventually(lambda: engine.stats.preparing == 0)
         at_step(gated, 7)
-        assert [name.split()[0] for (name,) in gated.packs[1:]] == ["first", "second"] * 3
+        assert [name.split()[0] for (name,) in gated.packs[1:]] == ["second", "first"] * 3
 
 
 def test_clients_get_equal_parts_whatever_their_edits_take(gated: FakeModel) -> None:
     with running(gated, max_pack_tokens=TOKENS_OF_64_PX) as engine:
         hold_back(gated, engine)
         for number in range(12):
-            submit(engine, "first", number, steps=1)
-        submit(engine, "second", 0, steps=100)
+            submit(engine, "first", number, steps=2)
+        submit(engine, "second", 0, steps=8)
+        submit(engine, "second", 1, steps=8)
         eventually(lambda: engine.stats.preparing == 0)
-        at_step(gated, 21)
+        at_step(gated, 33)
         taken = [name.split()[0] for (name,) in gated.packs[1:]]
-        assert taken == ["first", "second"] * 10
+        assert taken == [*["first"] * 6, *["second"] * 8, *["first"] * 8, *["second"] * 8, *["first"] * 2]
 
 
 def test_low_priority_yields_to_the_other_clients_for_a_while(gated: FakeModel) -> None:
