@@ -28,7 +28,7 @@ from serve_app.editor.engine.budget import Speed, TokenBudget
 from serve_app.editor.engine.edit import Edit, num_tokens
 from serve_app.edits.fairness import Askers
 
-AGEING = 0.125
+AGEING = 0.2
 """How much of the engine's work since an edit came counts for it."""
 
 URGENCY = 3.0
