@@ -54,6 +54,9 @@ class LoraSettings(Settings):
     expected_modules: int | None = Field(
         default=None, ge=1, description="The file must adapt exactly this number of modules."
     )
+    sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", description="Of the file, in hexadecimal; another file is refused."
+    )
 
 
 class SchedulerSettings(Settings):

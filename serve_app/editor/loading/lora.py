@@ -5,6 +5,7 @@ tensor of a file must match a module, every module must have both factors, and a
 compute what the file says.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -95,9 +96,26 @@ def fuse_adapters(pipeline: QwenImageEditPlusPipeline, adapters: list[tuple[Lora
 
 
 def audit_file(path: Path, transformer: nn.Module, settings: LoraSettings) -> Adapter:
-    """Read and audit one file; see `audit`."""
+    """Read and audit one file; see `audit`.
+
+    Raises:
+        LoraAuditError: also if the file's SHA-256 is not that of the settings.
+    """
+    _require_digest(path, settings)
     tensors, metadata = read_file(path)
     return audit(tensors, transformer, settings, metadata)
+
+
+def _require_digest(path: Path, settings: LoraSettings) -> None:
+    if settings.sha256 is None or not path.is_file():
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != settings.sha256:
+        raise LoraAuditError(
+            f"The LoRA file {path} has the SHA-256 {found}, editor.loras says {settings.sha256}: it is damaged, or "
+            "another version. Download it again, or change sha256 if you trust the file."
+        )
 
 
 def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

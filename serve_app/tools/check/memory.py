@@ -6,6 +6,7 @@ smaller than the transformer's and counts as part of it. The plan covers a runni
 loading, and an output that a client requests larger, may need more for a while.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ _WIDTHS_AT_PEAK = 2 + 3 + 2 + 1 + 8
 # the MLP's width: gate, activated gate, up and their product (4).
 _REWRITER_WIDTHS, _REWRITER_MLP_WIDTHS = 5, 4
 _LATENT_PX = 8
-_CONDITION_TOKEN_PX = 28  # Qwen2.5-VL merges 2x2 patches of 14 px,
+_CONDITION_TOKEN_PX = 28  # Qwen2.5-VL merges 2x2 patches of 14 px, to a whole number of which a side is rounded,
 _REWRITER_TOKEN_PX = 32  # Qwen3-VL 2x2 patches of 16 px.
 
 
@@ -156,8 +157,9 @@ def draft_bytes(model: QwenImageTransformer2DModel, settings: AppSettings) -> in
 
 def _prompt_tokens(settings: AppSettings) -> int:
     """Of the longest prompt, with its pictures. A prompt has at most one token per character."""
-    sizes, limits = settings.sizes, settings.limits
-    return limits.max_pictures_per_edit * sizes.condition_area_px // _CONDITION_TOKEN_PX**2 + limits.max_prompt_chars
+    limits = settings.limits
+    side = round(math.sqrt(settings.sizes.condition_area_px) / _CONDITION_TOKEN_PX)
+    return limits.max_pictures_per_edit * side**2 + limits.max_prompt_chars
 
 
 def _rewriter_tokens(rewriter: RewriterSettings, settings: AppSettings) -> int:

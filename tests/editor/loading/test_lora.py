@@ -1,5 +1,6 @@
 """The audit of LoRA files, on the real transformer's configuration without its weights, and fusing on the tiny one."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,30 @@ def test_an_angles_file_finds_its_840_modules(transformer: QwenImageTransformer2
     adapter = audit(angles_like(transformer, prefix), transformer, SETTINGS)
     assert len(adapter) == 840
     assert {factors.scale for factors in adapter.values()} == {1.0}
+
+
+def test_the_header_of_the_shipped_angles_file_gives_a_scale_of_one(transformer: QwenImageTransformer2DModel) -> None:
+    """It has no alpha tensors: rank and alpha are in diffusers' metadata."""
+    header = {"lora_adapter_metadata": '{"transformer.r": 16, "transformer.lora_alpha": 16}'}
+    settings = SETTINGS.model_copy(update={"expected_modules": 840})
+    adapter = audit(angles_like(transformer, "transformer."), transformer, settings, header)
+    assert {(factors.rank, factors.scale) for factors in adapter.values()} == {(16, 1.0)}
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_file_with_another_digest_is_refused(tiny_settings: AppSettings, is_right: bool, tmp_path: Path) -> None:
+    (lora, *_) = tiny_settings.editor.loras
+    data = (locate(lora.source) / lora.file).read_bytes()
+    path = tmp_path / lora.file
+    path.write_bytes(data)
+    digest = hashlib.sha256(data if is_right else data[:-1]).hexdigest()
+    transformer = load_pipeline(tiny_settings.editor.model_copy(update={"loras": ()})).transformer
+    settings = lora.model_copy(update={"sha256": digest})
+    if is_right:
+        assert audit_file(path, transformer, settings)
+    else:
+        with pytest.raises(LoraAuditError, match=f"editor.loras says {digest}"):
+            audit_file(path, transformer, settings)
 
 
 def one_module_more(tensors: Tensors) -> str:

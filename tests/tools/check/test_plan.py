@@ -270,7 +270,7 @@ def test_table_is_printed_with_figures_under_each_other() -> None:
         "text encoder weights",
         "VAE weights",
         "VAE working set (1.05 Mpx, still)",
-        "activations (50464 tokens)",
+        "activations (50528 tokens)",
         "paused edits (16)",
         "caches",
         "CUDA context and slack",
