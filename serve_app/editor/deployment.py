@@ -74,7 +74,7 @@ class Editor:
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=4)
     async def _submit_batch(self, tickets: list[Ticket]) -> list[ServiceError | None]:
-        """Submit a batch to the engine, which admits it at its next step. Returns without waiting for the edits, so
+        """Submit a batch to the engine. Returns without waiting for the edits, so
         that no edit of a batch waits for the slowest one."""
         return [self._submit(ticket) for ticket in tickets]
 

@@ -14,6 +14,7 @@ class Edit:
     """A prepared edit. It waits until it is begun; from then on each step of the engine runs it or pauses it.
 
     Attributes:
+        prepared: what it is encoded from; None once it has begun.
         draft: its state on the device; None while it waits.
         is_running: whether it is in the current step, or was in the last one; False while it is paused.
         rested_at: since when it has not been run, by the engine's clock.
@@ -21,7 +22,8 @@ class Edit:
     """
 
     ticket: Ticket
-    prepared: Prepared
+    prepared: Prepared | None
+    num_steps: int
     draft: Draft | None = None
     timings: EditTimings = field(default_factory=EditTimings)
     is_running: bool = False
@@ -42,7 +44,7 @@ class Edit:
     @property
     def num_left(self) -> int:
         """Steps left."""
-        return self.prepared.schedule.num_steps - self.num_done
+        return self.num_steps - self.num_done
 
     @property
     def num_tokens(self) -> int:
@@ -56,12 +58,12 @@ class Edit:
 
     def begin(self, draft: Draft, began: float, now: float) -> None:
         """Record that its encoding began at `began` and ends now."""
-        self.draft, self.rested_at, self.is_running = draft, now, True
+        self.draft, self.prepared, self.rested_at, self.is_running = draft, None, now, True
         self.timings = replace(
             self.timings,
             queue_s=began - self.ticket.submitted_at,
             encode_s=now - began,
-            num_steps=draft.schedule.num_steps,
+            num_steps=self.num_steps,
         )
 
     def count_step(self, began: float, now: float, *, is_shared: bool) -> None:

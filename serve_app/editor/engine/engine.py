@@ -203,23 +203,22 @@ class Engine:
     def _step(self) -> None:
         """Run one step of the edits whose turn it is. Those that have not begun are encoded first, all in one batch."""
         pack = self._pack = self._scheduler.next_pack()
-        for edit in self._scheduler.begun:
-            if edit.is_running and edit not in pack:
-                edit.is_running = False
-                self._report(edit)
         if new := [edit for edit in pack if edit.draft is None]:
             self._together(self._begin, new)
         # Running out of memory while they were encoded has cut the budget.
-        begun = first_within([edit for edit in pack if edit.draft is not None], self._scheduler.budget.tokens)
-        due = {edit: edit.num_done for edit in begun}
-        if due:
+        self._pack = first_within([edit for edit in pack if edit.draft is not None], self._scheduler.budget.tokens)
+        for edit in self._scheduler.begun:
+            if edit.is_running and edit not in self._pack:
+                edit.is_running = False
+                self._report(edit)
+        if due := {edit: edit.num_done for edit in self._pack}:
             self._together(partial(self._run_step, due), list(due))
         for edit in self._pack:
             self._report(edit)
 
     def _begin(self, edits: Sequence[Edit]) -> Failed | None:
         began = self._clock()
-        prepared = [edit.prepared for edit in edits]
+        prepared = [edit.prepared for edit in edits if edit.prepared is not None]
         drafts = self._watchdog.attempt("encoding", edits, lambda: self._model.begin(prepared))
         if isinstance(drafts, Failed):
             return drafts

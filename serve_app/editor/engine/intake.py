@@ -87,7 +87,7 @@ class Intake:
         with self._scheduler.changed:
             self._num_preparing -= 1
             if prepared is not None and self._prepare is not None:
-                self._scheduler.add(Edit(ticket, prepared))
+                self._scheduler.add(Edit(ticket, prepared, prepared.schedule.num_steps))
                 return
         self._outbox.failed(ticket, stopped() if problem is None else problem)
 

@@ -4,13 +4,15 @@ A step runs as many edits as the token budget allows, chosen one after the other
 chosen before is passed over; one above the whole budget runs alone. With `shortest`, the next one is
 
 1. of normal priority; low priority only follows where nothing else fits, or after `LOW_PRIORITY_DELAY_S`;
-2. of the client that would have been served least at its end: clients get equal token-steps while they have edits,
-   shorter edits first, and a client that comes back starts level with the others;
-3. of its client's edits, one that would miss its deadline otherwise, the earliest deadline first;
-4. else the one with the least work left (steps times tokens).
+2. of the client with the smallest sum of what it was served and its next edit's work. So clients get equal token-steps
+   while they have edits, shorter edits first. A client that comes back starts level with the others;
+3. of its client's edits, one that has waited while the engine did `1 / AGEING` times its work, the oldest first;
+4. else one that would miss its deadline otherwise, the earliest deadline first;
+5. else the one with the least work left (steps times tokens), to which `AGEING` times what the engine had done when the
+   edit came is added.
 
-For 4, `AGEING` times what the engine had done when an edit came is added to its work. So an edit is overtaken only by
-those of its client that come before the engine has done `1 / AGEING` times that edit's own work: none starves.
+By 3 and 5 an edit is overtaken only by those of its client that come before the engine has done `1 / AGEING` times that
+edit's own work, by urgent ones until then, and by what other clients may have: none starves.
 
 While several clients send edits, one of them gets at most half of the budget, so that a step is short for the others.
 
@@ -20,7 +22,7 @@ turn. One that does not fit waits until it does, and so do those after it. Pictu
 
 import heapq
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from serve_app.config import Scheduling
@@ -54,7 +56,7 @@ class Scheduler:
         clock: seconds.
 
     Attributes:
-        changed: held for each change by another thread than the engine's; wakes `wait`.
+        changed: held while the edits change; wakes `wait`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Scheduler:
         self._edits: list[Edit] = []
         self._is_closed = False
         self._served: dict[str, float] = defaultdict(float)
+        self._uncharged: set[str] = set()
         self._askers = Askers(2, clock)
         self._num_done = 0
         self._speed = Speed()
@@ -95,12 +98,14 @@ class Scheduler:
     @property
     def begun(self) -> list[Edit]:
         """The edits that have begun and not ended."""
-        return [edit for edit in self._edits if edit.draft is not None]
+        with self.changed:
+            return [edit for edit in self._edits if edit.draft is not None]
 
     @property
     def num_waiting(self) -> int:
         """Edits that have not begun."""
-        return sum(edit.draft is None for edit in self._edits)
+        with self.changed:
+            return sum(edit.draft is None for edit in self._edits)
 
     # The engine thread
 
@@ -117,28 +122,46 @@ class Scheduler:
 
     def next_pack(self) -> list[Edit]:
         """The edits of the next step; those among them that have no draft begin with it."""
-        budget, of_client = self.budget.tokens, Counter[str]()
-        pack: list[Edit] = []
         with self.changed:
-            paused = Counter(edit.ticket.client for edit in self.begun)  # unless they follow
-            for edit in self._in_turn(self._edits):
-                client = edit.ticket.client
-                share = self._askers.share(client, budget) if of_client[client] else budget
-                room = min(share - of_client[client], budget - num_tokens(pack))
-                may_begin = paused.total() <= self._max_paused or not paused[client] + of_client[client]
-                if (edit.num_tokens <= room or not pack) and (edit.draft is not None or may_begin):
+            in_turn, pack = list(self._in_turn(self._edits)), list[Edit]()
+            # Again for what might not begin while it was unknown which of the begun edits follow.
+            for edit in (*in_turn, *in_turn):
+                if edit in pack or not self._may_begin(edit, pack):
+                    continue
+                if not pack or edit.num_tokens <= self._room(edit, pack):
                     pack.append(edit)
-                    of_client[client] += edit.num_tokens
-                    paused[client] -= edit.draft is not None
-                elif not self._pauses:
+                elif not self._pauses and edit.num_tokens > self.budget.tokens - num_tokens(pack):
                     break
+            self._note_passed_over(in_turn, pack)
             return [*(edit for edit in self.begun if edit in pack), *(edit for edit in pack if edit.draft is None)]
+
+    def _room(self, edit: Edit, pack: Sequence[Edit]) -> int:
+        """Tokens that the step has left for the edit."""
+        budget = self.budget.tokens
+        own = num_tokens(each for each in pack if each.ticket.client == edit.ticket.client)
+        has_part = own and (self._pauses or edit.draft is None)
+        share = self._askers.share(edit.ticket.client, budget) if has_part else own + budget
+        return min(share - own, budget - num_tokens(pack))
+
+    def _may_begin(self, edit: Edit, pack: Sequence[Edit]) -> bool:
+        """Whether not too many edits are paused beside this one, or its client has none that has begun."""
+        others = [each for each in self.begun if each not in pack]
+        clients = {each.ticket.client for each in (*others, *pack)}
+        return edit.draft is not None or len(others) <= self._max_paused or edit.ticket.client not in clients
+
+    def _note_passed_over(self, in_turn: Sequence[Edit], pack: Sequence[Edit]) -> None:
+        """A client whose next edit does not fit is not charged for smaller ones that do: else its turn never comes."""
+        next_of: dict[str, Edit] = {}
+        for edit in in_turn:
+            next_of.setdefault(edit.ticket.client, edit)
+        self._uncharged = {client for client, edit in next_of.items() if edit not in pack}
 
     def count_step(self, pack: Sequence[Edit], seconds: float) -> None:
         """Charge a step to its edits' clients."""
         with self.changed:
             for edit in pack:
-                self._served[edit.ticket.client] += edit.num_tokens
+                if edit.ticket.client not in self._uncharged:
+                    self._served[edit.ticket.client] += edit.num_tokens
             self._num_done += num_tokens(pack)
         self._speed.add(num_tokens(pack), seconds)
 
@@ -184,10 +207,12 @@ class Scheduler:
         return _LATE if edit.ticket.is_low_priority and edit.ticket.rank > now else 1
 
     def _by_work(self, edit: Edit, now: float, step_s: float) -> Rank:
+        if (self._num_done - edit.arrived_at) * AGEING > edit.work:
+            return 0, edit.arrived_at
         deadline, needed_s = edit.ticket.deadline, (edit.num_left + OTHER_STEPS) * step_s
         if deadline is not None and self._speed.seconds(edit.work) <= deadline - now < URGENCY * needed_s:
-            return 0, deadline
-        return 1, edit.work + AGEING * edit.arrived_at
+            return 1, deadline
+        return 2, edit.work + AGEING * edit.arrived_at
 
     def _level(self, client: str) -> None:
         """Let a client that has no edits begin level with those that have, and be next."""

@@ -22,9 +22,9 @@ class Ticket:
     Attributes:
         timeout_s: seconds from the submission after which the edit is dropped at the next step; None: never.
         xmp: the XMP packet for the picture and the previews.
-        on_progress: called when the edit begins and after each step, from a thread that it may block for a moment; its
-            errors are logged.
-        submitted_at: by the engine's clock, set by the scheduler.
+        on_progress: called at its begin, each step and each pause, from a thread that it may block for a moment;
+            its errors are logged.
+        submitted_at: by the engine's clock, set by the intake.
         ended: whether the result or error is decided; set by the outbox.
     """
 

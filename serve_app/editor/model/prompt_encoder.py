@@ -66,7 +66,8 @@ class PromptEncoder:
     def encode(self, inputs: Sequence[BatchFeature]) -> list[torch.Tensor]:
         """Embeddings of shape (num_tokens, hidden) in the encoder's dtype, for all prompts in one batch."""
         lengths = [each["input_ids"].shape[1] for each in inputs]
-        batch = inputs[0] if len(inputs) == 1 else _padded(inputs, max(lengths))
+        # A copy, since `to` moves a BatchFeature in place, and its owner would keep the device's memory.
+        batch = BatchFeature(dict(inputs[0])) if len(inputs) == 1 else _padded(inputs, max(lengths))
         # All inputs are passed: without mm_token_type_ids the encoder silently uses 1-D positions.
         hidden = self._model(**batch.to(self._model.device)).last_hidden_state
         # Cloned, so that the cache does not keep the whole padded batch alive.

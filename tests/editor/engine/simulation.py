@@ -76,7 +76,7 @@ def simulate(
             continue
         for edit in chosen:
             if edit.draft is None:
-                (edit.draft,) = model.begin([edit.prepared])
+                (edit.draft,) = model.begin([model.prepare(edit.ticket.request, PICTURES)])
             outcomes[edit].ran_at.append(done)
             edit.draft.index += 1
         done += num_tokens(chosen)
@@ -93,7 +93,7 @@ def _edit(model: FakeModel, arrival: Arrival, outcomes: dict[Edit, Outcome], beg
     number = len(outcomes)
     request = replace(edit_request(str(number), steps=arrival.num_steps), client=arrival.client)
     ticket = Ticket(request, PICTURES, timeout_s=arrival.timeout_s, submitted_at=begin + arrival.at)
-    edit = Edit(ticket, model.prepare(request, PICTURES))
+    edit = Edit(ticket, model.prepare(request, PICTURES), arrival.num_steps)
     outcomes[edit] = Outcome(arrival, math.inf, done, [])
     return edit
 

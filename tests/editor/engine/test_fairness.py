@@ -190,3 +190,59 @@ def test_clients_take_turns_in_preparation_too() -> None:
         for ticket in tickets:
             ticket.future.result(timeout=10)
     assert model.prepared == ["first 0", "second 0", "first 1", "second 1", "first 2", "first 3"]
+
+
+def test_a_large_edit_is_not_passed_over_for_ever(gated: FakeModel) -> None:
+    """It fits beside no other one, and both clients always have smaller ones, two of which fill a step."""
+    with running(gated, max_pack_tokens=3 * TOKENS_OF_64_PX) as engine:
+        hold_back(gated, engine)
+        large = replace(edit_request("large", steps=2, side_px=128), client="first")
+        engine.submit(Ticket(large, PICTURES))
+        for step in range(1, 120):
+            for client in ("first", "second"):
+                submit(engine, client, step, steps=1)
+            eventually(lambda: engine.stats.preparing == 0)
+            at_step(gated, step + 1)
+            if ["large"] in gated.packs:
+                break
+        assert len(gated.packs) < 60
+
+
+@pytest.mark.parametrize("max_paused", [0, 1, 16])
+def test_new_edits_begin_where_there_is_room(max_paused: int, gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=4 * TOKENS_OF_64_PX, max_paused=max_paused) as engine:
+        submit(engine, "", 0, steps=20)
+        at_step(gated, 1)
+        for number in range(1, 4):
+            submit(engine, "", number, steps=3)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 2)
+        assert len(gated.packs[1]) == 4
+
+
+def test_by_arrival_no_begun_edit_pauses_for_another_client(gated: FakeModel) -> None:
+    with running(gated, max_pack_tokens=8 * TOKENS_OF_64_PX, scheduling="arrival") as engine:
+        for number in range(6):
+            submit(engine, "first", number, steps=20)
+            eventually(lambda: engine.stats.preparing == 0)
+            at_step(gated, number + 1)
+        submit(engine, "second", 0, steps=20)
+        eventually(lambda: engine.stats.preparing == 0)
+        at_step(gated, 7)
+        assert len(gated.packs[6]) == 7
+
+
+def test_urgent_edits_do_not_keep_another_one_waiting_for_ever(gated: FakeModel) -> None:
+    clock = Clock()
+    with running(gated, max_pack_tokens=TOKENS_OF_64_PX, clock=clock) as engine:
+        hold_back(gated, engine)
+        submit(engine, "", 1, steps=4)
+        for step in range(1, 100):
+            ticket = Ticket(edit_request("urgent", steps=1), PICTURES, timeout_s=4)
+            engine.submit(ticket)
+            eventually(lambda: engine.stats.preparing == 0)
+            clock.now += 1
+            at_step(gated, step + 1)
+            if [" 1"] in gated.packs:
+                break
+        assert len(gated.packs) < 40
