@@ -83,7 +83,8 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, slice]]:
 
 
 def nclx(data: bytes) -> tuple[int, int] | None:
-    """The numbers of primaries and curve in the first colour box of a HEIC or AVIF file that has them, or None."""
+    """The numbers of primaries and curve in the first colour box of an AVIF file that has them, or None. Pillow does
+    not report them. A file whose first such box belongs to another picture than the main one is misread."""
     at = data.find(b"colrnclx", 0, _MAX_META_BYTES)
     return None if at < 0 or len(data) < at + 12 else struct.unpack_from(">HH", data, at + 8)
 

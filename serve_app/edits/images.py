@@ -134,7 +134,11 @@ def _profile_of(stored: ImageFile.ImageFile, data: bytes) -> bytes | None:
     match stored:
         case PngImageFile():
             return rgb_profile(stored.info, png_chunk(data, b"cICP"))
-        case AvifImageFile() | HeifImageFile():
+        case HeifImageFile():
+            named = stored.info.get("nclx_profile", {})
+            numbers = named.get("color_primaries"), named.get("transfer_characteristics")
+            return None if None in numbers else nclx_profile(stored.info, numbers)
+        case AvifImageFile():
             return nclx_profile(stored.info, nclx(data))
         case _:
             return None

@@ -45,6 +45,9 @@ from serve_app.ingress.pictures.prepare import ParsedRequest
 
 logger = logging.getLogger(__name__)
 
+# One thread, since decoding base64 holds the interpreter's lock, for which the event loop waits.
+_HASHING = ThreadPoolExecutor(1, thread_name_prefix="hash")
+
 FULL_S = 0.1
 """For how long the queue is assumed to be full for a client whose job it refused."""
 
@@ -63,8 +66,6 @@ class JobAdmission:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._places = QueuePlaces(backend.jobs)
-        # One thread, since decoding base64 holds the interpreter's lock, for which the event loop waits.
-        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="hash")
 
     async def find_or_submit(
         self,
@@ -122,7 +123,7 @@ class JobAdmission:
 
     async def _fingerprint(self, fields: str, parsed: ParsedRequest) -> str:
         most = self._backend.settings.limits.max_picture_bytes
-        return await asyncio.get_running_loop().run_in_executor(self._hashing, fingerprint_of, fields, parsed, most)
+        return await asyncio.get_running_loop().run_in_executor(_HASHING, fingerprint_of, fields, parsed, most)
 
 
 def fingerprint_of(fields: str, parsed: ParsedRequest, max_picture_bytes: int) -> str:
