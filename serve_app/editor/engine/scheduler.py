@@ -20,14 +20,15 @@ With `arrival`, an edit that has begun is never paused, and the others begin in 
 turn. One that does not fit waits until it does, and so do those after it. Pictures depend on neither.
 """
 
-import heapq
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from serve_app.config import Scheduling
 from serve_app.editor.engine.budget import Speed, TokenBudget
 from serve_app.editor.engine.edit import Edit, num_tokens
+from serve_app.editor.engine.pack import Pack
+from serve_app.editor.engine.turns import Ranked, in_turn
 from serve_app.edits.fairness import Askers
 
 AGEING = 0.2
@@ -41,9 +42,6 @@ OTHER_STEPS = 2
 
 _LATE = 2
 """The group of edits that yield to all others."""
-
-Rank = tuple[float, ...]
-_Ranked = tuple[Rank, int, Edit]
 
 
 class Scheduler:
@@ -123,38 +121,21 @@ class Scheduler:
     def next_pack(self) -> list[Edit]:
         """The edits of the next step; those among them that have no draft begin with it."""
         with self.changed:
-            in_turn, pack = list(self._in_turn(self._edits)), list[Edit]()
+            order, begun = self._in_turn(self._edits), self.begun
+            pack = Pack(self.budget.tokens, begun, self._max_paused, self._askers.share, shares_begun=self._pauses)
             # Again for what might not begin while it was unknown which of the begun edits follow.
-            for edit in (*in_turn, *in_turn):
-                if edit in pack or not self._may_begin(edit, pack):
+            for edit in (*order, *(edit for edit in order if edit.draft is None)):
+                if edit in pack.edits or not pack.may_begin(edit):
                     continue
-                if not pack or edit.num_tokens <= self._room(edit, pack):
-                    pack.append(edit)
-                elif not self._pauses and edit.num_tokens > self.budget.tokens - num_tokens(pack):
+                if pack.fits(edit):
+                    pack.add(edit)
+                elif not self._pauses and pack.is_full_for(edit):
                     break
-            self._note_passed_over(in_turn, pack)
-            return [*(edit for edit in self.begun if edit in pack), *(edit for edit in pack if edit.draft is None)]
-
-    def _room(self, edit: Edit, pack: Sequence[Edit]) -> int:
-        """Tokens that the step has left for the edit."""
-        budget = self.budget.tokens
-        own = num_tokens(each for each in pack if each.ticket.client == edit.ticket.client)
-        has_part = own and (self._pauses or edit.draft is None)
-        share = self._askers.share(edit.ticket.client, budget) if has_part else own + budget
-        return min(share - own, budget - num_tokens(pack))
-
-    def _may_begin(self, edit: Edit, pack: Sequence[Edit]) -> bool:
-        """Whether not too many edits are paused beside this one, or its client has none that has begun."""
-        others = [each for each in self.begun if each not in pack]
-        clients = {each.ticket.client for each in (*others, *pack)}
-        return edit.draft is not None or len(others) <= self._max_paused or edit.ticket.client not in clients
-
-    def _note_passed_over(self, in_turn: Sequence[Edit], pack: Sequence[Edit]) -> None:
-        """A client whose next edit does not fit is not charged for smaller ones that do: else its turn never comes."""
-        next_of: dict[str, Edit] = {}
-        for edit in in_turn:
-            next_of.setdefault(edit.ticket.client, edit)
-        self._uncharged = {client for client, edit in next_of.items() if edit not in pack}
+            # A client whose next edit does not fit is not charged for smaller ones that do: else its turn never comes.
+            next_of = {edit.ticket.client: edit for edit in reversed(order)}
+            self._uncharged = {client for client, edit in next_of.items() if edit not in pack.edits}
+            new = (edit for edit in pack.edits if edit.draft is None)
+            return [*(edit for edit in begun if edit in pack.edits), *new]
 
     def count_step(self, pack: Sequence[Edit], seconds: float) -> None:
         """Charge a step to its edits' clients."""
@@ -168,37 +149,21 @@ class Scheduler:
     def remove(self, edit: Edit) -> None:
         """Forget an edit that has finished or failed."""
         with self.changed:
-            if edit in self._edits:
-                self._edits.remove(edit)
+            self._edits = [each for each in self._edits if each is not edit]
 
-    def _in_turn(self, edits: Sequence[Edit]) -> Iterator[Edit]:
+    def _in_turn(self, edits: Sequence[Edit]) -> list[Edit]:
         """All edits, in the order in which the next step takes them. `changed` is held."""
-        if not edits:
-            return
         now = self._clock()
         step_s = self._speed.seconds(min(num_tokens(edits), self.budget.tokens))
-        of_client: dict[tuple[int, str], list[_Ranked]] = defaultdict(list)
+        of_client: dict[tuple[int, str], list[Ranked]] = defaultdict(list)
         for number, edit in enumerate(edits):
             rank = self._by_work(edit, now, step_s) if self._pauses else (edit.ticket.rank,)
             of_client[self._group(edit, now), edit.ticket.client].append((rank, number, edit))
         least = min((self._served[client] for group, client in of_client if group < _LATE), default=0.0)
-        turns: list[tuple[int, float, _Ranked, list[_Ranked]]] = []
-        for (group, client), own in of_client.items():
+        for group, client in of_client:
             if group == _LATE:  # who yields saves up nothing
                 self._served[client] = max(self._served[client], least)
-            own.sort(reverse=True)
-            heapq.heappush(turns, (group, self._served[client] + self._counted(own), own[-1], own))
-        while turns:
-            group, total, (_, _, edit), own = heapq.heappop(turns)
-            served = total - self._counted(own)
-            own.pop()
-            yield edit
-            if own:
-                heapq.heappush(turns, (group, served + edit.num_tokens + self._counted(own), own[-1], own))
-
-    def _counted(self, own: Sequence[_Ranked]) -> int:
-        """What counts for a client besides what it was served: the work of its next edit."""
-        return own[-1][-1].work if self._pauses else 0
+        return in_turn(of_client, self._served, counts_work=self._pauses)
 
     def _group(self, edit: Edit, now: float) -> int:
         """Edits of a smaller group go first."""
@@ -206,7 +171,7 @@ class Scheduler:
             return 0
         return _LATE if edit.ticket.is_low_priority and edit.ticket.rank > now else 1
 
-    def _by_work(self, edit: Edit, now: float, step_s: float) -> Rank:
+    def _by_work(self, edit: Edit, now: float, step_s: float) -> tuple[float, ...]:
         if (self._num_done - edit.arrived_at) * AGEING > edit.work:
             return 0, edit.arrived_at
         deadline, needed_s = edit.ticket.deadline, (edit.num_left + OTHER_STEPS) * step_s
