@@ -25,7 +25,6 @@ class RunPodOutput(BaseModel):
     rewritten_log: list[dict[str, str | None]] = Field(
         description="If rewriting was requested: each prompt, the rewritten one, or why it was not rewritten."
     )
-    timings: list[EditTimings] = Field(description="Of each picture in the engine.")
 
 
 class RunPodEnvelope(BaseModel):
@@ -58,6 +57,7 @@ class RunPodPicture(BaseModel):
     image: str
     seed: int
     final_prompt: str
+    timings: EditTimings = Field(description="Of the picture in the engine.")
 
 
 class RunPodStep(BaseModel):
@@ -132,7 +132,6 @@ def _output(job: Job) -> RunPodOutput:
         final_prompts=[outcome.final_prompt for outcome in job.outcomes],
         image_url=f"data:{job.outcomes[0].result.media_type};base64,{images[0]}" if is_public else None,
         rewritten_log=[entry for outcome in job.outcomes for entry in _log(outcome)],
-        timings=[outcome.result.timings for outcome in job.outcomes],
     )
 
 
@@ -143,7 +142,13 @@ def _log(outcome: EditOutcome) -> list[dict[str, str | None]]:
 
 
 def _picture(index: int, outcome: EditOutcome) -> RunPodPicture:
-    return RunPodPicture(index=index, image=_base64(outcome), seed=outcome.seed, final_prompt=outcome.final_prompt)
+    return RunPodPicture(
+        index=index,
+        image=_base64(outcome),
+        seed=outcome.seed,
+        final_prompt=outcome.final_prompt,
+        timings=outcome.result.timings,
+    )
 
 
 def _step(index: int, progress: Progress) -> RunPodStep:
