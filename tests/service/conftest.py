@@ -169,7 +169,9 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.fixture(scope="session")
 def open_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Host:
     folder = tmp_path_factory.mktemp("service")
-    return switch_to(host_in(folder, jobs=jobs_of(folder, receiver), fetch={"origins": [receiver.origin]}))
+    settings = {"jobs": jobs_of(folder, receiver), "fetch": {"origins": [receiver.origin]}}
+    # Room for edits of several pictures to share a step.
+    return switch_to(host_in(folder, editor={"max_pack_tokens": 4096}, **settings))
 
 
 @pytest.fixture(scope="session")
@@ -255,11 +257,12 @@ def on_port(file: Path, port: int, copy: Path) -> Path:
 def tiny_file(
     copy: Path, port: int, build: str = "serve_app.app:build", shipped: Path = RANDOM_FILE, **settings: Any
 ) -> Path:
-    """A copy of a shipped file with another port and these settings of the application. `rewriter=None` leaves the
-    Rewriter out: the app starts sooner. `build` may name a faulty copy of the app."""
+    """A copy of a shipped file with another port and these settings of the application; `editor` has those that change.
+    `rewriter=None` leaves the Rewriter out: the app starts sooner. `build` may name a faulty copy of the app."""
     config = yaml.safe_load(on_port(shipped, port, copy).read_text())
     application = config["applications"][0]
     application["import_path"] = build
+    application["args"]["editor"] |= settings.pop("editor", {})
     application["args"].update(settings)
     names = {"Rewriter"} if application["args"]["rewriter"] is None else set()
     application["deployments"] = [each for each in application["deployments"] if each["name"] not in names]

@@ -549,6 +549,12 @@ def test_a_stream_says_which_picture_is_paused() -> None:
     assert [(step["index"], step["step"], step["paused"]) for step in steps] == [(0, 2, False), (1, 3, True)]
 
 
+def test_a_streamed_picture_has_its_timings() -> None:
+    outcome = EditOutcome(EditResult(b"png", "image/png", TIMINGS, TOKENS), "x", "x", 42, None)
+    (item,) = stream(JobNews(JobState.COMPLETED, {0: outcome}, {})).model_dump()["stream"]
+    assert item["output"]["timings"] == asdict(TIMINGS)
+
+
 def test_a_running_job_is_cancelled(app: Harness) -> None:
     app.hold()
     job_id = app.start()
