@@ -169,7 +169,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.fixture(scope="session")
 def open_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Host:
     folder = tmp_path_factory.mktemp("service")
-    settings = {"jobs": jobs_of(folder, receiver), "fetch": {"origins": [receiver.origin]}}
+    settings: dict[str, Any] = {"jobs": jobs_of(folder, receiver), "fetch": {"origins": [receiver.origin]}}
     # Room for edits of several pictures to share a step.
     return switch_to(host_in(folder, editor={"max_pack_tokens": 4096}, **settings))
 
