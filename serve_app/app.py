@@ -1,5 +1,6 @@
 """The Serve application: the default options of all deployments and every `.bind()`."""
 
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -10,7 +11,7 @@ from serve_app.editor.deployment import Editor
 from serve_app.ingress.deployment import Ingress
 from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.deployment import Jobs
-from serve_app.rewriter.deployment import Rewriter
+from serve_app.rewriter.deployment import Rewriter, open_rewriter
 from serve_app.serving.gpus import end_serve_run, require_gpus
 
 # Defaults; the shipped Serve files set their own under `deployments:`. An edit may take minutes, so replicas get that
@@ -31,10 +32,10 @@ def build(args: AppSettings) -> Application:
     """
     require_gpus(args)
     editor = _deployment(Editor).bind(args.editor)
-    rewriter = _deployment(Rewriter).bind(args.rewriter) if args.rewriter is not None else None
-    rewriter_wait_s = args.rewriter.wait_s if args.rewriter is not None else 0.0
-    jobs = _deployment(Jobs).bind(args.jobs, editor, rewriter, webhook_body, rewriter_wait_s)
-    return _deployment(Ingress).bind(args, editor, rewriter, jobs, end_serve_run)
+    rewriter = _deployment(Rewriter).bind(args.rewriter) if args.rewriter_device is not None else None
+    to_rewriter = partial(open_rewriter, args.rewriter)
+    jobs = _deployment(Jobs).bind(args.jobs, editor, rewriter, webhook_body, to_rewriter)
+    return _deployment(Ingress).bind(args, editor, rewriter, jobs, to_rewriter, end_serve_run)
 
 
 def _deployment(cls: type) -> Deployment:

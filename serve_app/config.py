@@ -13,6 +13,7 @@ TINY_FILE, RANDOM_FILE = _CONFIGS / "tiny-cpu.yaml", _CONFIGS / "random-cpu.yaml
 MAX_LEASE_S = 600
 """Longest lease of a Jobs replica."""
 
+Device = Literal["cpu", "cuda"]
 AttentionBackend = Literal["sdpa", "varlen", "fa3"]
 Quantization = Literal["none", "fp8", "int4"]
 VaeKind = Literal["still", "stock"]
@@ -32,6 +33,23 @@ def _origin(text: str) -> str:
 
 
 Origin = Annotated[str, AfterValidator(_origin)]
+
+
+def _endpoint(text: str) -> str:
+    from serve_app.net.origins import origin_of
+
+    origin = origin_of(text)
+    if origin is None or "?" in text or "#" in text:
+        raise ValueError(f"{text!r} is no base URL of an OpenAI-compatible server; write http://HOST:PORT/v1")
+    url = text.rstrip("/")
+    if url.endswith("/chat/completions"):
+        raise ValueError(f"{text!r} is more than a base URL; write {url.removesuffix('/chat/completions')}")
+    if url.count("/") < 3:
+        raise ValueError(f"{text!r} has no path; write {url}/v1")
+    return url
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 
 class Settings(BaseModel):
@@ -91,7 +109,7 @@ class EditorSettings(Settings):
     base: WeightsSource
     loras: tuple[LoraSettings, ...] = ()
     scheduler: SchedulerSettings = SchedulerSettings()
-    device: Literal["cpu", "cuda"] = "cuda"
+    device: Device = "cuda"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_pack_tokens: int = Field(
         default=9216,
@@ -159,14 +177,51 @@ class EditorSettings(Settings):
         return self
 
 
+_FOR_WEIGHTS = {"device", "dtype", "min_picture_px", "max_batch_size", "max_batch_tokens", "batch_wait_timeout_s"}
+
+
 class RewriterSettings(Settings):
-    source: WeightsSource
-    device: Literal["cpu", "cuda"] = "cuda"
+    """Either `source`, weights that the Rewriter deployment runs, or `endpoint`, a server that has a model already."""
+
+    source: WeightsSource | None = None
+    endpoint: Endpoint | None = Field(
+        default=None,
+        description="Base URL of an OpenAI-compatible server (vLLM, SGLang), as http://HOST:PORT/v1. The Ingress and "
+        "Jobs replicas call it, also in private networks.",
+    )
+    model: str | None = Field(default=None, min_length=1, description="The model's name at the endpoint.")
+    key_file: str | None = Field(
+        default=None,
+        description="A file with the endpoint's API key, on each node that runs an Ingress or Jobs.",
+    )
+    device: Device = "cuda"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_new_tokens: int = Field(default=320, ge=1)
     timeout_s: float = Field(default=20.0, gt=0)
     max_picture_px: int = Field(default=1024 * 1024, ge=32 * 32)
     min_picture_px: int = Field(default=32 * 32, ge=32 * 32)
+    max_batch_size: int = Field(default=8, ge=1, description="Prompts that are rewritten at once.")
+    max_batch_tokens: int = Field(
+        default=16384,
+        ge=1,
+        description="Of these: their number times the tokens of the longest one, its answer included. A longer prompt "
+        "is rewritten alone.",
+    )
+    batch_wait_timeout_s: float = Field(default=0.005, ge=0, description="How long a batch that is not full waits.")
+    cache_bytes: int = Field(default=4 * 2**20, ge=0, description="For rewritten prompts; 0: no cache.")
+
+    @model_validator(mode="after")
+    def _weights_or_an_endpoint(self) -> Self:
+        if (self.source is None) == (self.endpoint is None):
+            raise ValueError("needs exactly one of source (weights to run) and endpoint (a server to call)")
+        if self.endpoint is None and (self.model is not None or self.key_file is not None):
+            raise ValueError("model and key_file are for an endpoint, and there is none")
+        if self.endpoint is not None and self.model is None:
+            raise ValueError("endpoint needs model, the model's name there")
+        idle = sorted(_FOR_WEIGHTS & self.model_fields_set)
+        if self.endpoint is not None and idle:
+            raise ValueError(f"{', '.join(idle)}: has no effect on an endpoint; remove it")
+        return self
 
     @property
     def wait_s(self) -> float:
@@ -349,3 +404,8 @@ class AppSettings(Settings):
         default=None,
         description="Wait for a GPU that the cluster lacks: true always, false never, null with an autoscaler.",
     )
+
+    @property
+    def rewriter_device(self) -> Device | None:
+        """Where the Rewriter deployment runs; None: there is no such deployment."""
+        return None if self.rewriter is None or self.rewriter.source is None else self.rewriter.device

@@ -21,7 +21,7 @@ from serve_app.ingress.backend import Backend, Draining
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.pictures.decoders import DecoderPool
 from serve_app.ingress.pictures.prepare import Preparer
-from serve_app.serving.handles import EditorHandle, RewriterHandle, call_all, fault, jobs_port, share, worker_counts
+from serve_app.serving.handles import EditorHandle, OpenRewriter, call_all, fault, jobs_port, share, worker_counts
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
 from serve_app.serving.memory import return_freed_blocks
 from serve_app.serving.replica import join_serve_logs
@@ -39,6 +39,7 @@ class Ingress:
         editor: "DeploymentHandle[Any]",
         rewriter: "DeploymentHandle[Any] | None",
         jobs: "DeploymentHandle[Any]",
+        open_rewriter: OpenRewriter,
         give_up: Callable[[], None],
     ) -> None:
         join_serve_logs()
@@ -54,7 +55,7 @@ class Ingress:
         self._backend = Backend(
             settings=settings,
             jobs=port,
-            service=EditService(metered, _rewriter_port(settings, rewriter)),
+            service=EditService(metered, open_rewriter(rewriter)),
             share=share,
             workers=partial(worker_counts, me.app_name, "Editor"),
             prepare=Preparer(settings, self._decoders),
@@ -90,12 +91,6 @@ class Ingress:
 
 async def _sum_of_all(application: str, deployment: str, method: str) -> int:
     return sum(await call_all(application, deployment, method))
-
-
-def _rewriter_port(settings: AppSettings, handle: "DeploymentHandle[Any] | None") -> RewriterHandle | None:
-    if handle is None or settings.rewriter is None:
-        return None
-    return RewriterHandle(handle, settings.rewriter.wait_s)
 
 
 def _checked_keys(settings: AppSettings, give_up: Callable[[], None]) -> tuple[Keys | None, Keys | None]:

@@ -14,7 +14,7 @@ from serve_app.edits.service import EditService
 from serve_app.jobs.metrics import JobMetrics
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store
-from serve_app.serving.handles import EditorHandle, RewriterHandle, share
+from serve_app.serving.handles import EditorHandle, OpenRewriter, share
 from serve_app.serving.memory import return_freed_blocks
 from serve_app.serving.replica import join_serve_logs
 
@@ -28,12 +28,11 @@ class Jobs:
         editor: "DeploymentHandle[Any]",
         rewriter: "DeploymentHandle[Any] | None",
         webhook_body: Callable[[JobSpec, Job], bytes],
-        rewriter_wait_s: float,
+        open_rewriter: OpenRewriter,
     ) -> None:
         join_serve_logs()
         return_freed_blocks()
-        rewriter_port = RewriterHandle(rewriter, rewriter_wait_s) if rewriter is not None else None
-        service = EditService(FairEditor(EditorHandle(editor)), rewriter_port)
+        service = EditService(FairEditor(EditorHandle(editor)), open_rewriter(rewriter))
         self._jobs = JobService(settings, service, open_store(settings.store), share, webhook_body)
         self._metrics = JobMetrics()
         # Serve makes replicas on their event loop.

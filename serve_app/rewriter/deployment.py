@@ -1,14 +1,24 @@
-"""The rewriter as a Serve deployment."""
+"""The rewriter as a Serve deployment, and the port to it or to an endpoint."""
 
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import RewriterSettings
-from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.edits.request import Pictures, Rewrite, RewriteJob, SharedPictures
+from serve_app.edits.service import RewriterPort
+from serve_app.rewriter.endpoint import EndpointRewriter
+from serve_app.rewriter.instructions import FAILED
 from serve_app.rewriter.metrics import RewriteMetrics
+from serve_app.rewriter.shared import SharedRewrites
 from serve_app.serving.gpus import assigned_gpu_share
+from serve_app.serving.handles import RewriterHandle
 from serve_app.serving.replica import join_serve_logs, without_collection
 
 logger = logging.getLogger(__name__)
@@ -20,28 +30,72 @@ class Rewriter:
     def __init__(self, settings: RewriterSettings) -> None:
         # Imported here because torch takes seconds, which building the application does not need.
         with without_collection():
+            from serve_app.rewriter.batches import RewriteBatches
             from serve_app.rewriter.model import RewriterModel
 
         join_serve_logs()
-        self._settings = settings
-        self._metrics = RewriteMetrics()
         # Loads and runs the model, so that the event loop stays free for health checks and other requests.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewriter")
-        self._model = self._thread.submit(RewriterModel, settings, assigned_gpu_share()).result()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="rewriter")
+        model = thread.submit(RewriterModel, settings, assigned_gpu_share()).result()
+        self._bounded = BoundedRewriter(RewriteBatches(model, settings, thread).rewrite, settings)
 
     async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
         """A better instruction, or the reason why there is none. The time limit includes waiting for the model."""
+        return await self._bounded.rewrite(job, pictures)
+
+
+class EndpointPort:
+    """An endpoint as a RewriterPort, called from this process."""
+
+    def __init__(self, settings: RewriterSettings) -> None:
+        self._timeout_s = settings.timeout_s
+        self._bounded = BoundedRewriter(EndpointRewriter(settings).rewrite, settings)
+
+    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
+        """A better instruction, or the reason why there is none."""
+        try:
+            seen = await asyncio.wait_for(cast(Awaitable[Pictures], pictures), self._timeout_s)
+        except (RayError, TimeoutError) as problem:
+            # The editor needs the same pictures: its error is the one for the client.
+            logger.warning("no rewriting for %s: its pictures cannot be read: %s", job.request_id, problem)
+            return FAILED
+        return await self._bounded.rewrite(job, seen)
+
+
+class BoundedRewriter:
+    """Runs rewrites within the time limit, keeps recent ones, and counts all."""
+
+    def __init__(
+        self, run: Callable[[RewriteJob, Pictures], Coroutine[Any, Any, Rewrite]], settings: RewriterSettings
+    ) -> None:
+        self._run = run
+        self._timeout_s = settings.timeout_s
+        self._shared = SharedRewrites(settings.cache_bytes)
+        self._metrics = RewriteMetrics()
+
+    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
         began = time.monotonic()
-        rewrite = await self._rewrite(job, pictures)
+        rewrite = await self._within_limit(job, pictures)
         self._metrics.ended(rewrite, time.monotonic() - began)
         return rewrite
 
-    async def _rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._model.rewrite, job, pictures)
+    async def _within_limit(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
         try:
-            return await asyncio.wait_for(running, self._settings.timeout_s)
+            shared = self._shared.get(job.prompt, pictures, lambda: self._run(job, pictures))
+            return await asyncio.wait_for(shared, self._timeout_s)
         except TimeoutError:
-            return Rewrite(None, f"the rewriter took longer than {self._settings.timeout_s:g} s")
+            return Rewrite(None, f"the rewriter took longer than {self._timeout_s:g} s")
         except Exception:
             logger.exception("rewriting failed for %s", job.request_id)
-            return Rewrite(None, "the rewriter failed; the server's log has the reason")
+            return FAILED
+
+
+def open_rewriter(settings: RewriterSettings | None, handle: "DeploymentHandle[Any] | None") -> RewriterPort | None:
+    """The port to the rewriter of these settings, for one replica.
+
+    Args:
+        handle: of the Rewriter deployment; None: there is none.
+    """
+    if settings is not None and settings.endpoint is not None:
+        return EndpointPort(settings)
+    return None if settings is None or handle is None else RewriterHandle(handle, settings.wait_s)

@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from serve_app.edits.camera import TRIGGER
 from serve_app.edits.request import Rewrite
 
 MAX_ANSWER_CHARS = 2000
+
+FAILED = Rewrite(None, "the rewriter failed; the server's log has the reason")
 
 _DECODER = json.JSONDecoder(strict=False)  # not strict: models put unescaped newlines into strings
 _OBJECT_START = re.compile(r"\{(?=\s*[\"}])")
@@ -40,6 +42,22 @@ def user_message(prompt: str) -> str:
     """The prompt as the rewriter reads it, with control tokens split so that they stay text."""
     plain = prompt.replace("<|", "< |")
     return f"The user's wish: {plain}" if plain.strip() else "The user's wish: none. Describe no change."
+
+
+def conversation(prompt: str, pictures: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """The chat's messages.
+
+    Args:
+        pictures: each as a part of a message, as the model's server or processor takes it.
+    """
+    content: list[Mapping[str, object]] = []
+    for number, picture in enumerate(pictures, start=1):
+        content += [{"type": "text", "text": f"Picture {number}: "}, picture]
+    content.append({"type": "text", "text": user_message(prompt)})
+    return [
+        {"role": "system", "content": [{"type": "text", "text": INSTRUCTIONS}]},
+        {"role": "user", "content": content},
+    ]
 
 
 def parse_answer(answer: str) -> Rewrite:

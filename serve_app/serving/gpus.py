@@ -51,7 +51,7 @@ def require_gpus(settings: AppSettings) -> None:
 
 
 def _needing(settings: AppSettings) -> list[str]:
-    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter.device if settings.rewriter else "none"}
+    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter_device}
     return [name for name, device in devices.items() if device == "cuda"]
 
 

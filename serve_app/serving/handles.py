@@ -34,7 +34,7 @@ from ray.serve.schema import ServeStatus
 
 from serve_app.edits.job import JOBS_METHODS, JobSpec, JobsPort
 from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, RewriteJob, SharedPictures
-from serve_app.edits.service import OnProgress
+from serve_app.edits.service import OnProgress, RewriterPort
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.serving.cached_call import CachedCall
 
@@ -150,6 +150,11 @@ class RewriterHandle:
         finally:
             _cancel(response)  # no effect after its end
         return rewrite
+
+
+OpenRewriter = Callable[["DeploymentHandle[Any] | None"], RewriterPort | None]
+"""Makes a replica's port to the rewriter from the handle of its deployment; the handle is None if there is no such
+deployment."""
 
 
 def jobs_port(handle: "DeploymentHandle[Any]") -> JobsPort:

@@ -47,6 +47,7 @@ def head(service: Yaml) -> Yaml:
 
 def sources_of(settings: AppSettings) -> list[WeightsSource]:
     assert settings.rewriter is not None
+    assert settings.rewriter.source is not None
     loras = [lora.source for lora in settings.editor.loras]
     return [settings.editor.base, *loras, settings.rewriter.source]
 

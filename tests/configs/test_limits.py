@@ -22,6 +22,7 @@ CONSTANT_FILES = (
     *sorted((SERVE_APP / "ingress").rglob("*.py")),
     *sorted((SERVE_APP / "edits").rglob("*.py")),
     SERVE_APP / "jobs" / "webhook.py",
+    SERVE_APP / "rewriter" / "endpoint.py",
 )
 _CONSTANT = re.compile(r"^((?:MAX|MIN)_\w+(?:, \w+)?)\b.*? = ", re.MULTILINE)
 

@@ -47,7 +47,7 @@ def port_of(jobs: Jobs) -> JobsPort:
 
 def test_every_method_reaches_the_service(settings: JobSettings) -> None:
     async def scenario() -> None:
-        jobs = Jobs(settings, cast(Any, FakeEditor()), None, body, 0.0)
+        jobs = Jobs(settings, cast(Any, FakeEditor()), None, body, lambda handle: None)
         port, key = port_of(jobs), RepeatKey("key", "fingerprint")
         await port.reserve("another", "client")
         job = spec("job", repeat_key=key)

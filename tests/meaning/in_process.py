@@ -43,7 +43,8 @@ class ModelRewriter:
         self._model = RewriterModel(settings.rewriter)
 
     async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
-        return self._model.rewrite(job, cast(Pictures, pictures))
+        (rewrite,) = self._model.rewrite([self._model.prepare(job.prompt, cast(Pictures, pictures))])
+        return rewrite
 
 
 async def _workers(num_busy: int) -> dict[str, int]:

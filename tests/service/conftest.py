@@ -258,13 +258,14 @@ def tiny_file(
     copy: Path, port: int, build: str = "serve_app.app:build", shipped: Path = RANDOM_FILE, **settings: Any
 ) -> Path:
     """A copy of a shipped file with another port and these settings of the application; `editor` has those that change.
-    `rewriter=None` leaves the Rewriter out: the app starts sooner. `build` may name a faulty copy of the app."""
+    `rewriter=None`, or one with an endpoint, leaves the Rewriter out: the app starts sooner. `build` may name a faulty
+    copy of the app."""
     config = yaml.safe_load(on_port(shipped, port, copy).read_text())
     application = config["applications"][0]
     application["import_path"] = build
     application["args"]["editor"] |= settings.pop("editor", {})
     application["args"].update(settings)
-    names = {"Rewriter"} if application["args"]["rewriter"] is None else set()
+    names = set() if "source" in (application["args"]["rewriter"] or {}) else {"Rewriter"}
     application["deployments"] = [each for each in application["deployments"] if each["name"] not in names]
     copy.write_text(yaml.safe_dump(config))
     return copy

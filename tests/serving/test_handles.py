@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,8 +26,6 @@ from serve_app.edits.request import EditRequest, EditResult, Rewrite, RewriteJob
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceError, ServiceUnavailable
-from serve_app.ingress.deployment import _rewriter_port
-from serve_app.jobs.deployment import Jobs
 from serve_app.serving import handles
 from serve_app.serving.handles import EditorHandle, RewriterHandle, jobs_port
 from tests import fakes
@@ -305,19 +304,24 @@ def test_the_rewriters_answer_is_returned() -> None:
 
 def test_both_callers_wait_longer_than_the_rewriter_itself(tiny_settings: AppSettings) -> None:
     assert tiny_settings.rewriter is not None
-    own_s = tiny_settings.rewriter.timeout_s
-    port = _rewriter_port(tiny_settings, as_handle(answering(None)))
-    assert port is not None
-    assert port._timeout_s > own_s
-    ingress = build(tiny_settings)._bound_deployment
+    for arguments in callers_arguments(tiny_settings):
+        (open_rewriter,) = (each for each in arguments if isinstance(each, partial))
+        port = open_rewriter(as_handle(answering(None)))
+        assert isinstance(port, RewriterHandle)
+        assert port._timeout_s > tiny_settings.rewriter.timeout_s
+
+
+def callers_arguments(settings: AppSettings) -> list[tuple[Any, ...]]:
+    """The arguments of the deployments that call the rewriter."""
+    ingress = build(settings)._bound_deployment
     parts = [each._bound_deployment for each in ingress.init_args if isinstance(each, Application)]
-    (arguments,) = [part.init_args for part in parts if part.name == "Jobs"]
-    bound = inspect.signature(Jobs).bind(*arguments)
-    assert bound.arguments["rewriter_wait_s"] == port._timeout_s
+    return [ingress.init_args, *(part.init_args for part in parts if part.name == "Jobs")]
 
 
 def test_without_a_rewriter_there_is_no_port_to_one(tiny_settings: AppSettings) -> None:
-    assert _rewriter_port(tiny_settings.model_copy(update={"rewriter": None}), None) is None
+    for arguments in callers_arguments(tiny_settings.model_copy(update={"rewriter": None})):
+        (open_rewriter,) = (each for each in arguments if isinstance(each, partial))
+        assert open_rewriter(None) is None
 
 
 @dataclass

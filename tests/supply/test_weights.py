@@ -53,6 +53,7 @@ def editor(tiny_settings: AppSettings, tmp_path: Path) -> EditorSettings:
 @pytest.fixture
 def rewriter(tiny_settings: AppSettings, tmp_path: Path) -> RewriterSettings:
     assert tiny_settings.rewriter is not None
+    assert tiny_settings.rewriter.source is not None
     folder = shutil.copytree(locate(tiny_settings.rewriter.source), tmp_path / "rewriter")
     return tiny_settings.rewriter.model_copy(update={"source": WeightsSource(path=str(folder))})
 
@@ -87,6 +88,7 @@ def test_a_pickle_is_not_even_opened(component: str, name: str, editor: EditorSe
 
 
 def test_a_rewriter_with_pickled_weights_is_refused(rewriter: RewriterSettings) -> None:
+    assert rewriter.source is not None
     to_pickle(Path(rewriter.source.path), "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="is not a Qwen3-VL model folder"):
         RewriterModel(rewriter)
@@ -122,6 +124,7 @@ def test_a_folders_own_code_is_not_run_for_the_pipeline(editor: EditorSettings, 
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json"])
 def test_a_folders_own_code_is_not_run_for_the_rewriter(file: str, rewriter: RewriterSettings, tripped: Path) -> None:
     """transformers ignores it where it has a class of its own, as it has for each of these models."""
+    assert rewriter.source is not None
     folder = Path(rewriter.source.path)
     (folder / "mine.py").write_text(f"open({str(tripped)!r}, 'w')\nclass Mine: ...\n")
     autos = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoTokenizer")

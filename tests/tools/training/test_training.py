@@ -285,7 +285,8 @@ def test_the_command_resumes_what_is_there_and_exports_it_with_its_scores(
     with Image.open(exported / "camera.png") as sheet:
         assert sheet.size == (13 * 66, 16 * 66)
     rewriter = RewriterSettings(source=WeightsSource(path=str(exported / "rewriter")), device="cpu", dtype="float32")
-    assert RewriterModel(rewriter).generate("make it better", ()) is not None
+    model = RewriterModel(rewriter)
+    assert model.generate([model.prepare("make it better", ())]) is not None
 
 
 def test_the_export_does_not_name_the_folder_of_the_training(trained: Training, exported: Path) -> None:
