@@ -89,6 +89,7 @@ def describe(path: Path) -> str:
         lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
         lines += [f"  {line}" for line in _describe_models(settings)]
         lines += [f"  {line}" for plan in plans for line in plan.table]
+        lines += [f"  {line}" for line in _describe_speeds(app, settings, plans)]
     return "\n".join(lines)
 
 
@@ -121,6 +122,26 @@ def _describe_replicas(deployment: DeploymentSchema) -> str:
     return "1 replica" if number == 1 else f"{number} replicas"
 
 
+def _describe_speeds(app: ServeApplicationSchema, settings: AppSettings, plans: tuple[GpuPlan, ...]) -> Iterator[str]:
+    if {"Editor", "Rewriter"} <= {plan.deployment for plan in plans}:
+        # Imported here, as in plans.py.
+        from serve_app.tools.check.speed import rewriter_warning
+
+        warning = rewriter_warning(settings, {each.name: _most_replicas(each) for each in app.deployments})
+        if warning is not None:
+            yield warning
+
+
+def _most_replicas(deployment: DeploymentSchema) -> int:
+    if isinstance(deployment.autoscaling_config, dict):
+        return AutoscalingConfig(**deployment.autoscaling_config).max_replicas
+    number = deployment.num_replicas
+    if number == "auto":
+        automatic: AutoscalingConfig = AutoscalingConfig.default()  # type: ignore[no-untyped-call]
+        return automatic.max_replicas
+    return number if isinstance(number, int) else 1
+
+
 def _describe_models(settings: AppSettings) -> Iterator[str]:
     editor, rewriter = settings.editor, settings.rewriter
     yield f"editor model: {editor.base.path} on {editor.device} in {editor.dtype}"
@@ -128,5 +149,7 @@ def _describe_models(settings: AppSettings) -> Iterator[str]:
         yield f"adapter {lora.name}: {lora.source.path} ({lora.file}) at {lora.weight:g}"
     if rewriter is None:
         yield "rewriter model: none"
+    elif rewriter.source is None:
+        yield f"rewriter model: {rewriter.model} at {rewriter.endpoint}"
     else:
         yield f"rewriter model: {rewriter.source.path} on {rewriter.device} in {rewriter.dtype}"

@@ -40,7 +40,7 @@ _WIDTHS_AT_PEAK = 2 + 3 + 2 + 1 + 8
 _REWRITER_WIDTHS, _REWRITER_MLP_WIDTHS = 5, 4
 _LATENT_PX = 8
 _CONDITION_TOKEN_PX = 28  # Qwen2.5-VL merges 2x2 patches of 14 px, to a whole number of which a side is rounded,
-_REWRITER_TOKEN_PX = 32  # Qwen3-VL 2x2 patches of 16 px.
+REWRITER_TOKEN_PX = 32  # Qwen3-VL 2x2 patches of 16 px.
 
 
 def editor_rows(settings: AppSettings) -> tuple[Row, ...]:
@@ -67,9 +67,9 @@ def editor_rows(settings: AppSettings) -> tuple[Row, ...]:
 
 
 def rewriter_rows(settings: AppSettings) -> tuple[Row, ...]:
-    """The rows of a rewriter, which runs one request at a time."""
+    """The rows of a rewriter with a full batch, or with the largest prompt alone."""
     rewriter = settings.rewriter
-    if rewriter is None:
+    if rewriter is None or rewriter.source is None:
         return ()
     model = find_rewriter(rewriter.source)
     tokens = _rewriter_tokens(rewriter, settings)
@@ -163,8 +163,9 @@ def _prompt_tokens(settings: AppSettings) -> int:
 
 
 def _rewriter_tokens(rewriter: RewriterSettings, settings: AppSettings) -> int:
-    pictures = settings.limits.max_pictures_per_edit * rewriter.max_picture_px // _REWRITER_TOKEN_PX**2
-    return pictures + len(INSTRUCTIONS) + settings.limits.max_prompt_chars + rewriter.max_new_tokens
+    pictures = settings.limits.max_pictures_per_edit * rewriter.max_picture_px // REWRITER_TOKEN_PX**2
+    alone = pictures + len(INSTRUCTIONS) + settings.limits.max_prompt_chars + rewriter.max_new_tokens
+    return max(alone, rewriter.max_batch_tokens if rewriter.max_batch_size > 1 else 0)
 
 
 def _rewriter_bytes(model: Qwen3VLForConditionalGeneration, rewriter: RewriterSettings, tokens: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ def make_plans(settings: AppSettings, num_gpus: Mapping[str, float]) -> tuple[Gp
     Args:
         num_gpus: by deployment name. A replica with more than 1 still uses one card.
     """
-    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter and settings.rewriter.device}
+    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter_device}
     on_gpu = [name for name, device in devices.items() if device == "cuda"]
     if not on_gpu:
         return ()
@@ -42,5 +42,5 @@ def _editor_savings(settings: AppSettings) -> Iterator[str]:
 
 def _rewriter_savings(settings: AppSettings) -> Iterator[str]:
     yield "rewriter.source to a smaller Qwen3-VL"
-    yield "a smaller rewriter.max_picture_px"
+    yield "smaller rewriter.max_batch_tokens and rewriter.max_picture_px"
     yield "rewriter.device: cpu"

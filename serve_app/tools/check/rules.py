@@ -72,17 +72,23 @@ def _check_deployment(entry: RawMapping, at: str, problems: Problems) -> Deploym
 def _check_together(settings: AppSettings, deployments: Deployments, at: str, problems: Problems) -> None:
     """The rules between the application's settings and the options of its deployments."""
     _check_gpus("Editor", settings.editor.device, deployments, at, problems)
-    if settings.rewriter is not None:
-        _check_gpus("Rewriter", settings.rewriter.device, deployments, at, problems)
+    _check_batches("Editor", settings.editor.max_batch_size, deployments, problems)
+    if settings.rewriter is not None and settings.rewriter_device is not None:
+        _check_gpus("Rewriter", settings.rewriter_device, deployments, at, problems)
+        _check_batches("Rewriter", settings.rewriter.max_batch_size, deployments, problems)
     elif "Rewriter" in deployments:
-        problems.add(f"{deployments['Rewriter'][0]}.name", "args.rewriter is not set, so there is no Rewriter")
-    editor_at, editor = deployments.get("Editor", (at, None))
+        reason = "is not set" if settings.rewriter is None else "names an endpoint"
+        problems.add(f"{deployments['Rewriter'][0]}.name", f"args.rewriter {reason}, so there is no Rewriter")
+
+
+def _check_batches(name: str, max_batch_size: int, deployments: Deployments, problems: Problems) -> None:
+    deployment_at, deployment = deployments.get(name, ("", None))
     # An option that the file does not set holds Serve's default marker, which is no integer.
-    if editor is None or not isinstance(editor.max_ongoing_requests, int):
+    if deployment is None or not isinstance(deployment.max_ongoing_requests, int):
         return
-    if editor.max_ongoing_requests < settings.editor.max_batch_size:
-        message = f"must be at least args.editor.max_batch_size ({settings.editor.max_batch_size}), or no batch fills"
-        problems.add(f"{editor_at}.max_ongoing_requests", message)
+    if deployment.max_ongoing_requests < max_batch_size:
+        message = f"must be at least args.{name.lower()}.max_batch_size ({max_batch_size}), or no batch fills"
+        problems.add(f"{deployment_at}.max_ongoing_requests", message)
 
 
 def _check_gpus(name: str, device: str, deployments: Deployments, at: str, problems: Problems) -> None:

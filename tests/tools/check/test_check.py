@@ -172,6 +172,24 @@ def test_rewriter_deployment_without_its_settings_is_refused(write: Edit) -> Non
     ]
 
 
+def test_rewriter_deployment_beside_an_endpoint_is_refused(write: Edit) -> None:
+    settings = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    (application,) = settings["applications"]
+    application["args"]["rewriter"] = {"endpoint": "http://127.0.0.1:9/v1", "model": "qwen"}
+    assert problems_of(write(yaml.safe_dump(settings))) == [
+        f"{APP}.deployments[1].name: args.rewriter names an endpoint, so there is no Rewriter"
+    ]
+    del application["deployments"][1]
+    assert "  rewriter model: qwen at http://127.0.0.1:9/v1" in describe(write(yaml.safe_dump(settings))).splitlines()
+
+
+def test_rewriter_needs_a_place_for_a_batch(write: Edit) -> None:
+    settings = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    settings["applications"][0]["args"]["rewriter"]["max_batch_size"] = 17
+    message = "must be at least args.rewriter.max_batch_size (17), or no batch fills"
+    assert problems_of(write(yaml.safe_dump(settings))) == [f"{APP}.deployments[1].max_ongoing_requests: {message}"]
+
+
 def test_option_left_to_the_code_is_not_judged(write: Edit) -> None:
     check_file(write(replaced("        max_ongoing_requests: 64\n", "")))
 
@@ -338,7 +356,7 @@ def test_an_origin_that_is_not_canonical_is_refused(write: Edit, setting: str, o
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_files_pin_each_repository_to_a_commit(path: Path) -> None:
     (settings,) = check_file(path).settings
-    rewriter = [] if settings.rewriter is None else [settings.rewriter.source]
+    rewriter = [] if settings.rewriter is None or settings.rewriter.source is None else [settings.rewriter.source]
     sources = [settings.editor.base, *(lora.source for lora in settings.editor.loras), *rewriter]
     hub = [source for source in sources if not source.path.startswith(("/", *EMBEDDED))]
     assert all(re.fullmatch("[0-9a-f]{40}", source.revision or "") for source in hub)

@@ -20,6 +20,7 @@ from serve_app.tools.check import check_file, describe
 from serve_app.tools.check.memory import (
     draft_bytes,
     peak_bytes,
+    rewriter_rows,
     table_bytes,
     transformer_bytes,
     vae_working_bytes,
@@ -256,6 +257,20 @@ def test_a_paused_edit_keeps_no_more_than_planned(tiny_settings: AppSettings) ->
     assert architecture is not None
     planned = draft_bytes(architecture.transformer, tiny_settings)
     assert planned / 4 < sum(held.values()) <= planned
+
+
+def test_the_rewriters_plan_covers_its_batch() -> None:
+    def kv_cache(**rewriter: int) -> Row:
+        raw = {"source": {"path": "Qwen/Qwen3-VL-8B-Instruct"}, **rewriter}
+        given = AppSettings.model_validate({"editor": {"base": {"path": EDIT_2511.path}}, "rewriter": raw})
+        (row,) = (row for row in rewriter_rows(given) if row.name.startswith("KV cache"))
+        return row
+
+    assert kv_cache(max_batch_tokens=20_000).name == "KV cache (20000 tokens)"
+    # Keys and values of 36 layers with 8 heads of 128 in 16 bits.
+    assert kv_cache(max_batch_tokens=20_000).num_bytes == 20_000 * 2 * 36 * 8 * 128 * 2
+    alone = kv_cache(max_batch_size=1)
+    assert kv_cache(max_batch_tokens=1) == alone != kv_cache()
 
 
 def test_table_is_printed_with_figures_under_each_other() -> None:
