@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from serve_app.cli import main
-from serve_app.config import FetchSettings, JobSettings, LimitSettings
+from serve_app.config import FetchSettings, JobSettings, LimitSettings, RewriterSettings
 from serve_app.edits.picture_files import KINDS
 from serve_app.errors import listed
 from serve_app.ingress.openai.request import OpenAIForm
@@ -136,9 +136,10 @@ SETTINGS = [text for page in PAGES for text in blocks(page, "yaml")]
 def test_settings_are_valid(text: str) -> None:
     settings = yaml.safe_load(text)
     assert settings
-    assert set(settings) <= {"fetch", "jobs"}
-    JobSettings.model_validate(settings.get("jobs", {}))
-    FetchSettings.model_validate(settings.get("fetch", {}))
+    models = {"fetch": FetchSettings, "jobs": JobSettings, "rewriter": RewriterSettings}
+    assert set(settings) <= set(models)
+    for name, given in settings.items():
+        models[name].model_validate(given)
 
 
 def test_readme_documents_every_field_of_a_job_and_every_kind_of_picture() -> None:
