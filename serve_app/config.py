@@ -177,7 +177,15 @@ class EditorSettings(Settings):
         return self
 
 
-_FOR_WEIGHTS = {"device", "dtype", "min_picture_px", "max_batch_size", "max_batch_tokens", "batch_wait_timeout_s"}
+_FOR_WEIGHTS = {
+    "device",
+    "dtype",
+    "compile",
+    "min_picture_px",
+    "max_batch_size",
+    "max_batch_tokens",
+    "batch_wait_timeout_s",
+}
 
 
 class RewriterSettings(Settings):
@@ -196,6 +204,7 @@ class RewriterSettings(Settings):
     )
     device: Device = "cuda"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    compile: bool = Field(default=False, description="Compile the step of one token; the replica starts after that.")
     max_new_tokens: int = Field(default=320, ge=1)
     timeout_s: float = Field(default=20.0, gt=0)
     max_picture_px: int = Field(default=1024 * 1024, ge=32 * 32)

@@ -3,29 +3,20 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
+from itertools import repeat, takewhile
 
 import torch
 from PIL import Image
-from torch.nn.functional import pad
-from transformers import (
-    AutoProcessor,
-    BatchFeature,
-    Qwen3VLForConditionalGeneration,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import AutoProcessor, BatchFeature, Qwen3VLForConditionalGeneration
 
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite
 from serve_app.errors import CheckpointError
+from serve_app.rewriter.decoding import GreedyDecoder
 from serve_app.rewriter.instructions import conversation, parse_answer
-from serve_app.rewriter.prefix import SharedPrefix
 from serve_app.weights.gpu_memory import prepare_gpu
 from serve_app.weights.locate import MODEL_FILES, locate
-
-_PICTURE_INPUTS = ("pixel_values", "image_grid_thw")
-"""Of all pictures one after another; the other inputs have a row for each prompt."""
 
 _BLANK = Image.new("RGB", (64, 64))
 
@@ -83,13 +74,21 @@ class RewriterModel:
         # Each prompt goes on with a picture or with the wish.
         first = [self._tokenized("", pictures)["input_ids"][0].tolist() for pictures in ((), (_BLANK,))]
         common = takewhile(lambda pair: pair[0] == pair[1], zip(*first, strict=False))
-        self._prefix = SharedPrefix(self._model, [token for token, _ in common])
+        self._prefix = [token for token, _ in common]
+        self._decoder = GreedyDecoder(self._model, self._prefix, compiled=settings.compile)
+        if settings.compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Rewrite one prompt and several: the decoder has a graph for each of these."""
+        prompt = self._tokenized("", (_BLANK,))
+        for prompts in ([prompt], [prompt, prompt]):
+            self._decoder.answers(prompts, 2, partial(repeat, False, len(prompts)))
 
     def prepare(self, prompt: str, pictures: Pictures, is_wanted: Callable[[], bool] = lambda: True) -> Row:
         """Tokenize a prompt and its pictures."""
         inputs = self._tokenized(prompt, [Image.fromarray(picture.vae_pixels) for picture in pictures])
-        prefix = self._prefix.tokens
-        if inputs["input_ids"][0, : len(prefix)].tolist() != prefix:
+        if inputs["input_ids"][0, : len(self._prefix)].tolist() != self._prefix:
             raise ValueError("the chat template does not begin this prompt with the same tokens as others")
         return Row(inputs, is_wanted)
 
@@ -117,53 +116,14 @@ class RewriterModel:
             return [Rewrite(None, f"the rewriter took longer than {self._settings.timeout_s:g} s")] * len(rows)
         return [parse_answer(answer) for answer in answers]
 
-    @torch.inference_mode()
     def generate(self, rows: Sequence[Row]) -> list[str]:
         """The model's raw answers, each up to its own end token."""
-        inputs = self._joined(rows).to(self._model.device)
-        width, max_new_tokens = inputs["input_ids"].shape[1], self._settings.max_new_tokens
-        # What the model knows of the pictures' positions is the last batch's.
-        self._model.model.rope_deltas = None
-        # All of `inputs`: Qwen3-VL needs mm_token_type_ids for its positions.
-        tokens = self._model.generate(
-            **inputs,
-            past_key_values=self._prefix.cache(len(rows), width + max_new_tokens),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            max_new_tokens=max_new_tokens,
-            max_time=self._settings.timeout_s,
-            stopping_criteria=StoppingCriteriaList([_Unwanted(rows)]),
-            disable_compile=True,
-        )
-        answers: list[str] = self._processor.batch_decode(tokens[:, width:], skip_special_tokens=True)
+        until = time.monotonic() + self._settings.timeout_s
+
+        def has_ended() -> list[bool]:
+            is_late = time.monotonic() > until
+            return [is_late or not row.is_wanted() for row in rows]
+
+        tokens = self._decoder.answers([row.inputs for row in rows], self._settings.max_new_tokens, has_ended)
+        answers: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
         return answers
-
-    def _joined(self, rows: Sequence[Row]) -> BatchFeature:
-        """One batch of all rows, padded to the longest one: after the prefix, so that all answers begin at one
-        position."""
-        start, width = len(self._prefix.tokens), max(row.num_tokens for row in rows)
-        fills = {"input_ids": self._processor.tokenizer.pad_token_id}
-        joined = {}
-        for name in dict.fromkeys(name for row in rows for name in row.inputs):
-            tensors = [row.inputs[name] for row in rows if name in row.inputs]
-            if name not in _PICTURE_INPUTS:
-                tensors = [_padded(each, start, width, fills.get(name, 0)) for each in tensors]
-            joined[name] = torch.cat(tensors)
-        return BatchFeature(joined)
-
-
-def _padded(row: torch.Tensor, start: int, width: int, fill: int) -> torch.Tensor:
-    return torch.cat([row[:, :start], pad(row[:, start:], (width - row.shape[1], 0), value=fill)], dim=1)
-
-
-# transformers leaves it untyped where torch is not imported first.
-class _Unwanted(StoppingCriteria):  # type: ignore[misc]
-    """Ends the rows that nobody waits for."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-
-    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
-        return torch.tensor([not row.is_wanted() for row in self._rows], device=input_ids.device)

@@ -133,6 +133,20 @@ async def measure(
     return times, is_equal
 
 
+async def measure_all(ways: dict[str, Run], rounds: int, on_round: Callable[[str], None]) -> dict[str, Any]:
+    """On one event loop, to which the rewriter belongs."""
+    figures = {}
+    for name, max_pictures in {"one picture": 1, "one to four": 4}.items():
+        times, is_equal = await measure(ways, max_pictures, rounds, on_round)
+        figures[name] = {
+            "wall": ratios(*(each.wall_s for each in times.values())),
+            "cpu": ratios(*(each.cpu_s for each in times.values())),
+            "answers_differ": not is_equal,
+            "times": {name: asdict(each) for name, each in times.items()},
+        }
+    return figures
+
+
 def ratios(before: Sequence[float], alone: Sequence[float], at_once: Sequence[float]) -> dict[str, float]:
     """Medians over the rounds."""
     return {
@@ -152,19 +166,11 @@ def main() -> int:
     if settings is None:
         raise RuntimeError(f"{RANDOM_FILE} has no rewriter")
     ways = runs(settings.model_copy(update={"cache_bytes": 0, "timeout_s": 600.0}))
-    figures = {}
-    for name, max_pictures in {"one picture": 1, "one to four": 4}.items():
-        times, is_equal = asyncio.run(measure(ways, max_pictures, options.rounds, console.print))
-        figures[name] = {
-            "wall": ratios(*(each.wall_s for each in times.values())),
-            "cpu": ratios(*(each.cpu_s for each in times.values())),
-            "answers_differ": not is_equal,
-            "times": {name: asdict(each) for name, each in times.items()},
-        }
+    figures = asyncio.run(measure_all(ways, options.rounds, console.print))
     console.print_json(json.dumps(figures))
     if options.output is not None:
         options.output.write_text(json.dumps(figures, indent=1) + "\n")
-    wall: Any = figures["one picture"]["wall"]
+    wall = figures["one picture"]["wall"]
     is_missed = wall["throughput_at_once"] < 4 or wall["alone_times_before"] > 1.05
     return int(is_missed or any(each["answers_differ"] for each in figures.values()))
 

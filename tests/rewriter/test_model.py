@@ -1,9 +1,11 @@
 """The tiny Qwen3-VL through the real loading and generating code."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from serve_app.config import TINY_FILE, AppSettings, RewriterSettings, WeightsSource
 from serve_app.edits.images import prepare
@@ -135,7 +137,7 @@ def test_the_instructions_are_computed_once_and_change_no_answer(model: Rewriter
     """Against one plain call of `generate` with the whole prompt."""
     (wish, num), *_ = WISHES
     row = model.prepare(wish, pictures_of_unlike_sizes(num))
-    assert row.num_tokens > len(model._prefix.tokens) > 700
+    assert row.num_tokens > len(model._prefix) > 700
     whole = model._model.generate(**row.inputs, max_new_tokens=model._settings.max_new_tokens)
     answer = model._processor.decode(whole[0, row.num_tokens :], skip_special_tokens=True)
     assert model.generate([row]) == [answer]
@@ -178,6 +180,24 @@ def test_each_row_of_a_batch_has_the_whole_limit_of_new_tokens(settings: Rewrite
         assert short
         assert long.startswith(short)
         assert long != short
+
+
+def test_compiled_decoding_has_two_graphs_and_equal_answers(
+    settings: RewriterSettings, model: RewriterModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, example_inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    compiled = RewriterModel(settings.model_copy(update={"compile": True}))
+    assert len(graphs) == 2
+    rows = [model.prepare(wish, pictures_of_unlike_sizes(num)) for wish, num in WISHES]
+    for some in (rows[:1], rows[:2], rows, rows[3:], rows[1:2]):
+        assert compiled.generate(some) == model.generate(some)
+    assert len(graphs) == 2
 
 
 def test_a_row_that_nobody_waits_for_ends_and_the_others_do_not(model: RewriterModel) -> None:

@@ -20,7 +20,7 @@ from serve_app.weights.architectures import find_edit_model, find_rewriter
 
 # Assumptions.
 FLOPS = 4e14  # a second, in 16 bits: 40 % of an H100's peak
-LAYER_S = 1.2e-3  # of one decoding step, in which Python launches each kernel
+LAYER_S, COMPILED_LAYER_S = 1.2e-3, 0.3e-3  # of one decoding step, in which Python launches each kernel
 NUM_ANSWER_TOKENS = 45
 CHARS_PER_TOKEN = 4
 
@@ -63,6 +63,7 @@ def rewrites_per_s(model: Qwen3VLForConditionalGeneration, settings: AppSettings
     picture = min(settings.sizes.vae_area_px, rewriter.max_picture_px) // REWRITER_TOKEN_PX**2
     tokens = picture + len(INSTRUCTIONS) // CHARS_PER_TOKEN
     rows = max(1, min(rewriter.max_batch_size, rewriter.max_batch_tokens // (tokens + rewriter.max_new_tokens)))
-    answer_s = NUM_ANSWER_TOKENS * model.config.text_config.num_hidden_layers * LAYER_S
+    layer_s = COMPILED_LAYER_S if rewriter.compile else LAYER_S
+    answer_s = NUM_ANSWER_TOKENS * model.config.text_config.num_hidden_layers * layer_s
     prompt_s = 2 * sum(each.numel() for each in model.parameters()) * tokens / FLOPS
     return float(rows / (answer_s + rows * prompt_s))
