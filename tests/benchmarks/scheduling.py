@@ -40,7 +40,9 @@ POLICIES: tuple[Scheduling, ...] = ("shortest", "arrival")
 SECTIONS = ("load", "closed loop", "deadlines", "fairness")
 SHORT, LONG = 4, 40
 SIDE_PX = 128
-PICTURES = (picture(SIDE_PX, SIDE_PX),)
+FAIR_SIDE_PX = 256
+"""As large as the CPU files' edits: the steps of smaller ones mostly wait for Python, which 64 senders keep busy."""
+
 END_S = 600.0
 
 
@@ -60,8 +62,9 @@ class Times:
 class Runner:
     """Sends edits to an engine at their times and records when they end."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, side_px: int) -> None:
         self._engine = engine
+        self._side_px = side_px
 
     def run(self, arriving: Sequence[Arrival]) -> Times:
         times, began = Times(), time.monotonic()
@@ -78,7 +81,8 @@ class Runner:
         return times
 
     def send(self, number: int, arrival: Arrival) -> tuple[Ticket, "Ended"]:
-        ticket = Ticket(_request(number, arrival), PICTURES, timeout_s=arrival.timeout_s)
+        request = edit_request(f"edit {number}", steps=arrival.num_steps, side_px=self._side_px)
+        ticket = _ticket(replace(request, client=arrival.client), self._side_px, arrival.timeout_s)
         ended = Ended()
         ticket.future.add_done_callback(lambda _: ended.set())
         self._engine.submit(ticket)
@@ -95,27 +99,26 @@ class Ended(threading.Event):
         super().set()
 
 
-def _request(number: int, arrival: Arrival) -> EditRequest:
-    request = edit_request(f"edit {number}", steps=arrival.num_steps, side_px=SIDE_PX)
-    return replace(request, client=arrival.client)
+def _ticket(request: EditRequest, side_px: int, timeout_s: float | None = None) -> Ticket:
+    return Ticket(request, (picture(side_px, side_px),), timeout_s=timeout_s)
 
 
 @contextmanager
-def engine_of(model: EditModel, scheduling: Scheduling) -> Iterator[Runner]:
+def engine_of(model: EditModel, scheduling: Scheduling, side_px: int = SIDE_PX) -> Iterator[Runner]:
     """An engine whose steps run one edit each."""
-    one = Ticket(edit_request("one", side_px=SIDE_PX), PICTURES).num_tokens
+    one = _ticket(edit_request("one", side_px=side_px), side_px).num_tokens
     model.forget()
     engine = Engine(lambda: model, max_pack_tokens=one, max_waiting=1000, max_paused=64, scheduling=scheduling)
     engine.start()
     try:
-        yield Runner(engine)
+        yield Runner(engine, side_px)
     finally:
         engine.close()
 
 
-def seconds_alone(model: EditModel, num_steps: int, rounds: int = 5) -> float:
+def seconds_alone(model: EditModel, num_steps: int, side_px: int = SIDE_PX, rounds: int = 5) -> float:
     """Median seconds of an edit that is alone."""
-    with engine_of(model, "shortest") as runner:
+    with engine_of(model, "shortest", side_px) as runner:
         return share([runner.run([Arrival(0.0, num_steps)]).all[0] for _ in range(rounds + 1)][1:], 0.5)
 
 
@@ -199,10 +202,10 @@ def _stretched(arrival: Arrival, factor: float) -> Arrival:
 
 
 def fairness(model: EditModel, num: int, on_run: Callable[[str], None]) -> tuple[dict[str, Any], list[str]]:
-    alone_s = seconds_alone(model, SHORT)
+    alone_s = seconds_alone(model, SHORT, FAIR_SIDE_PX)
     figures: dict[str, Any] = {"alone_s": alone_s}
     for policy in POLICIES:
-        with engine_of(model, policy) as runner:
+        with engine_of(model, policy, FAIR_SIDE_PX) as runner:
             is_over = threading.Event()
             crowd = [threading.Thread(target=partial(_keep_sending, runner, number, is_over)) for number in range(64)]
             for thread in crowd:
