@@ -7,6 +7,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from serve_app import __version__
@@ -80,6 +81,8 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     engine.add_argument("--rounds", type=int, metavar="N", default=5, help="default: 5")
     engine.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file, too")
     engine.add_argument("--plot", type=Path, metavar="FILE", help="plot the step times to this PNG file")
+    engine.add_argument("--paper", action="store_true", help="compute each stage's roofline on a GPU; measures nothing")
+    engine.add_argument("--card", choices=("h100", "h200", "l40s", "4090"), default="h200", help="default: h200")
     engine.set_defaults(command=_bench)
 
 
@@ -118,8 +121,8 @@ def _drain(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from serve_app.tools.bench.run import BenchOptions, run_bench
 
-    options = BenchOptions(arguments.config, arguments.random_weights, arguments.rounds, arguments.json, arguments.plot)
-    run_bench(options)
+    chosen = vars(arguments)
+    run_bench(BenchOptions(**{field.name: chosen[field.name] for field in fields(BenchOptions)}))
 
 
 def _demo(arguments: argparse.Namespace) -> None:

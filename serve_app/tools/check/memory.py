@@ -7,15 +7,11 @@ loading, and an output that a client requests larger, may need more for a while.
 """
 
 import math
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import Qwen3VLForConditionalGeneration
 
 from serve_app.config import AppSettings, EditorSettings, RewriterSettings
@@ -26,6 +22,7 @@ from serve_app.editor.model.vae import StillVae
 from serve_app.edits.sizes import TOKEN_PX, Size, fit_area
 from serve_app.rewriter.instructions import INSTRUCTIONS
 from serve_app.tools.check.plan import Row
+from serve_app.tools.live_bytes import peak_bytes
 from serve_app.weights.architectures import EditArchitecture, find_edit_model, find_rewriter
 from serve_app.weights.gpu_memory import CONTEXT_BYTES
 
@@ -179,53 +176,3 @@ def _rewriter_bytes(model: Qwen3VLForConditionalGeneration, rewriter: RewriterSe
 def _dtype(editor: EditorSettings) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, editor.dtype)
     return dtype
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The peak of the bytes of all live tensors that `run` creates. `run` works on the meta device.
-
-    A convolution counts one more copy of its input and its output: cuDNN computes 16-bit convolutions in channels-last
-    layout, and transposes other layouts.
-    """
-    # Not inference_mode: it hides single operations from a dispatch mode.
-    with torch.no_grad(), _LiveBytes() as live:
-        run()
-    peak: int = live.peak
-    return peak
-
-
-# torch leaves its dispatch modes untyped.
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak: int = 0
-        self._live = 0
-        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> object:
-        out: object = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        self.peak = max(self.peak, self._live + _transposed_bytes(func, args, out))
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
-            return
-
-        def drop(_: object) -> None:
-            self._live -= size
-            del self._storages[key]
-
-        self._live += size
-        self._storages[key] = weakref.ref(storage, drop)
-
-
-def _transposed_bytes(func: object, args: Sequence[Any], out: object) -> int:
-    if func is not torch.ops.aten.convolution.default or not isinstance(out, torch.Tensor):
-        return 0
-    return int(args[0].nbytes) + out.nbytes

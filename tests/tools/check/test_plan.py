@@ -19,7 +19,6 @@ from serve_app.tiny.checkpoint import cached_checkpoint
 from serve_app.tools.check import check_file, describe
 from serve_app.tools.check.memory import (
     draft_bytes,
-    peak_bytes,
     rewriter_rows,
     table_bytes,
     transformer_bytes,
@@ -27,6 +26,7 @@ from serve_app.tools.check.memory import (
     weight_bytes,
 )
 from serve_app.tools.check.plan import GB, GpuPlan, Row
+from serve_app.tools.live_bytes import peak_bytes
 from serve_app.weights.architectures import EditArchitecture, find_edit_model, find_rewriter
 from tests.conftest import RANDOM_FILE, ROOT
 from tests.fakes import edit_request

@@ -1,0 +1,154 @@
+"""Computes the roofline of each stage of an edit from counted operations and the card's rates. Measures nothing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from diffusers import QwenImageTransformer2DModel
+
+from serve_app.editor.model.layout import SpanShape
+from serve_app.tools.bench.cards import Backend, Card
+from serve_app.tools.bench.fake_card import Trace, encode_text, trace, trace_step, vae_stages
+from serve_app.tools.bench.fusion import Kernel, Levers, kernels
+from serve_app.weights.architectures import EditArchitecture
+
+BANDWIDTH_SHARE = 0.85
+SIDE_PX = 1024  # one megapixel
+GRID = (64, 64)  # tokens of such a picture
+CONDITION_PX = 392  # the side of a picture in the prompt: 196 tokens
+TEMPLATE_TOKENS = 64  # leading tokens that the transformer does not get
+TEXT_TOKENS = {1: 300, 3: 800}  # of a prompt with its pictures, by number of references
+
+ASSUMPTIONS = (
+    f"Elementwise kernels, and matrix products bound by memory, reach {BANDWIDTH_SHARE:.0%} of the card's bandwidth.",
+    "Linear layers and convolutions run at the rate of large matrix products, attention at its backend's rate.",
+    "No time passes between kernels: the CPU launches them in time, and steps are long enough to hide it.",
+    "Attention's float32 sums, caches of the chip and the first run of a shape cost nothing.",
+    "Compiled kernels are modelled: an elementwise group reads each input once and writes what is used outside of it.",
+    "fp8 halves weights and activations of quantized layers; quantizing an input fuses with the kernel before it.",
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A stage's computed times on a card, and what they are computed from.
+
+    Attributes:
+        floor_s: all arithmetic at the rate of large matrix products.
+        elementwise_bytes: read and written by everything but matrix products, convolutions and attention.
+        computed_s: the sum over all kernels.
+    """
+
+    flops: float
+    floor_s: float
+    elementwise_bytes: float
+    elementwise_s: float
+    computed_s: float
+    num_kernels: float
+
+    @property
+    def over_floor(self) -> float:
+        return self.computed_s / self.floor_s
+
+
+@dataclass(frozen=True)
+class LeverRow:
+    """A step with one more lever than the row before; `saved_s` is that lever's effect."""
+
+    name: str
+    cost: Cost
+    saved_s: float
+    block_bytes: float
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """A step with one block, one with two, and how many blocks the transformer has."""
+
+    one: Trace
+    two: Trace
+    num_layers: int
+
+    def cost(self, card: Card, levers: Levers, backend: Backend) -> Cost:
+        """The cost of the whole step: each further block adds what the second one did."""
+        one, two = (cost(kernels(trace, levers), card, backend) for trace in (self.one, self.two))
+        more = self.num_layers - 1
+        scaled = {name: first + more * (vars(two)[name] - first) for name, first in vars(one).items()}
+        return Cost(**scaled)
+
+
+def cost(launched: Sequence[Kernel], card: Card, backend: Backend = "FlashAttention 2") -> Cost:
+    """The time of kernels that run one after another."""
+    bandwidth = BANDWIDTH_SHARE * card.bandwidth.value
+
+    def rate(kernel: Kernel) -> float:
+        return card.fp8.value if kernel.fp8 else card.bf16.value
+
+    def seconds(kernel: Kernel) -> float:
+        if kernel.kind == "attention":
+            return kernel.flops / card.attention[backend].value
+        return max(kernel.flops / rate(kernel), kernel.num_bytes / bandwidth)
+
+    elementwise = sum(kernel.num_bytes for kernel in launched if kernel.kind == "elementwise")
+    return Cost(
+        flops=sum(kernel.flops for kernel in launched),
+        floor_s=sum(kernel.flops / rate(kernel) for kernel in launched),
+        elementwise_bytes=elementwise,
+        elementwise_s=elementwise / bandwidth,
+        computed_s=sum(map(seconds, launched)),
+        num_kernels=len(launched),
+    )
+
+
+def count_step(transformer: QwenImageTransformer2DModel, num_references: int) -> StepTrace:
+    """Record a step of one edit at one megapixel."""
+    shape = SpanShape(GRID, (GRID,) * num_references, TEXT_TOKENS[num_references])
+    one, two = (trace_step(transformer, [shape], num_layers) for num_layers in (1, 2))
+    return StepTrace(one, two, len(transformer.transformer_blocks))
+
+
+def step_rows(step: StepTrace, card: Card, *, fp8: bool) -> list[LeverRow]:
+    """A step as it is, and with one lever more in each row. With fp8 from the compiled one on: eager quantization takes
+    many passes, and nobody runs it."""
+    rows: list[LeverRow] = []
+    for name, levers, backend in _levers(fp8=fp8):
+        whole = step.cost(card, levers, backend)
+        block = replace(step, num_layers=2).cost(card, levers, backend).elementwise_bytes
+        block -= replace(step, num_layers=1).cost(card, levers, backend).elementwise_bytes
+        saved = rows[-1].cost.computed_s - whole.computed_s if rows else 0.0
+        rows.append(LeverRow(name, whole, saved, block))
+    return rows
+
+
+def _levers(*, fp8: bool) -> Iterator[tuple[str, Levers, Backend]]:
+    levers, backend = Levers(fp8=fp8), "FlashAttention 2"
+    if not fp8:
+        yield "eager, FlashAttention 2", levers, "FlashAttention 2"
+    levers = replace(levers, compiled=True)
+    yield "compiled, FlashAttention 2", levers, "FlashAttention 2"
+    yield "+ attention by cuDNN", levers, "cuDNN"
+    for name, lever in _LEVERS.items():
+        levers = replace(levers, **{lever: True})
+        yield f"+ {name}", levers, "cuDNN"
+    yield "+ attention by FlashAttention 3", levers, "FlashAttention 3"
+
+
+_LEVERS = {
+    "RoPE leaves 16 bits": "half_rope",
+    "scatter to joint order": "scatter",
+    "GELU as epilogue": "gelu_epilogue",
+    "one span in place": "in_place",
+    "one q/k/v Linear": "one_qkv",
+    "AdaLN tables": "tables",
+}
+
+
+def other_stages(model: EditArchitecture, card: Card, num_references: int) -> dict[str, Cost]:
+    """The stages beside the step, which run eagerly in 16 bits. All references are encoded one after the other."""
+    encode, decode = vae_stages(model.vae, SIDE_PX)
+    num_tokens = TEXT_TOKENS[num_references] + TEMPLATE_TOKENS
+    text = encode_text(model.text_encoder, num_tokens, num_references, CONDITION_PX)
+    return {
+        "VAE encode": cost(kernels(trace(encode), Levers()) * num_references, card),
+        "text encoder": cost(kernels(trace(text), Levers()), card),
+        "VAE decode": cost(kernels(trace(decode), Levers()), card),
+    }

@@ -1,0 +1,108 @@
+"""Prints the computed rooflines, and beside them what was measured."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from serve_app.tools.bench.cards import Card, Figure
+from serve_app.tools.bench.paper import (
+    ASSUMPTIONS,
+    TEXT_TOKENS,
+    Cost,
+    LeverRow,
+    count_step,
+    other_stages,
+    step_rows,
+)
+from serve_app.weights.architectures import EditArchitecture
+
+WIDTH = 120
+NUM_STEPS = 4
+_NUMBER_COLUMNS = ("TFLOP", "floor", "elementwise", "of it time", "kernels", "computed", "x floor")
+
+
+def print_paper(
+    model: EditArchitecture, card: Card, console: Console, measured_s: Mapping[str, float] | None = None
+) -> None:
+    """Print the rates, the assumptions, and for 1 and 3 references the stages and the effect of each lever.
+
+    Args:
+        measured_s: medians of stages with one reference by their row's name, if they were measured on this machine.
+    """
+    print_head(card, console)
+    for num_references in TEXT_TOKENS:
+        step = count_step(model.transformer, num_references)
+        what = f"1 megapixel, {num_references} reference{'s' if num_references > 1 else ''}"
+        rows = {precision: step_rows(step, card, fp8=precision == "fp8") for precision in ("bf16", "fp8")}
+        stages = stage_costs(other_stages(model, card, num_references), rows)
+        console.print(stage_table(what, stages, measured_s if num_references == 1 else None))
+        for precision, levers in rows.items():
+            console.print(lever_table(f"one step, {precision}, {what}", levers))
+
+
+def print_head(card: Card, console: Console) -> None:
+    console.print(f"[bold]{card.name}: COMPUTED from counted operations and the rates below, not measured.[/bold]")
+    figures = {"bf16 matrix products": card.bf16, "fp8 matrix products": card.fp8}
+    figures |= {f"attention, {backend}": figure for backend, figure in card.attention.items()}
+    for name, figure in figures.items():
+        console.print(f"  {name}: {_rate(figure)} TFLOP/s ({figure.source})")
+    console.print(f"  memory: {_rate(card.bandwidth)} TB/s ({card.bandwidth.source})")
+    console.print("Assumed:")
+    for line in ASSUMPTIONS:
+        console.print(f"  - {line}")
+
+
+def stage_costs(others: Mapping[str, Cost], rows: Mapping[str, list[LeverRow]]) -> dict[str, Cost]:
+    """The stages of an edit in order, with the step in both precisions: bf16 eager and compiled, fp8 compiled."""
+    eager, compiled = rows["bf16"][0].cost, rows["bf16"][2].cost
+    steps = {"step, bf16, eager": eager, "step, bf16, compiled": compiled, "step, fp8, compiled": rows["fp8"][1].cost}
+    return (
+        {name: others[name] for name in ("VAE encode", "text encoder")} | steps | {"VAE decode": others["VAE decode"]}
+    )
+
+
+def stage_table(what: str, stages: Mapping[str, Cost], measured_s: Mapping[str, float] | None) -> Table:
+    table = _table(f"Stages, {what} (computed; VAE and text encoder eager)", "stage", _NUMBER_COLUMNS)
+    if measured_s is not None:
+        table.add_column("measured", justify="right")
+    for name, cost in stages.items():
+        measured = [] if measured_s is None else [_ms(measured_s[name]) if name in measured_s else ""]
+        table.add_row(name, f"{cost.flops / 1e12:.1f}", *_columns(cost, cost.elementwise_bytes), *measured)
+    return table
+
+
+def lever_table(what: str, rows: list[LeverRow]) -> Table:
+    columns = ("floor", "elementwise a block", "a step", "kernels", "saves", "computed", "x floor")
+    table = _table(f"{what[0].upper()}{what[1:]} (computed; each row adds a lever)", "with", columns)
+    for number, row in enumerate(rows):
+        floor, num_bytes, time, kernels, computed, over = _columns(row.cost, row.block_bytes)
+        table.add_row(row.name, floor, num_bytes, time, kernels, _ms(row.saved_s) if number else "", computed, over)
+    return table
+
+
+def _table(title: str, first: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _columns(cost: Cost, elementwise_bytes: float) -> tuple[str, ...]:
+    return (
+        _ms(cost.floor_s),
+        f"{elementwise_bytes / 1e9:.2f} GB",
+        _ms(cost.elementwise_s),
+        f"{cost.num_kernels:.0f}",
+        _ms(cost.computed_s),
+        f"{cost.over_floor:.2f}",
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+def _rate(figure: Figure) -> str:
+    return f"{figure.value / 1e12:.4g}"
