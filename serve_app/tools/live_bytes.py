@@ -25,8 +25,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-# torch leaves its dispatch modes untyped.
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):
     """Follows the storages that operations create.
 
     Attributes:
@@ -34,7 +33,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.peak: int = 0
         self._live = 0
         self._storages: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
@@ -71,8 +70,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live -= num_bytes
 
 
-# torch leaves its function modes untyped, too.
-class FusedAttention(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class FusedAttention(TorchFunctionMode):
     """Lets scaled_dot_product_attention allocate its output alone, as each fused kernel does. Without a device torch
     chooses its plain form, which holds all scores."""
 

@@ -34,7 +34,7 @@ class Card:
 
 
 def _hopper(name: str, bf16_source: str, bandwidth: Figure) -> Card:
-    paper = "as published with FlashAttention 3 for an H100, forward, head dimension 128, 16,000 tokens"
+    paper = "published with FlashAttention 3: H100, forward, head dimension 128"
     return Card(
         name,
         bf16=Figure(790 * TERA, bf16_source),

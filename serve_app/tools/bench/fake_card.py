@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -18,6 +19,7 @@ from serve_app.editor.model.modulation import LiveModulation, is_modulation
 from serve_app.editor.model.packed import PackedTransformer, Span
 from serve_app.editor.model.vae import StillVae
 from serve_app.tools.bench.counting import Op, Recorder
+from serve_app.tools.live_bytes import LiveBytes
 
 TIMESTEP = 750.0
 _LATENT_PX = 8
@@ -44,7 +46,7 @@ class FakeStep:
 
     Args:
         like: the transformer whose configuration is taken.
-        compile: stands in for torch.compile; None: blocks run eagerly.
+        compiler: stands in for torch.compile; None: blocks run eagerly.
     """
 
     def __init__(
@@ -55,19 +57,19 @@ class FakeStep:
         *,
         num_layers: int = 2,
         dtype: torch.dtype = torch.bfloat16,
-        compile: Callable[..., object] | None = None,
+        compiler: Callable[..., object] | None = None,
     ) -> None:
         self._card = FakeTensorMode()
         with self._on_card(), _default_dtype(dtype):
             self.transformer = QwenImageTransformer2DModel.from_config(like.config, num_layers=num_layers)
-            self._spans = [_span(shape, like.config) for shape in shapes]
+            self._spans = [_span(shape, like) for shape in shapes]
         layout = self._faked(_layout(like, shapes))
-        with _compiling(compile):
+        with _compiling(compiler):
             modulation = LiveModulation(self.transformer)
-            self._packed = PackedTransformer(self.transformer, modulation, attend, compiled=compile is not None)
+            self._packed = PackedTransformer(self.transformer, modulation, attend, compiled=compiler is not None)
         self._packed._layouts.of = lambda _: layout  # type: ignore[assignment]  # as fake tensors have no indices
 
-    def run(self, mode: Recorder | None = None) -> list[torch.Tensor]:
+    def run(self, mode: LiveBytes | None = None) -> list[torch.Tensor]:
         """The velocities. `mode` sees the operations."""
         with self._on_card(), torch.no_grad():
             if mode is None:
@@ -81,7 +83,7 @@ class FakeStep:
             yield
 
     def _faked(self, layout: Layout) -> Layout:
-        def fake(value: object) -> object:
+        def fake(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(map(fake, value))
             return self._card.from_tensor(value).to("cuda") if isinstance(value, torch.Tensor) else value
@@ -100,7 +102,7 @@ def trace_step(like: QwenImageTransformer2DModel, shapes: Sequence[SpanShape], n
         recorder.attention(sum(4 * width * length**2 for length in layout.lengths), [query, key, value], out)
         return out
 
-    step = FakeStep(like, shapes, attend, num_layers=num_layers, compile=recorder.compiled)
+    step = FakeStep(like, shapes, attend, num_layers=num_layers, compiler=recorder.compiled)
     step.run(recorder)
     weights = {name: recorder.number(weight) for name, weight in step.transformer.named_parameters()}
     modules = dict(step.transformer.named_modules())
@@ -165,8 +167,8 @@ def vae_stages(vae: AutoencoderKLQwenImage, side_px: int) -> tuple[Callable[[], 
     return lambda: still.encode(picture), lambda: still.decode(latents)
 
 
-def _span(shape: SpanShape, config: object) -> Span:
-    channels, hidden = config.in_channels, config.joint_attention_dim  # type: ignore[attr-defined]
+def _span(shape: SpanShape, like: QwenImageTransformer2DModel) -> Span:
+    channels, hidden = like.config.in_channels, like.config.joint_attention_dim
     num_references = shape.num_image - shape.num_target
     return Span(
         torch.empty(shape.num_target, channels),
@@ -194,10 +196,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _compiling(compile: Callable[..., object] | None) -> Iterator[None]:
+def _compiling(compiler: Callable[..., object] | None) -> Iterator[None]:
     before = torch.compile
-    if compile is not None:
-        torch.compile = compile  # type: ignore[assignment]
+    if compiler is not None:
+        torch.compile = compiler  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -91,15 +91,14 @@ def _kernel(op: Op, quantizable: frozenset[int], fp8: bool) -> Kernel:
 
 def _fused(ops: Sequence[Op], needed: set[int], levers: Levers, quantizable: frozenset[int]) -> Iterator[Kernel]:
     """The kernels of one compiled call."""
-    levels = _levels(ops, levers.scatter)
-    groups: dict[int, list[Op]] = defaultdict(list)
-    for index, group in _groups(ops, levels).items():
-        groups[group].append(ops[index])
-    for group in groups.values():
-        if group[0].kind == "elementwise":
-            yield Kernel("elementwise", 0, _group_bytes(group, ops, needed))
+    members: dict[int, list[Op]] = defaultdict(list)
+    for op, group in zip(ops, _groups(ops, _levels(ops, levers.scatter)), strict=True):
+        members[group].append(op)
+    for group_ops in members.values():
+        if group_ops[0].kind == "elementwise":
+            yield Kernel("elementwise", 0, _group_bytes(group_ops, ops, needed))
         else:
-            yield from (_kernel(op, quantizable, levers.fp8) for op in group)
+            yield from (_kernel(op, quantizable, levers.fp8) for op in group_ops)
 
 
 def _levels(ops: Sequence[Op], scatter: bool) -> list[int]:
@@ -135,7 +134,7 @@ def _sunk(ops: Sequence[Op], levels: list[int]) -> list[int]:
     return levels
 
 
-def _groups(ops: Sequence[Op], levels: Sequence[int]) -> dict[int, int]:
+def _groups(ops: Sequence[Op], levels: Sequence[int]) -> list[int]:
     """For each operation the number of its kernel: the first operation in it."""
     parents = list(range(len(ops)))
 
@@ -154,7 +153,7 @@ def _groups(ops: Sequence[Op], levels: Sequence[int]) -> dict[int, int]:
                 one, other = sorted((root(writer), root(index)))
                 parents[other] = one
         writers |= {access.storage: index for access in op.writes}
-    return {index: root(index) for index in range(len(ops))}
+    return [root(index) for index in range(len(ops))]
 
 
 def _group_bytes(group: Sequence[Op], ops: Sequence[Op], needed: set[int]) -> int:

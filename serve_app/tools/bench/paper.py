@@ -7,6 +7,7 @@ from diffusers import QwenImageTransformer2DModel
 
 from serve_app.editor.model.layout import SpanShape
 from serve_app.tools.bench.cards import Backend, Card
+from serve_app.tools.bench.counting import Kind
 from serve_app.tools.bench.fake_card import Trace, encode_text, trace, trace_step, vae_stages
 from serve_app.tools.bench.fusion import Kernel, Levers, kernels
 from serve_app.weights.architectures import EditArchitecture
@@ -34,16 +35,21 @@ class Cost:
 
     Attributes:
         floor_s: all arithmetic at the rate of large matrix products.
-        elementwise_bytes: read and written by everything but matrix products, convolutions and attention.
-        computed_s: the sum over all kernels.
+        matmul_s: of linear layers and convolutions.
+        elementwise_bytes: read and written by everything but those and attention.
     """
 
     flops: float
     floor_s: float
+    matmul_s: float
+    attention_s: float
     elementwise_bytes: float
     elementwise_s: float
-    computed_s: float
     num_kernels: float
+
+    @property
+    def computed_s(self) -> float:
+        return self.matmul_s + self.attention_s + self.elementwise_s
 
     @property
     def over_floor(self) -> float:
@@ -79,22 +85,21 @@ class StepTrace:
 def cost(launched: Sequence[Kernel], card: Card, backend: Backend = "FlashAttention 2") -> Cost:
     """The time of kernels that run one after another."""
     bandwidth = BANDWIDTH_SHARE * card.bandwidth.value
+    kinds: dict[Kind, list[Kernel]] = {"matmul": [], "attention": [], "elementwise": []}
+    for kernel in launched:
+        kinds[kernel.kind].append(kernel)
 
-    def rate(kernel: Kernel) -> float:
-        return card.fp8.value if kernel.fp8 else card.bf16.value
+    def arithmetic_s(kernel: Kernel) -> float:
+        return kernel.flops / (card.fp8 if kernel.fp8 else card.bf16).value
 
-    def seconds(kernel: Kernel) -> float:
-        if kernel.kind == "attention":
-            return kernel.flops / card.attention[backend].value
-        return max(kernel.flops / rate(kernel), kernel.num_bytes / bandwidth)
-
-    elementwise = sum(kernel.num_bytes for kernel in launched if kernel.kind == "elementwise")
+    elementwise_bytes = sum(kernel.num_bytes for kernel in kinds["elementwise"])
     return Cost(
         flops=sum(kernel.flops for kernel in launched),
-        floor_s=sum(kernel.flops / rate(kernel) for kernel in launched),
-        elementwise_bytes=elementwise,
-        elementwise_s=elementwise / bandwidth,
-        computed_s=sum(map(seconds, launched)),
+        floor_s=sum(map(arithmetic_s, launched)),
+        matmul_s=sum(max(arithmetic_s(kernel), kernel.num_bytes / bandwidth) for kernel in kinds["matmul"]),
+        attention_s=sum(kernel.flops for kernel in kinds["attention"]) / card.attention[backend].value,
+        elementwise_bytes=elementwise_bytes,
+        elementwise_s=elementwise_bytes / bandwidth,
         num_kernels=len(launched),
     )
 
@@ -120,16 +125,16 @@ def step_rows(step: StepTrace, card: Card, *, fp8: bool) -> list[LeverRow]:
 
 
 def _levers(*, fp8: bool) -> Iterator[tuple[str, Levers, Backend]]:
-    levers, backend = Levers(fp8=fp8), "FlashAttention 2"
+    levers = Levers(fp8=fp8)
     if not fp8:
         yield "eager, FlashAttention 2", levers, "FlashAttention 2"
     levers = replace(levers, compiled=True)
     yield "compiled, FlashAttention 2", levers, "FlashAttention 2"
-    yield "+ attention by cuDNN", levers, "cuDNN"
+    yield "+ cuDNN's attention", levers, "cuDNN"
     for name, lever in _LEVERS.items():
         levers = replace(levers, **{lever: True})
         yield f"+ {name}", levers, "cuDNN"
-    yield "+ attention by FlashAttention 3", levers, "FlashAttention 3"
+    yield "+ FlashAttention 3", levers, "FlashAttention 3"
 
 
 _LEVERS = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,9 +18,7 @@ from serve_app.tools.bench.paper import (
 )
 from serve_app.weights.architectures import EditArchitecture
 
-WIDTH = 120
-NUM_STEPS = 4
-_NUMBER_COLUMNS = ("TFLOP", "floor", "elementwise", "of it time", "kernels", "computed", "x floor")
+WIDTH = 116
 
 
 def print_paper(
@@ -48,7 +47,7 @@ def print_head(card: Card, console: Console) -> None:
     for name, figure in figures.items():
         console.print(f"  {name}: {_rate(figure)} TFLOP/s ({figure.source})")
     console.print(f"  memory: {_rate(card.bandwidth)} TB/s ({card.bandwidth.source})")
-    console.print("Assumed:")
+    console.print("Times are in ms. The floor is all arithmetic at the rates of matrix products. Assumed:")
     for line in ASSUMPTIONS:
         console.print(f"  - {line}")
 
@@ -63,37 +62,36 @@ def stage_costs(others: Mapping[str, Cost], rows: Mapping[str, list[LeverRow]]) 
 
 
 def stage_table(what: str, stages: Mapping[str, Cost], measured_s: Mapping[str, float] | None) -> Table:
-    table = _table(f"Stages, {what} (computed; VAE and text encoder eager)", "stage", _NUMBER_COLUMNS)
+    table = _table(f"Stages, {what} (computed; compiled steps with attention by cuDNN, all else eager)", "stage")
     if measured_s is not None:
         table.add_column("measured", justify="right")
     for name, cost in stages.items():
         measured = [] if measured_s is None else [_ms(measured_s[name]) if name in measured_s else ""]
-        table.add_row(name, f"{cost.flops / 1e12:.1f}", *_columns(cost, cost.elementwise_bytes), *measured)
+        table.add_row(name, *_cells(cost, cost.elementwise_bytes), *measured)
     return table
 
 
 def lever_table(what: str, rows: list[LeverRow]) -> Table:
-    columns = ("floor", "elementwise a block", "a step", "kernels", "saves", "computed", "x floor")
-    table = _table(f"{what[0].upper()}{what[1:]} (computed; each row adds a lever)", "with", columns)
+    table = _table(f"{what[0].upper()}{what[1:]} (computed; each row adds a lever)", "with", "GB a block")
+    table.add_column("saves", justify="right")
     for number, row in enumerate(rows):
-        floor, num_bytes, time, kernels, computed, over = _columns(row.cost, row.block_bytes)
-        table.add_row(row.name, floor, num_bytes, time, kernels, _ms(row.saved_s) if number else "", computed, over)
+        table.add_row(row.name, *_cells(row.cost, row.block_bytes), _ms(row.saved_s) if number else "")
     return table
 
 
-def _table(title: str, first: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for column in columns:
+def _table(title: str, first: str, bytes_column: str = "GB") -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for column in ("floor", "matmuls", "attention", "elementwise", bytes_column, "kernels", "computed", "x floor"):
         table.add_column(column, justify="right")
     return table
 
 
-def _columns(cost: Cost, elementwise_bytes: float) -> tuple[str, ...]:
+def _cells(cost: Cost, elementwise_bytes: float) -> tuple[str, ...]:
+    times = (cost.floor_s, cost.matmul_s, cost.attention_s, cost.elementwise_s)
     return (
-        _ms(cost.floor_s),
-        f"{elementwise_bytes / 1e9:.2f} GB",
-        _ms(cost.elementwise_s),
+        *map(_ms, times),
+        f"{elementwise_bytes / 1e9:.2f}",
         f"{cost.num_kernels:.0f}",
         _ms(cost.computed_s),
         f"{cost.over_floor:.2f}",
@@ -101,7 +99,7 @@ def _columns(cost: Cost, elementwise_bytes: float) -> tuple[str, ...]:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
+    return f"{round(seconds * 1000, 1) + 0.0:.1f}"  # not -0.0
 
 
 def _rate(figure: Figure) -> str:

@@ -1,8 +1,8 @@
 """The rows of the memory plan, computed from the models' configurations.
 
 The working sets of an edit (VAE, transformer, text encoder) follow one another on one thread. Still, the plan adds the
-VAE's to the transformer's: the allocator caches the blocks of one, which do not fit the other. The text encoder's is
-smaller than the transformer's and counts as part of it. The plan covers a running replica at the configured areas:
+VAE's to the transformer's: the allocator caches the blocks of one, which do not fit the other. The text encoder and the
+transformer share a row, which holds the larger one. The plan covers a running replica at the configured areas:
 loading, and an output that a client requests larger, may need more for a while.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch import nn
-from transformers import Qwen3VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from serve_app.config import AppSettings, EditorSettings, RewriterSettings
 from serve_app.editor.loading.quantize import is_quantizable
@@ -28,14 +28,25 @@ from serve_app.weights.gpu_memory import CONTEXT_BYTES
 
 # Bytes per weight. int4: half a byte, and for each group of 128 a scale and a zero point of two bytes each.
 _QUANTIZED_BYTES = {"fp8": 1.0, "int4": 0.5 + 4 / 128}
-# A block's memory peaks after the image MLP's activation, in tensors of (tokens, D): the streams before and after
-# attention (2), query, key and value (3), attention's output in joint and in stream order (2), the MLP's input (1), and
-# its hidden layer of 4 D before and after the activation (8).
-_WIDTHS_AT_PEAK = 2 + 3 + 2 + 1 + 8
+# A block's memory peaks after the image MLP's activation. What lives then, in tensors of (tokens, D):
+_ALIVE_IN_BLOCK = {
+    "the streams before the block": 1,
+    "query, key and value": 3,
+    "attention's output, in joint order and in the streams' order": 2,
+    "the streams after attention": 1,
+    "the MLP's input": 1,
+    "each token's gate": 1,
+    "the MLP's hidden layer of 4 D, before and after the activation": 8,
+}
+# The text encoder's memory peaks in the last layer's MLP. What lives then beside the keys and values of all layers, in
+# tensors of the MLP's width (activated gate, up and their product) and of the hidden one (embeddings, residual, the
+# norm's input and output; the rotary angles take less than another).
+_ENCODER_MLP_WIDTHS, _ENCODER_WIDTHS = 3, 5
 # The same for a layer of the rewriter: stream and its norm (2), query, attention's output and projection (3), and of
 # the MLP's width: gate, activated gate, up and their product (4).
 _REWRITER_WIDTHS, _REWRITER_MLP_WIDTHS = 5, 4
 _LATENT_PX = 8
+_TEMPLATE_TOKENS = 64 + 5  # of the prompt's template, before and after the prompt
 _CONDITION_TOKEN_PX = 28  # Qwen2.5-VL merges 2x2 patches of 14 px, to a whole number of which a side is rounded,
 REWRITER_TOKEN_PX = 32  # Qwen3-VL 2x2 patches of 16 px.
 
@@ -88,7 +99,8 @@ def _edit_model_bytes(model: EditArchitecture, settings: AppSettings) -> Iterato
     yield 0 if editor.text_encoder_device == "cpu" else weight_bytes(model.text_encoder, _dtype(editor))
     yield weight_bytes(model.vae, _dtype(editor))
     yield vae_working_bytes(model.vae, settings)
-    yield _WIDTHS_AT_PEAK * model.transformer.inner_dim * _dtype(editor).itemsize * _pack_tokens(settings)
+    step = step_bytes(model.transformer, _pack_tokens(settings), _dtype(editor))
+    yield max(step, 0 if editor.text_encoder_device == "cpu" else _prompts_bytes(model.text_encoder, settings))
 
 
 def weight_bytes(model: nn.Module, dtype: torch.dtype) -> int:
@@ -128,10 +140,46 @@ def vae_working_bytes(vae: AutoencoderKLQwenImage, settings: AppSettings) -> int
     picture = torch.empty(1, 3, seen.height, seen.width, device="meta", dtype=_dtype(editor))
     shape = (1, vae.config.z_dim, made.height // _LATENT_PX, made.width // _LATENT_PX)
     latents = torch.empty(shape, device="meta", dtype=_dtype(editor))
+    encode, decode = (lambda: vae.encode(picture[:, :, None])), (lambda: vae.decode(latents[:, :, None]))
     if editor.vae == "still":
-        still = StillVae(vae)
-        return max(peak_bytes(lambda: still.encode(picture)), peak_bytes(lambda: still.decode(latents)))
-    return max(peak_bytes(lambda: vae.encode(picture[:, :, None])), peak_bytes(lambda: vae.decode(latents[:, :, None])))
+        still, picture = StillVae(vae), picture.to(memory_format=torch.channels_last)
+        still.to(memory_format=torch.channels_last)  # as Vae does
+        encode, decode = (lambda: still.encode(picture)), (lambda: still.decode(latents))
+    outside = picture.numel() * torch.float32.itemsize  # the picture before encoding and after decoding
+    return max(peak_bytes(encode), peak_bytes(decode)) + outside
+
+
+def step_bytes(model: QwenImageTransformer2DModel, num_tokens: int, dtype: torch.dtype) -> int:
+    """Peak bytes of what a step of so many tokens, those of prompts included, holds beside the weights."""
+    num_bytes: int = sum(_ALIVE_IN_BLOCK.values()) * model.inner_dim * dtype.itemsize * num_tokens
+    return num_bytes
+
+
+def text_encoder_bytes(
+    model: Qwen2_5_VLForConditionalGeneration, num_tokens: int, num_patches: int, dtype: torch.dtype
+) -> int:
+    """Peak bytes of encoding prompts of so many tokens altogether, whose pictures have so many patches."""
+    text, vision = model.config.text_config, model.config.vision_config
+    head_dim = text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim
+    token = _ENCODER_MLP_WIDTHS * text.intermediate_size + _ENCODER_WIDTHS * text.hidden_size + cache
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    patch = pixels + vision.hidden_size + vision.out_hidden_size // vision.spatial_merge_size**2
+    num_bytes: int = (num_tokens * token + num_patches * patch) * dtype.itemsize
+    return num_bytes
+
+
+def _prompts_bytes(model: Qwen2_5_VLForConditionalGeneration, settings: AppSettings) -> int:
+    """Of encoding the largest batch, all prompts padded to the longest: those of the edits that fit into a pack, or of
+    one guided edit."""
+    sizes, limits = settings.sizes, settings.limits
+    num_prompts = max(2, settings.editor.max_pack_tokens * TOKEN_PX**2 // sizes.vae_area_px)
+    length = _prompt_tokens(settings) + _TEMPLATE_TOKENS
+    num_patches = (
+        limits.max_pictures_per_edit * _condition_tokens(settings) * model.config.vision_config.spatial_merge_size**2
+    )
+    mask = length**2  # a bool for each pair of tokens, which padding needs
+    return num_prompts * (text_encoder_bytes(model, length, num_patches, _dtype(settings.editor)) + mask)
 
 
 def _pack_tokens(settings: AppSettings) -> int:
@@ -155,8 +203,12 @@ def draft_bytes(model: QwenImageTransformer2DModel, settings: AppSettings) -> in
 def _prompt_tokens(settings: AppSettings) -> int:
     """Of the longest prompt, with its pictures. A prompt has at most one token per character."""
     limits = settings.limits
-    side = round(math.sqrt(settings.sizes.condition_area_px) / _CONDITION_TOKEN_PX)
-    return limits.max_pictures_per_edit * side**2 + limits.max_prompt_chars
+    return limits.max_pictures_per_edit * _condition_tokens(settings) + limits.max_prompt_chars
+
+
+def _condition_tokens(settings: AppSettings) -> int:
+    """Of a square picture in a prompt: 196 for one of 384 pixels a side, which becomes 392."""
+    return round(math.sqrt(settings.sizes.condition_area_px) / _CONDITION_TOKEN_PX) ** 2
 
 
 def _rewriter_tokens(rewriter: RewriterSettings, settings: AppSettings) -> int:
