@@ -1,6 +1,7 @@
 """The kernels of a recorded stage: one for each operation, or fused as torch.compile fuses them.
 
-The model of fusion, compared with what inductor of torch 2.14 lowers for a block:
+The model of fusion, which gives 1.731 GB a block at one megapixel with one reference, where torch 2.14 itself lowers
+the block to kernels of 1.727 GB (read from inductor's scheduler, float32 query and key included):
 - Matrix products and attention stand alone; between them, elementwise operations that depend on each other form one
   kernel. It reads each input once and writes what is needed outside of it; what it computes on the way takes nothing.
 - An operation that could run in an earlier kernel runs in the one that needs it, which reads fewer bytes.

@@ -18,7 +18,7 @@ from serve_app.tools.bench.paper import (
 )
 from serve_app.weights.architectures import EditArchitecture
 
-WIDTH = 116
+WIDTH = 124
 
 
 def print_paper(
@@ -72,7 +72,7 @@ def stage_table(what: str, stages: Mapping[str, Cost], measured_s: Mapping[str, 
 
 
 def lever_table(what: str, rows: list[LeverRow]) -> Table:
-    table = _table(f"{what[0].upper()}{what[1:]} (computed; each row adds a lever)", "with", "GB a block")
+    table = _table(f"{what[0].upper()}{what[1:]} (computed; each row adds a lever)", "with", "GB/block")
     table.add_column("saves", justify="right")
     for number, row in enumerate(rows):
         table.add_row(row.name, *_cells(row.cost, row.block_bytes), _ms(row.saved_s) if number else "")
