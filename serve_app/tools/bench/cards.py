@@ -34,7 +34,7 @@ class Card:
 
 
 def _hopper(name: str, bf16_source: str, bandwidth: Figure) -> Card:
-    paper = "published with FlashAttention 3: H100, forward, head dimension 128"
+    paper = "published with FlashAttention 3: H100, forward, head dimension 128, 8,192 tokens"
     return Card(
         name,
         bf16=Figure(790 * TERA, bf16_source),
@@ -42,8 +42,8 @@ def _hopper(name: str, bf16_source: str, bandwidth: Figure) -> Card:
         bandwidth=bandwidth,
         attention={
             "FlashAttention 2": Figure(370 * TERA, paper),
-            "cuDNN": Figure(590 * TERA, paper),
-            "FlashAttention 3": Figure(640 * TERA, paper),
+            "cuDNN": Figure(600 * TERA, paper),
+            "FlashAttention 3": Figure(646 * TERA, paper),
         },
     )
 
