@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a Serve config file and list what it would run")
     check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
     check.set_defaults(command=_check)
+    _add_doctor(commands.add_parser("doctor", help="check whether this machine can run a Serve file, and name fixes"))
     _add_run(commands.add_parser("run", help="`serve run FILE` that finishes accepted work before it stops"))
     _add_bench(commands.add_parser("bench", help="measure the engine's optimizations on this machine"))
     _add_drain(commands.add_parser("drain", help="let a running service finish its accepted work, and accept no more"))
@@ -84,6 +85,13 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     engine.add_argument("--paper", action="store_true", help="compute each stage's roofline on a GPU; measures nothing")
     engine.add_argument("--card", choices=("h100", "h200", "l40s", "4090"), default="h200", help="default: h200")
     engine.set_defaults(command=_bench)
+
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    doctor.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: configs/tiny-cpu.yaml")
+    doctor.add_argument("--deep", action="store_true", help="hash all weights, not the LoRAs alone")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -138,6 +146,13 @@ def _check(arguments: argparse.Namespace) -> None:
     from serve_app.tools.check import describe
 
     print(describe(arguments.file))
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from serve_app.tools.doctor.run import run_doctor
+
+    if not run_doctor(arguments.file, arguments.deep, arguments.json, print):
+        raise SystemExit(FAILED)
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

@@ -20,10 +20,10 @@ def stale_record() -> str | None:
     path: str = get_ray_address_file(None)
     if os.environ.get(ADDRESS_VARIABLE) or not os.path.exists(path):
         return None
-    return None if _accepts(read_ray_address()) else path
+    return None if answers(read_ray_address()) else path
 
 
-def _accepts(address: str) -> bool:
+def answers(address: str) -> bool:
     """Whether something listens on HOST:PORT."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal():
