@@ -36,7 +36,9 @@ def test_help_names_all_commands_and_imports_nothing_heavy() -> None:
     run = subprocess.run([sys.executable, "-c", PRINT_HELP_AND_MODULES], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     text, modules = run.stdout.split("MODULES")
-    assert all(f"    {command} " in text for command in ("demo", "check", "run", "drain", "bench", "openapi", "tiny"))
+    assert all(
+        f"    {command} " in text for command in ("demo", "check", "doctor", "run", "drain", "bench", "openapi", "tiny")
+    )
     assert "argparse" in modules.split()
     assert not HEAVY & set(modules.split())
 

@@ -23,6 +23,7 @@ TESTED_BY = {
     "camera-edit bench engine": "tests/tools/bench/test_bench.py",
     "camera-edit check": "tests/tools/check/test_check.py",
     "camera-edit demo": "tests/tools/demo/test_demo.py",
+    "camera-edit doctor": "tests/tools/doctor/test_doctor.py",
     "camera-edit drain": "tests/tools/test_drain.py",
     "camera-edit openapi": "tests/configs/test_openapi.py",
     "camera-edit run": "tests/service/test_sigterm.py",

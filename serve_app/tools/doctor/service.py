@@ -71,7 +71,8 @@ def _taken(where: str, port: int) -> Finding:
 def _listener(port: int) -> psutil.Process | None:
     try:
         connections = psutil.net_connections("tcp")
-        pids = [each.pid for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.port == port]
+        listening = [each for each in connections if each.status == psutil.CONN_LISTEN]
+        pids = [each.pid for each in listening if each.laddr and each.laddr.port == port]
         return psutil.Process(pids[0]) if pids and pids[0] is not None else None
     except psutil.Error:
         return None
