@@ -4,14 +4,18 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from serve_app.config import EditorSettings
-from serve_app.editor.loading.lora import fuse_adapters
-from serve_app.editor.loading.quantize import quantize
+from serve_app.editor.loading.quantize import choose_quantizer
+from serve_app.editor.loading.transformer import stream_transformer
 from serve_app.editor.model.attention import choose_attention
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.editor.model.modulation import LiveModulation, Modulation, TableModulation
@@ -51,9 +55,11 @@ def load_model(settings: EditorSettings) -> EditModel:
     Raises:
         CheckpointError: weights are missing or of another kind, or the device is not there.
         LoraAuditError: an adapter does not fit the transformer tensor by tensor.
+        ConfigError: the device does not support the settings.
     """
     started = time.monotonic()
-    model = as_edit_model(load_pipeline(settings), settings)
+    pipeline, blocks = _open_pipeline(settings)
+    model = _assemble(pipeline, blocks, settings)
     _warm_up(model)
     logger.info("edit model ready on %s after %.1f s", settings.device, time.monotonic() - started)
     return model
@@ -70,40 +76,58 @@ def _warm_up(model: EditModel) -> None:
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
-    """The stock pipeline with the configured adapters fused. The engine does not use the pipeline's scheduler.
-
-    It is on the configured device, or on the CPU where `as_edit_model` will make the transformer smaller first.
+    """The stock pipeline with the configured adapters fused, at its full size on the configured device. The engine does
+    not use the pipeline's scheduler.
 
     Raises:
         CheckpointError: weights are missing or of another kind, or the device is not there.
         LoraAuditError: an adapter does not fit the transformer.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError("editor.device is cuda, but torch sees no CUDA device on this node; use device: cpu.")
-    folder = locate(settings.base, MODEL_FILES)
-    try:
-        pipeline = QwenImageEditPlusPipeline.from_pretrained(
-            folder, dtype=getattr(torch, settings.dtype), use_safetensors=True
-        )
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{folder} is not a Qwen-Image-Edit pipeline folder: {problem}") from problem
-    if not isinstance(pipeline.transformer, QwenImageTransformer2DModel):
-        raise CheckpointError(f"{folder} holds a {type(pipeline.transformer).__name__} as its transformer.")
-    if not _made_smaller(settings):
-        _place(pipeline, settings)
-    fuse_adapters(pipeline, [(lora, locate(lora.source, [lora.file]) / lora.file) for lora in settings.loras])
+    pipeline, blocks = _open_pipeline(settings)
+    for _ in blocks:
+        pass
     return pipeline
 
 
 def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings) -> EditModel:
-    """The pipeline's parts behind the engine's interface."""
+    """The parts of a loaded pipeline behind the engine's interface. Tables and quantization change its transformer."""
+    return _assemble(pipeline, pipeline.transformer.transformer_blocks, settings)
+
+
+def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline, Iterator[nn.Module]]:
+    """The pipeline on its devices, but for the transformer's blocks, which the iterator loads in turn."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("editor.device is cuda, but torch sees no CUDA device on this node; use device: cpu.")
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    folder = locate(settings.base, MODEL_FILES)
+    try:
+        transformer, blocks = stream_transformer(folder / "transformer", settings.loras, device, dtype)
+        text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder / "text_encoder",
+            dtype=dtype,
+            # Each tensor goes from its file to the device; without a map, all of them would go through the host first.
+            device_map={"": device if settings.text_encoder_device == "same" else torch.device("cpu")},
+            use_safetensors=True,
+        )
+        pipeline = QwenImageEditPlusPipeline.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, transformer=transformer, text_encoder=text_encoder
+        )
+    except (OSError, ValueError, SafetensorError) as problem:
+        raise CheckpointError(f"{folder} is not a Qwen-Image-Edit pipeline folder: {problem}") from problem
+    pipeline.vae.to(device)
+    return pipeline, blocks
+
+
+def _assemble(pipeline: QwenImageEditPlusPipeline, blocks: Iterable[nn.Module], settings: EditorSettings) -> EditModel:
+    """The pipeline's parts behind the engine's interface.
+
+    Args:
+        blocks: the transformer's. Each is made smaller, as configured, before the next one is taken.
+    """
     for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)
     device = torch.device(settings.device)
-    modulation = choose_modulation(pipeline.transformer, settings)
-    quantized = quantize(pipeline.transformer, settings.quantization, device)
-    logger.info("%d linear layers quantized (%s)", quantized, settings.quantization)
-    _place(pipeline, settings)
+    modulation = choose_modulation(pipeline.transformer, settings, _quantized(blocks, settings))
     if settings.vae_tiling:
         pipeline.vae.enable_tiling()
     transformer = PackedTransformer(
@@ -132,30 +156,36 @@ def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings)
     )
 
 
-@torch.inference_mode()
-def choose_modulation(transformer: QwenImageTransformer2DModel, settings: EditorSettings) -> Modulation:
+def _quantized(blocks: Iterable[nn.Module], settings: EditorSettings) -> Iterator[nn.Module]:
+    quantize_block = choose_quantizer(settings.quantization, torch.device(settings.device))
+    num_layers = 0
+    for block in blocks:
+        num_layers += quantize_block(block)
+        yield block
+    logger.info("%d linear layers quantized (%s)", num_layers, settings.quantization)
+
+
+@torch.no_grad()  # Not inference_mode, which would mark the weights that are loaded here.
+def choose_modulation(
+    transformer: QwenImageTransformer2DModel, settings: EditorSettings, blocks: Iterable[nn.Module] | None = None
+) -> Modulation:
     """AdaLN tables for the timesteps of 1 to 16 steps if configured, otherwise the transformer's own weights.
+
+    Args:
+        blocks: the transformer's, as an iterator if it loads them.
 
     Raises:
         ConfigError: the scheduler's shift depends on the picture's size, so no timesteps are known in advance.
     """
     if not settings.adaln_tables:
+        for _ in blocks or ():
+            pass
         return LiveModulation(transformer)
     if settings.scheduler.base_shift != settings.scheduler.max_shift:
         raise ConfigError(
             "editor.adaln_tables needs a scheduler with a fixed shift, base_shift equal to max_shift, as Lightning has."
         )
-    tables = TableModulation(transformer, tabled_timesteps(settings.scheduler), torch.device(settings.device))
+    device = torch.device(settings.device)
+    tables = TableModulation(transformer, tabled_timesteps(settings.scheduler), device, blocks=blocks)
     logger.info("AdaLN tables of %d bytes for %d parameters kept off the device", tables.table_bytes, tables.num_freed)
     return tables
-
-
-def _made_smaller(settings: EditorSettings) -> bool:
-    """Whether the transformer is made smaller before it is moved to its device, where all of it may not fit."""
-    return settings.adaln_tables or settings.quantization != "none"
-
-
-def _place(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings) -> None:
-    pipeline.transformer.to(settings.device)
-    pipeline.vae.to(settings.device)
-    pipeline.text_encoder.to(settings.device if settings.text_encoder_device == "same" else "cpu")

@@ -1,13 +1,11 @@
-"""LoRA files: read, audited tensor by tensor, fused into the transformer.
+"""LoRA files: read and audited tensor by tensor.
 
 A loader that skips unknown tensors silently gives a weaker model, and one that drops `alpha` a wrong one. So every
-tensor of a file must match a module, every module must have both factors, and after loading every adapted layer must
-compute what the file says.
+tensor of a file must match a module, and every module must have both factors. `fuse.py` checks what was fused.
 """
 
 import hashlib
 import json
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,14 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import QwenImageEditPlusPipeline
 from safetensors import safe_open
 from torch import nn
 
 from serve_app.config import LoraSettings
 from serve_app.errors import LoraAuditError
-
-logger = logging.getLogger(__name__)
 
 Role = Literal["down", "up", "alpha"]
 
@@ -73,26 +68,6 @@ class Factors:
 
 Adapter = dict[str, Factors]
 """An audited LoRA file: module name in the transformer → factors."""
-
-
-def fuse_adapters(pipeline: QwenImageEditPlusPipeline, adapters: list[tuple[LoraSettings, Path]]) -> None:
-    """Load, audit and fuse LoRA files into the pipeline's transformer, then remove the adapter layers.
-
-    Raises:
-        LoraAuditError: lists tensors without a module and modules without a factor.
-    """
-    if not adapters:
-        return
-    # All audits come before any loading, which wraps the layers whose names an audit looks up.
-    audited = [(settings, audit_file(path, pipeline.transformer, settings)) for settings, path in adapters]
-    for settings, adapter in audited:
-        pipeline.load_lora_weights(_for_diffusers(adapter), adapter_name=settings.name)
-        _verify_loaded(pipeline.transformer, adapter, settings.name)
-        logger.info("%s", describe(adapter, settings))
-    names = [settings.name for settings, _ in adapters]
-    pipeline.set_adapters(names, [settings.weight for settings, _ in adapters])
-    pipeline.fuse_lora(components=["transformer"], adapter_names=names, safe_fusing=True)
-    pipeline.unload_lora_weights()
 
 
 def audit_file(path: Path, transformer: nn.Module, settings: LoraSettings) -> Adapter:
@@ -236,33 +211,3 @@ def _report(title: str, problems: list[str]) -> str:
     rest = len(problems) - _MAX_LISTED
     more = f"\n  … and {rest} more" if rest > 0 else ""
     return f"{title}:\n{listed}{more}"
-
-
-def _for_diffusers(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """A state dict in diffusers' own naming, with `alpha / rank` multiplied into the down factors."""
-    state = {}
-    for module, factors in adapter.items():
-        state[f"transformer.{module}.lora_A.weight"] = factors.down * factors.scale
-        state[f"transformer.{module}.lora_B.weight"] = factors.up
-    return state
-
-
-def _verify_loaded(transformer: nn.Module, adapter: Adapter, name: str) -> None:
-    """Compare each adapted layer's output for a probe vector with that of the file's factors."""
-    loaded = {
-        module_name: module
-        for module_name, module in transformer.named_modules()
-        if name in getattr(module, "lora_A", {})
-    }
-    problems = [f"{module}: was not adapted" for module in sorted(set(adapter) - set(loaded))]
-    problems += [f"{module}: adapted without being in the file" for module in sorted(set(loaded) - set(adapter))]
-    for module_name in set(adapter) & set(loaded):
-        layer, factors = loaded[module_name], adapter[module_name]
-        down, up = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
-        probe = torch.linspace(-1.0, 1.0, down.shape[1], device=down.device)
-        actual = layer.scaling[name] * (up @ (down @ probe))
-        expected = factors.scale * (factors.up.float() @ (factors.down.float() @ probe.cpu())).to(down.device)
-        if (actual - expected).norm() > 0.02 * expected.norm():  # bfloat16 has two to three digits
-            problems.append(f"{module_name}: the loaded layer does not compute what the file says (alpha lost?)")
-    if problems:
-        raise LoraAuditError(_report(f"LoRA {name} was loaded wrongly", problems))

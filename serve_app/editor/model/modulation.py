@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from diffusers import QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 from torch import nn
 
 ZERO = 0.0  # the timestep of reference tokens
@@ -80,6 +81,7 @@ class TableModulation:
         timesteps: those of the initial rows.
         device: holds the tables; the transformer will run there.
         max_extra_rows: additional rows to keep; beyond that, all additional rows are dropped.
+        blocks: the transformer's. An iterator may load each one when it is asked for.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class TableModulation:
         timesteps: Iterable[float],
         device: torch.device,
         max_extra_rows: int = MAX_EXTRA_ROWS,
+        blocks: Iterable[QwenImageTransformerBlock] | None = None,
     ) -> None:
         self._model = transformer
         self._max_extra_rows = max_extra_rows
@@ -97,7 +100,7 @@ class TableModulation:
         self._embeds = embeds.to(device)
         self._tables: list[BlockRows] = []
         self._weights: list[tuple[nn.Module, nn.Module]] = []
-        for block in transformer.transformer_blocks:
+        for block in transformer.transformer_blocks if blocks is None else blocks:
             self._tables.append(BlockRows(block.img_mod(embeds).to(device), block.txt_mod(embeds).to(device)))
             self._weights.append((block.img_mod.to("cpu"), block.txt_mod.to("cpu")))
             block.img_mod = block.txt_mod = None

@@ -7,7 +7,7 @@ from torch import nn
 
 from serve_app.config import AppSettings
 from serve_app.editor.loading.load import as_edit_model, load_pipeline
-from serve_app.editor.loading.quantize import is_quantizable, quantize
+from serve_app.editor.loading.quantize import choose_quantizer, is_quantizable
 from serve_app.editor.model.attention import choose_attention
 from serve_app.errors import ConfigError
 
@@ -36,7 +36,7 @@ def test_quantization_on_a_cpu_is_refused(kind: str, tiny_settings: AppSettings)
 
 
 def test_no_quantization_changes_nothing() -> None:
-    assert quantize(nn.Module(), "none", torch.device("cpu")) == 0
+    assert choose_quantizer("none", torch.device("cpu"))(nn.Linear(2, 2)) == 0
 
 
 @pytest.mark.parametrize("backend", ["varlen", "fa3"])

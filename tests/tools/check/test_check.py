@@ -51,8 +51,8 @@ def replaced(old: str, new: str, source: Path = GPU_FILE) -> str:
 
 
 def with_runtime_env(value: str) -> str:
-    """The file's text with another runtime_env for the editor."""
-    return GPU_FILE.read_text(encoding="utf-8").rpartition("runtime_env:")[0] + f"runtime_env: {value}\n"
+    """The file's text with a runtime_env for the editor."""
+    return replaced("num_gpus: 1", f"num_gpus: 1\n          runtime_env: {value}")
 
 
 def wrapped(serve_config: str) -> str:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from serve_app.cli import main
-from serve_app.config import LoraSettings, RewriterSettings, SchedulerSettings, WeightsSource
-from serve_app.editor.loading.lora import audit_file, fuse_adapters
+from serve_app.config import EditorSettings, LoraSettings, RewriterSettings, SchedulerSettings, WeightsSource
+from serve_app.editor.loading.load import load_pipeline
 from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import make_schedule
 from serve_app.editor.model.vae import Vae
@@ -237,16 +237,13 @@ def test_what_is_exported_draws_what_the_training_saw(
     trained: Training, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loaded, audited and fused as the service does it, then run by the stock pipeline."""
-    pipeline = QwenImageEditPlusPipeline.from_pretrained(exported / "edit", dtype=torch.float32)
+    loras = lora(exported, "angles", 0.9, 2 * 14), lora(exported, "lightning", 1.0, 2 * 12)
+    for each in loras:
+        tensors = load_file(Path(each.source.path) / each.file)
+        assert all(tensor.dtype == torch.float16 or name.endswith("alpha") for name, tensor in tensors.items())
+    base = WeightsSource(path=str(exported / "edit"))
+    pipeline = load_pipeline(EditorSettings(base=base, loras=loras, device="cpu", dtype="float32"))
     pipeline.set_progress_bar_config(disable=True)
-    adapters = [
-        (lora("angles", 0.9, 2 * 14), exported / "angles" / "angles.safetensors"),
-        (lora("lightning", 1.0, 2 * 12), exported / "lightning" / "lightning.safetensors"),
-    ]
-    for settings, path in adapters:
-        assert all(tensor.dtype == torch.float16 or name.endswith("alpha") for name, tensor in load_file(path).items())
-        assert len(audit_file(path, pipeline.transformer, settings)) == settings.expected_modules
-    fuse_adapters(pipeline, adapters)
     training, prompt = training_in(trained.folder), f"{POSES[40].tokens} make it night"
     picture = shard_pictures(RECIPE.data, 0, trained.folder)[0, 0]
     noise = noise_like(torch.empty(1, 16, 64), np.random.default_rng(3))
@@ -295,6 +292,7 @@ def test_the_export_does_not_name_the_folder_of_the_training(trained: Training, 
     assert not [text for text in texts if str(trained.folder) in text]
 
 
-def lora(name: str, weight: float, expected_modules: int) -> LoraSettings:
-    source = WeightsSource(path="unused")
-    return LoraSettings(name=name, source=source, file="unused", weight=weight, expected_modules=expected_modules)
+def lora(folder: Path, name: str, weight: float, expected_modules: int) -> LoraSettings:
+    source = WeightsSource(path=str(folder / name))
+    file = f"{name}.safetensors"
+    return LoraSettings(name=name, source=source, file=file, weight=weight, expected_modules=expected_modules)
