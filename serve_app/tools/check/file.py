@@ -5,7 +5,7 @@ each key in Serve's own pydantic models, then runs Serve's validators, then chec
 rules between both. It reports all problems at once, one per line, as `path.to.key: what is wrong`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def _check_plans(plans: tuple[GpuPlan, ...], at: str, problems: Problems) -> Non
 
 def describe(path: Path) -> str:
     """Check the file and describe what it would run: deployments, replicas, CPUs, GPUs, models, devices, and the memory
-    plan of each deployment on a GPU.
+    plan of each deployment on a GPU and of the editor's host.
 
     Raises:
         ConfigError: as `check_file`.
@@ -90,7 +90,17 @@ def describe(path: Path) -> str:
         lines += [f"  {line}" for line in _describe_models(settings)]
         lines += [f"  {line}" for plan in plans for line in plan.table]
         lines += [f"  {line}" for line in _describe_speeds(app, settings, plans)]
+        lines += [f"  {line}" for line in _describe_host(settings)]
     return "\n".join(lines)
+
+
+def _describe_host(settings: AppSettings) -> Iterable[str]:
+    if settings.editor.device != "cuda":
+        return ()
+    # Imported here: torch and the model libraries take seconds, which a file without a GPU does not need.
+    from serve_app.tools.check.host import describe_host
+
+    return describe_host(settings)
 
 
 def _describe_access(host: str, settings: AppSettings) -> Iterator[str]:

@@ -17,6 +17,7 @@ from serve_app.edits.request import PreparedPicture
 from serve_app.errors import ConfigError
 from serve_app.tiny.checkpoint import cached_checkpoint
 from serve_app.tools.check import check_file, describe
+from serve_app.tools.check.host import PROCESS_BYTES, host_rows
 from serve_app.tools.check.memory import (
     draft_bytes,
     rewriter_rows,
@@ -295,3 +296,26 @@ def test_table_is_printed_with_figures_under_each_other() -> None:
     assert rows[0] == "    transformer weights (bfloat16, no modulation)  27.3 GB"
     assert rows[-1].endswith(" 64.0 GB")
     assert len({len(row) for row in rows}) == 1
+
+
+def test_host_memory_is_printed_after_the_plans() -> None:
+    """On the smallest card, where the most stays on the host."""
+    lines = describe(ROOT / "configs" / "gpu-1x24gb.yaml").splitlines()
+    start = lines.index("  Editor, host memory of one replica:")
+    assert lines[start + 1 :] == [
+        "    process (estimated)    4.0 GB",
+        "    text encoder weights  16.6 GB",
+        "    modulation weights    13.6 GB",
+        "    while loading          0.2 GB",
+        "    sum                   34.4 GB",
+    ]
+
+
+def test_host_memory_of_an_unknown_model_is_unknown(tmp_path: Path) -> None:
+    rows = host_rows(settings(source=str(tmp_path), adaln_tables=True, text_encoder_device="cpu"))
+    assert [row.num_bytes for row in rows] == [PROCESS_BYTES, None, None, None]
+
+
+def test_what_leaves_the_host_is_not_planned_there() -> None:
+    names = [row.name for row in host_rows(settings())]
+    assert names == ["process (estimated)", "while loading"]
