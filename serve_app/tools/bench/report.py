@@ -20,7 +20,7 @@ WIDTH, HEIGHT, MARGIN = 960, 600, 90
 INK, GRID = "#333333", "#dddddd"
 COLOURS = {"one by one": "#c04a3a", "packed": "#2f6db5"}
 _SECTION = re.compile(r"step of (\d+) edits, (\d+) picture tokens")
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def print_table(result: Result, console: Console) -> None:
