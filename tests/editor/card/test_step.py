@@ -1,0 +1,63 @@
+"""Steps of the real model, two blocks deep, with the settings of every shipped file for CUDA.
+
+Eager code runs, also where the file compiles it: compiled code does the same with fewer buffers. For fp8 and int4,
+torchao's subclasses work on fake tensors: weights, scales, the activations' quantization and the matrix product.
+"""
+
+import inspect
+
+import pytest
+import torch
+
+from serve_app.config import AppSettings
+from serve_app.editor.model.edit_model import Draft, EditModel
+from serve_app.edits.sizes import Size
+from serve_app.weights.architectures import EditArchitecture
+from tests.editor.card.fake import FakeCard, FakeEdit, Work, draft, edit_model, wrong_dtypes
+
+SMALL, LARGE = Size(512, 512), Size(1024, 1024)
+PACKS = {
+    "one reference": [FakeEdit(LARGE, (LARGE,))],
+    "three references": [FakeEdit(LARGE, (LARGE,) * 3)],
+    "eight of 512 px": [FakeEdit(SMALL, (SMALL,), num_steps=4 + number % 3) for number in range(8)],
+    "guidance": [FakeEdit(LARGE, (LARGE,), num_text=(300, 200))],
+}
+# Eager code's peak is above the plan's, which is that of compiled code.
+EAGER_SLACK = 1.06
+
+
+@pytest.fixture(scope="module")
+def model(card: FakeCard, architecture: EditArchitecture, settings: AppSettings) -> EditModel:
+    return edit_model(card, architecture, settings.editor)
+
+
+def step(card: FakeCard, model: EditModel, drafts: list[Draft]) -> Work:
+    return card.watch(lambda: inspect.unwrap(EditModel.step)(model, drafts))
+
+
+@pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS.keys())
+def test_a_step_stays_on_the_card_and_within_its_memory(
+    pack: list[FakeEdit], card: FakeCard, model: EditModel, settings: AppSettings, planned: float
+) -> None:
+    drafts = [draft(card, edit, settings.editor) for edit in pack]
+    work = step(card, model, drafts)
+    assert faults(work) == []
+    assert work.peak <= EAGER_SLACK * planned * sum(edit.num_tokens for edit in pack)
+    for each in drafts:
+        assert (each.latents.device.type, each.latents.dtype) == ("cuda", torch.bfloat16)
+
+
+def test_every_weight_has_the_configured_dtype(model: EditModel, settings: AppSettings) -> None:
+    assert wrong_dtypes(model, torch.bfloat16) == []
+
+
+def faults(work: Work) -> list[str]:
+    """What a step must not do. It uploads its timesteps, or their rows in the tables: one small tensor."""
+    found = {
+        "on tensors of both devices": work.mixed,
+        "downloads": work.downloads,
+        "waits for the card": work.waits,
+        "on the CPU": work.on_cpu,
+        "uploads beyond the timesteps": work.uploads[1:],
+    }
+    return [f"{what}: {name}" for what, names in found.items() for name in names]
