@@ -169,7 +169,7 @@ def _quantized(blocks: Iterable[nn.Module], settings: EditorSettings) -> Iterato
 def choose_modulation(
     transformer: QwenImageTransformer2DModel, settings: EditorSettings, blocks: Iterable[nn.Module] | None = None
 ) -> Modulation:
-    """AdaLN tables for the timesteps of 1 to 16 steps if configured, otherwise the transformer's own weights.
+    """AdaLN tables for the timesteps of the usual step counts if configured, otherwise the transformer's own weights.
 
     Args:
         blocks: the transformer's, as an iterator if it loads them.

@@ -25,8 +25,8 @@ class Schedule:
         return len(self.steps)
 
 
-TABLED_STEP_COUNTS = range(1, 17)
-"""Step counts whose timesteps are in the AdaLN tables initially."""
+TABLED_STEP_COUNTS = (*range(1, 17), 20, 28, 30, 40, 50)
+"""Step counts whose timesteps are in the AdaLN tables initially: with Lightning, and those usual without it."""
 
 
 def tabled_timesteps(settings: SchedulerSettings) -> list[float]:

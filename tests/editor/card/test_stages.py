@@ -17,6 +17,7 @@ from transformers import DynamicCache, Qwen3VLForConditionalGeneration
 from serve_app.config import AppSettings, WeightsSource
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.editor.model.modulation import TableModulation
+from serve_app.editor.model.schedule import make_schedule
 from serve_app.edits.sizes import Size
 from serve_app.weights.architectures import EditArchitecture, find_rewriter
 from tests.editor.card.fake import (
@@ -63,6 +64,15 @@ def test_a_finished_edit_waits_once_for_the_check_of_its_numbers(
     work = card.watch(lambda: inspect.unwrap(EditModel.finish)(model, done))
     assert (len(work.waits), len(work.downloads)) == (1, 1)
     assert (work.mixed, work.uploads, work.on_cpu) == ([], [], [])
+
+
+@pytest.mark.parametrize("num_steps", [4, 8, 20, 28, 30, 40, 50])
+def test_rows_of_the_usual_step_counts_are_there(
+    num_steps: int, card: FakeCard, model: EditModel, settings: AppSettings
+) -> None:
+    steps = make_schedule(settings.editor.scheduler, num_steps, SIDE.num_tokens).steps
+    work = card.watch(lambda: model._transformer.modulation.prepare(steps))
+    assert (work.launches, work.uploads, work.downloads) == ([], [], [])
 
 
 def test_rows_of_unknown_timesteps_are_computed_on_the_cpu_once(card: FakeCard, model: EditModel) -> None:
