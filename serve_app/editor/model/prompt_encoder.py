@@ -69,7 +69,8 @@ class PromptEncoder:
         # A copy, since `to` moves a BatchFeature in place, and its owner would keep the device's memory.
         batch = BatchFeature(dict(inputs[0])) if len(inputs) == 1 else _padded(inputs, max(lengths))
         # All inputs are passed: without mm_token_type_ids the encoder silently uses 1-D positions.
-        hidden = self._model(**batch.to(self._model.device)).last_hidden_state
+        # Nothing is generated, so keys and values need not be kept.
+        hidden = self._model(**batch.to(self._model.device), use_cache=False).last_hidden_state
         # Cloned, so that the cache does not keep the whole padded batch alive.
         return [row[self._num_template_tokens : length].clone() for row, length in zip(hidden, lengths, strict=True)]
 

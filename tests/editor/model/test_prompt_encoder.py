@@ -103,3 +103,11 @@ def test_prompts_encoded_in_one_batch_equal_each_alone(encoder: PromptEncoder) -
     for embeds, each in zip(together, inputs, strict=True):
         (alone,) = encoder.encode([each])
         torch.testing.assert_close(embeds, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_no_keys_and_values_are_kept(encoder: PromptEncoder) -> None:
+    kept = []
+    hook = encoder._model.register_forward_hook(lambda module, args, output: kept.append(output.past_key_values))
+    encoder.encode([encoder.tokenize("x", [noise(64, 64)])])
+    hook.remove()
+    assert kept == [None]
