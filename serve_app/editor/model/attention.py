@@ -1,6 +1,7 @@
 """Attention over a pack: each token attends to the tokens of its own span."""
 
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,6 +12,9 @@ from serve_app.errors import ConfigError
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Layout], torch.Tensor]
 """Query, key and value in joint order, shape (tokens, heads, head_dim) → output of the same shape."""
+
+_FA3_MODULES = ("flash_attn_interface", "fa3_fwd_interface")
+"""As built from source, and as the package fa3-fwd of PyPI has it."""
 
 
 def choose_attention(backend: AttentionBackend, device: torch.device) -> Attend:
@@ -46,19 +50,33 @@ def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout:
 
 
 def _load_fa3() -> Attend:
-    try:
-        from flash_attn_interface import flash_attn_varlen_func
-    except ImportError as problem:
-        raise ConfigError(
-            "editor.attention is fa3, but FlashAttention 3 (flash_attn_interface) is not installed; use varlen."
-        ) from problem
+    attend = _import_fa3()
 
     def fa3(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
         longest = max(layout.lengths)
-        out = flash_attn_varlen_func(
-            query, key, value, layout.boundaries, layout.boundaries, max_seqlen_q=longest, max_seqlen_k=longest
+        # By name: the order of the parameters differs between versions.
+        out = attend(
+            q=query,
+            k=key,
+            v=value,
+            cu_seqlens_q=layout.boundaries,
+            cu_seqlens_k=layout.boundaries,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
         )
         tokens: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return tokens
 
     return fa3
+
+
+def _import_fa3() -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
+    for module in _FA3_MODULES:
+        try:
+            attend: Callable[..., torch.Tensor] = import_module(module).flash_attn_varlen_func
+        except ImportError:
+            continue
+        return attend
+    raise ConfigError(
+        f"editor.attention is fa3, but FlashAttention 3 ({' or '.join(_FA3_MODULES)}) is not installed; use varlen."
+    )
