@@ -43,33 +43,50 @@ class Layout:
     span's text followed by its pictures.
 
     Attributes:
+        num_tokens: of all spans.
         image_rows, text_rows: each token's modulation row; row i is span i's timestep, the last row is t = 0.
         targets: positions of the output pictures' tokens in the image stream; `target_rows` are their rows.
-        joint_order: for each token in joint order, its position in text stream + image stream.
-        stream_order: the inverse permutation, for attention's output.
+        joint_order: for each row in joint order, its position in text stream + image stream + padding; None for a
+            single span, whose streams are in joint order.
+        stream_order: the inverse permutation of the tokens, for attention's output.
         boundaries: the start of each span in joint order, and the end: int32, shape (spans + 1,).
         lengths: tokens of each span.
+        longest: an upper bound of the lengths.
+        padding: rows of zeros, shape (rows, heads, head_dim), which no span covers; None where attention needs none.
         image_angles, text_angles: cosine and sine, float32, shape (tokens, head_dim / 2) each.
     """
 
-    num_text: int
+    num_tokens: int
     image_rows: torch.Tensor
     text_rows: torch.Tensor
     targets: torch.Tensor
     target_rows: torch.Tensor
-    joint_order: torch.Tensor
-    stream_order: torch.Tensor
+    joint_order: torch.Tensor | None
+    stream_order: torch.Tensor | None
     boundaries: torch.Tensor
     lengths: tuple[int, ...]
+    longest: int
+    padding: torch.Tensor | None
     image_angles: tuple[torch.Tensor, torch.Tensor]
     text_angles: tuple[torch.Tensor, torch.Tensor]
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What a block reads outside of attention; the first dimension of each varies from pack to pack."""
+        padding = [] if self.padding is None else [self.padding]
+        return [self.image_rows, self.text_rows, *self.image_angles, *self.text_angles, *padding]
+
 
 class Layouts:
-    """Computes and caches layouts for one transformer."""
+    """Computes and caches layouts for one transformer.
 
-    def __init__(self, transformer: QwenImageTransformer2DModel) -> None:
+    Args:
+        bucket: round the rows of query, key and value, and the longest span, up to a multiple of this.
+    """
+
+    def __init__(self, transformer: QwenImageTransformer2DModel, bucket: int = 1) -> None:
         self._model = transformer
+        self._bucket = bucket
         self.of = lru_cache(_MAX_LAYOUTS)(self._make)
 
     def _make(self, shapes: tuple[SpanShape, ...]) -> Layout:
@@ -77,23 +94,40 @@ class Layouts:
         texts, images = [shape.num_text for shape in shapes], [shape.num_image for shape in shapes]
         image_rows = self._image_rows(shapes)
         is_target = _repeat([1, 0] * len(shapes), _target_lengths(shapes)).bool()
-        joint_order = _interleave(texts, images)
+        joint_order, stream_order = None, None
+        num_padding = self._num_padding(sum(texts) + sum(images))
+        if len(shapes) > 1:
+            tokens = _interleave(texts, images)
+            stream_order = tokens.argsort().to(device)
+            joint_order = torch.cat([tokens, torch.arange(num_padding) + len(tokens)]).to(device)
         targets = is_target.nonzero().squeeze(1)
         image_angles, text_angles = self._angles(shapes)
         lengths = tuple(shape.num_tokens for shape in shapes)
         return Layout(
-            num_text=sum(texts),
+            num_tokens=sum(lengths),
             image_rows=image_rows.to(device),
             text_rows=_repeat(range(len(shapes)), texts).to(device),
             targets=targets.to(device),
             target_rows=image_rows[targets].to(device),
-            joint_order=joint_order.to(device),
-            stream_order=joint_order.argsort().to(device),
+            joint_order=joint_order,
+            stream_order=stream_order,
             boundaries=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
             lengths=lengths,
+            longest=_round_up(max(lengths), self._bucket),
+            padding=self._padding(num_padding) if num_padding else None,
             image_angles=image_angles,
             text_angles=text_angles,
         )
+
+    def _num_padding(self, num_tokens: int) -> int:
+        """Rows after the last span. With buckets at least two, since compiled code is special for one or none."""
+        return 0 if self._bucket == 1 else _round_up(num_tokens + 2, self._bucket) - num_tokens
+
+    def _padding(self, num_rows: int) -> torch.Tensor:
+        config = self._model.config
+        shape = (num_rows, config.num_attention_heads, config.attention_head_dim)
+        # Zeros: what a kernel reads beyond a span, and masks, must not be infinite.
+        return torch.zeros(shape, dtype=self._model.dtype, device=self._model.device)
 
     def _image_rows(self, shapes: Sequence[SpanShape]) -> torch.Tensor:
         rows: list[int] = []
@@ -132,3 +166,7 @@ def _interleave(texts: Sequence[int], images: Sequence[int]) -> torch.Tensor:
     image_places = pairwise(accumulate(images, initial=num_text))
     parts = [torch.arange(*place) for pair in zip(text_places, image_places, strict=True) for place in pair]
     return torch.cat(parts)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -8,19 +8,19 @@ modules of that class.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from diffusers import QwenImageTransformer2DModel
-from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 
-from serve_app.editor.model.attention import Attend
+from serve_app.editor.model.attention import PackAttention
 from serve_app.editor.model.layout import Layout, Layouts, SpanShape
 from serve_app.editor.model.modulation import BlockRows, Modulation
+from serve_app.editor.model.projections import Heads, project, rotate
 
-Angles = tuple[torch.Tensor, torch.Tensor]
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,27 @@ class PackedTransformer:
 
     Args:
         modulation: provides the blocks' modulation parameters.
-        attend: attention over a pack in joint order.
-        compiled: compile the parts of a block before and after attention. Token counts are dynamic, so that one
-            compilation serves all packs.
+        attention: runs over a pack in joint order.
+        compiled: compile the parts of a block before and after attention, once for all packs.
     """
 
     def __init__(
         self,
         transformer: QwenImageTransformer2DModel,
         modulation: Modulation,
-        attend: Attend,
+        attention: PackAttention,
         *,
         compiled: bool = False,
     ) -> None:
         self._model = transformer
         self.modulation = modulation
-        self._attend = attend
-        self._layouts = Layouts(transformer)
+        self._attention = attention
+        self._layouts = Layouts(transformer, attention.bucket)
         self._before: Callable[..., Heads] = _before_attention
         self._after: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _after_attention
         if compiled:
-            self._before = torch.compile(_before_attention, dynamic=True)
-            self._after = torch.compile(_after_attention, dynamic=True)
+            self._before = _compile(_before_attention)
+            self._after = _compile(_after_attention)
 
     @property
     def max_position(self) -> int:
@@ -94,9 +93,38 @@ class PackedTransformer:
         rows: BlockRows,
         layout: Layout,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key, value = self._before(block, text, image, rows.text, rows.image, layout)
-        out = self._attend(query, key, value, layout).flatten(1)
-        return self._after(block, text, image, out, rows.text, rows.image, layout)
+        attended = self._attended(block, text, image, rows, layout)
+        return self._after(block, text, image, attended, rows.text, rows.image, layout=layout)
+
+    def _attended(
+        self,
+        block: QwenImageTransformerBlock,
+        text: torch.Tensor,
+        image: torch.Tensor,
+        rows: BlockRows,
+        layout: Layout,
+    ) -> torch.Tensor:
+        """Attention's output, shape (tokens, heads * head_dim), text stream first. Query, key and value are freed."""
+        query, key, value = self._before(block, text, image, rows.text, rows.image, layout=layout)
+        if layout.joint_order is None:
+            out = self._attention.run(query, key, value, layout)
+            return out[: layout.num_tokens].flatten(1)
+        order = layout.joint_order
+        query, key, value = query[order], key[order], value[order]
+        return self._attention.run(query, key, value, layout)[layout.stream_order].flatten(1)
+
+
+def _compile(run: Callable[..., Result]) -> Callable[..., Result]:
+    """Compile a part of a block for any number of tokens and modulation rows, the first dimension of every input. All
+    other sizes are constants of the code: with a symbolic width, its loads would not be aligned."""
+    compiled = torch.compile(run, dynamic=False)
+
+    def call(block: QwenImageTransformerBlock, *inputs: torch.Tensor, layout: Layout) -> Result:
+        for tensor in (*inputs, *layout.tensors):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return compiled(block, *inputs, layout=layout)
+
+    return call
 
 
 def _before_attention(
@@ -107,19 +135,23 @@ def _before_attention(
     image_params: torch.Tensor,
     layout: Layout,
 ) -> Heads:
-    """Query, key and value of all tokens in joint order, shape (tokens, heads, head_dim)."""
-    text_in = _modulate(block.txt_norm1(text), text_params.chunk(2, dim=-1)[0], layout.text_rows)
-    image_in = _modulate(block.img_norm1(image), image_params.chunk(2, dim=-1)[0], layout.image_rows)
-    attn = block.attn
-    text_heads = _project(attn, text_in, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k"))
-    image_heads = _project(attn, image_in, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-    text_q, text_k, text_v = _rotate(text_heads, layout.text_angles)
-    image_q, image_k, image_v = _rotate(image_heads, layout.image_angles)
-    order = layout.joint_order
+    """Query, key and value, shape (rows, heads, head_dim): of the text stream, the image stream, and the padding."""
+    text_params, image_params = text_params.chunk(2, dim=-1)[0], image_params.chunk(2, dim=-1)[0]
+    text_q, text_k, text_v = project(
+        block.attn, _modulate(block.txt_norm1(text), text_params, layout.text_rows), "text"
+    )
+    image_q, image_k, image_v = project(
+        block.attn, _modulate(block.img_norm1(image), image_params, layout.image_rows), "image"
+    )
+    text_q, text_k = rotate(text_q, layout.text_angles), rotate(text_k, layout.text_angles)
+    # One after the other, so that no more than one is there twice.
+    image_q = rotate(image_q, layout.image_angles)
+    image_k = rotate(image_k, layout.image_angles)
+    padding = () if layout.padding is None else (layout.padding,)
     return (
-        torch.cat([text_q, image_q])[order],
-        torch.cat([text_k, image_k])[order],
-        torch.cat([text_v, image_v])[order],
+        torch.cat([text_q, image_q, *padding]),
+        torch.cat([text_k, image_k, *padding]),
+        torch.cat([text_v, image_v, *padding]),
     )
 
 
@@ -132,16 +164,17 @@ def _after_attention(
     image_params: torch.Tensor,
     layout: Layout,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The block's output streams, from attention's output (tokens, heads * head_dim) in joint order."""
-    streams = attended[layout.stream_order]
+    """The block's output streams, from attention's output (tokens, heads * head_dim), text stream first."""
+    num_text = len(text)
     text_params1, text_params2 = text_params.chunk(2, dim=-1)
     image_params1, image_params2 = image_params.chunk(2, dim=-1)
-    text = text + _gate(text_params1, layout.text_rows) * block.attn.to_add_out(streams[: layout.num_text])
-    image = image + _gate(image_params1, layout.image_rows) * block.attn.to_out[0](streams[layout.num_text :])
+    text = text + _gate(text_params1, layout.text_rows) * block.attn.to_add_out(attended[:num_text])
+    image = image + _gate(image_params1, layout.image_rows) * block.attn.to_out[0](attended[num_text:])
     text_in = _modulate(block.txt_norm2(text), text_params2, layout.text_rows)
     image_in = _modulate(block.img_norm2(image), image_params2, layout.image_rows)
-    text = text + _gate(text_params2, layout.text_rows) * block.txt_mlp(text_in)
-    image = image + _gate(image_params2, layout.image_rows) * block.img_mlp(image_in)
+    # The MLPs first: their hidden layers are the peak of memory, at which the gates need not be there.
+    text = text + block.txt_mlp(text_in) * _gate(text_params2, layout.text_rows)
+    image = image + block.img_mlp(image_in) * _gate(image_params2, layout.image_rows)
     return text, image
 
 
@@ -153,24 +186,6 @@ def _modulate(x: torch.Tensor, params: torch.Tensor, rows: torch.Tensor) -> torc
 
 def _gate(params: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return params.chunk(3, dim=-1)[2][rows]
-
-
-def _project(attn: Attention, x: torch.Tensor, projections: tuple[str, str, str], norms: tuple[str, str]) -> Heads:
-    """Query, key and value of shape (tokens, heads, head_dim), query and key normalised."""
-    query, key, value = (getattr(attn, name)(x).unflatten(-1, (attn.heads, -1)) for name in projections)
-    return getattr(attn, norms[0])(query), getattr(attn, norms[1])(key), value
-
-
-def _rotate(heads: Heads, angles: Angles) -> Heads:
-    """Rotary embedding of query and key: adjacent pairs are rotated by their token's angles, in float32."""
-    query, key, value = heads
-    return _rotate_pairs(query, angles), _rotate_pairs(key, angles), value
-
-
-def _rotate_pairs(x: torch.Tensor, angles: Angles) -> torch.Tensor:
-    cosine, sine = (part[:, None] for part in angles)
-    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2).to(x.dtype)
 
 
 def _norm_out(

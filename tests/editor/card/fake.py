@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -50,6 +51,7 @@ class Work:
         uploads, downloads: copies from the CPU to the card, and back, as operations.
         mixed: operations on tensors of both, which need a copy or fail.
         waits: operations whose result the host reads, for which it waits.
+        events: for each event that the host waits for, the number of launches before it.
         on_cpu: operations on the CPU alone, but for those that create a tensor.
         launches: operations on the card, but for views.
         bytes: what these read and write.
@@ -60,6 +62,7 @@ class Work:
     downloads: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
     on_cpu: list[str] = field(default_factory=list)
     launches: list[str] = field(default_factory=list)
     bytes: int = 0
@@ -136,15 +139,18 @@ class FakeCard:
     def __init__(self, capability: tuple[int, int] = HOPPER) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._capability = capability
+        self._work = Work()
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Run the product's code on fake tensors."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "get_device_capability", lambda *_: self._capability)
+            patch.setattr(torch.cuda, "Event", lambda **_: _Event(self))
             patch.setattr(nn.Module, "_apply", _replace_parameters)
             patch.setattr(FakeTensor, "numpy", _zeros, raising=False)
             patch.setattr(Layouts, "_make", _make_really(self, Layouts._make))
+            patch.setattr(F, "scaled_dot_product_attention", _flash_where_a_card_has_it(F.scaled_dot_product_attention))
             # Not inference_mode, under which torch dispatches coarser operations.
             with self._mode, torch.no_grad():
                 yield
@@ -161,15 +167,43 @@ class FakeCard:
 
     def watch(self, run: Callable[[], object]) -> Work:
         """What `run` does on the card."""
-        work = Work()
+        work = self._work = Work()
         with self.on(), _Watch(work):
             run()
         return work
 
 
+class _Event:
+    """In place of torch.cuda.Event."""
+
+    def __init__(self, card: FakeCard) -> None:
+        self._card = card
+        self._num_launches = 0
+
+    def record(self) -> None:
+        self._num_launches = len(self._card._work.launches)
+
+    def synchronize(self) -> None:
+        self._card._work.events.append(self._num_launches)
+
+
 def _zeros(fake: FakeTensor) -> np.ndarray:
     with _disable_current_modes():
         return torch.zeros(fake.shape, dtype=fake.dtype).numpy()
+
+
+def _flash_where_a_card_has_it(attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Without a card, scaled_dot_product_attention falls back to plain products, with all scores in memory."""
+
+    def attended(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: object, **options: object
+    ) -> torch.Tensor:
+        if query.device.type == "cpu" or args or options:
+            return attend(query, key, value, *args, **options)
+        out: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return out
+
+    return attended
 
 
 def _replace_parameters(
@@ -189,11 +223,14 @@ def _make_really(card: FakeCard, make: Callable[[Layouts, tuple[SpanShape, ...]]
     """Layouts._make with real indices, whose number depends on their data. The meta device takes the card's part: what
     the code moves to the model's device becomes a tensor on the card, what it leaves on the CPU stays there."""
     host = QwenImageTransformer2DModel(num_layers=0, num_attention_heads=1, zero_cond_t=True)
-    stand_in = SimpleNamespace(device=torch.device("meta"), zero_cond_t=True, pos_embed=host.pos_embed)
 
     def made(self: Layouts, shapes: tuple[SpanShape, ...]) -> Layout:
+        model = self._model
+        stand_in = {"device": torch.device("meta"), "dtype": model.dtype, "config": model.config}
         really = object.__new__(Layouts)
-        really.__dict__.update(self.__dict__, _model=stand_in)
+        really.__dict__.update(
+            self.__dict__, _model=SimpleNamespace(**stand_in, zero_cond_t=model.zero_cond_t, pos_embed=host.pos_embed)
+        )
         with _disable_current_modes():
             real = make(really, shapes)
         values = {each.name: getattr(real, each.name) for each in fields(real)}

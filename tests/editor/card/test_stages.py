@@ -31,7 +31,7 @@ from tests.editor.card.fake import (
     shallow_text_encoder,
 )
 
-SIDE = Size(384, 384)  # two by two tiles where the VAE works in tiles
+SIDE = Size(384, 256)  # two tiles where the VAE works in tiles
 EDIT = FakeEdit(SIDE, (SIDE,))
 
 

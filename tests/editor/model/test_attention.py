@@ -37,10 +37,10 @@ def test_fa3_is_found_by_either_name_and_called_by_keywords(module: str, monkeyp
 
     fake.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module, fake)
-    attend = choose_attention("fa3", CUDA)
+    attention = choose_attention("fa3", CUDA)
     layout = layout_of(SpanShape((4, 4), ((4, 4),), 7), SpanShape((2, 2), ((4, 4),), 3))
     heads = torch.zeros(39 + 23, 24, 128)
-    assert attend(heads, heads, heads, layout) is heads
+    assert attention.run(heads, heads, heads, layout) is heads
     (options,) = calls
     assert (options.pop("max_seqlen_q"), options.pop("max_seqlen_k")) == (39, 39)
     assert options == {
