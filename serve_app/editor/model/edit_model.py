@@ -1,7 +1,7 @@
 """The edit model as the engine calls it: prepare one edit, begin several, step several at once, finish one."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,6 +106,7 @@ class EditModel:
         self._scheduler = scheduler
         self._latent_channels = latent_channels
         self._device = device
+        self._wait = completion_of(device)
         self._dtype = dtype
         self._latents_cache = TensorCache(latents_cache_bytes)
         self._prompts_cache = TensorCache(prompts_cache_bytes)
@@ -132,11 +133,14 @@ class EditModel:
     def begin(self, edits: Sequence[Prepared]) -> list[Draft]:
         """Encode the edits' prompts, in one batch, and pictures."""
         embeds = self._encode_prompts(edits)
-        return [self._draft(prepared, embeds) for prepared in edits]
+        drafts = [self._draft(prepared, embeds) for prepared in edits]
+        self._wait()
+        return drafts
 
     @torch.inference_mode()
     def step(self, drafts: Sequence[Draft]) -> None:
-        """Advance every draft by one step of its own schedule, in one packed transformer call."""
+        """Advance every draft by one step of its own schedule, in one packed transformer call. Returns when the device
+        has done it, so that timings and progress are true and no step is queued that a cancelled edit is in."""
         spans = [draft.spans for draft in drafts]
         predictions = iter(self._transformer([span for own in spans for span in own]))
         for draft, own in zip(drafts, spans, strict=True):
@@ -144,6 +148,7 @@ class EditModel:
             moved = draft.latents.float() + draft.schedule.deltas[draft.index] * velocity
             draft.latents, draft.velocity = moved.to(velocity.dtype), velocity
             draft.index += 1
+        self._wait()
 
     @torch.inference_mode()
     def preview(self, draft: Draft) -> Pixels:
@@ -225,6 +230,19 @@ class EditModel:
         shape = (1, self._latent_channels, rows, columns)
         generator = torch.Generator().manual_seed(seed)
         return pack(randn_tensor(shape, generator=generator, device=torch.device("cpu"), dtype=self._dtype))
+
+
+def completion_of(device: torch.device) -> Callable[[], None]:
+    """A function that waits until the device has done what this thread has queued. On the CPU it is done already."""
+    if device.type != "cuda":
+        return lambda: None
+    done = torch.cuda.Event(blocking=True)  # sleeps instead of spinning: other threads need the core
+
+    def wait() -> None:
+        done.record()
+        done.synchronize()
+
+    return wait
 
 
 def _grid(size: Size) -> Grid:

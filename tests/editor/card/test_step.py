@@ -45,6 +45,7 @@ def test_a_step_stays_on_the_card_and_within_its_memory(
     work = step(card, model, drafts)
     num_tokens = sum(edit.num_tokens for edit in pack)
     assert faults(work) == []
+    assert work.events == [len(work.launches)]  # it waits once, for all that it has launched
     assert work.peak <= WIDTHS_AT_PEAK * WIDTH_BYTES * num_tokens <= planned * num_tokens
     for each in drafts:
         assert (each.latents.device.type, each.latents.dtype) == ("cuda", torch.bfloat16)
