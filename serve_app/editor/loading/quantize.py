@@ -12,6 +12,7 @@ from torch import nn
 
 from serve_app.config import Quantization
 from serve_app.editor.model.modulation import is_modulation
+from serve_app.editor.model.projections import fuse_projections
 from serve_app.errors import ConfigError
 
 Quantizer = Callable[[nn.Module], int]
@@ -55,6 +56,7 @@ def quantize_block(block: nn.Module, config: object) -> int:
     def in_block(module: nn.Module, name: str) -> bool:
         return is_quantizable(module, f"{_BLOCKS}{name}")
 
+    fuse_projections(block)
     quantize_(block, config, filter_fn=in_block)
     return sum(in_block(module, name) for name, module in block.named_modules())
 

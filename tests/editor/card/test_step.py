@@ -55,6 +55,17 @@ def test_every_weight_has_the_configured_dtype(model: EditModel, settings: AppSe
     assert wrong_dtypes(model, torch.bfloat16) == []
 
 
+def test_fp8_quantizes_the_input_of_query_key_and_value_once(
+    card: FakeCard, model: EditModel, settings: AppSettings
+) -> None:
+    if settings.editor.quantization != "fp8":
+        return
+    work = step(card, model, [draft(card, edit, settings.editor) for edit in PACKS["one reference"]])
+    # Of the 14 linear layers of a block, two of modulation and the image MLP's last one keep 16 bits; of the other
+    # eleven, six are two.
+    assert sum("scaled_mm" in name for name in work.launches) == 7 * NUM_BLOCKS
+
+
 def faults(work: Work) -> list[str]:
     """What a step must not do. It uploads its timesteps, or their rows in the tables: one small tensor."""
     found = {
