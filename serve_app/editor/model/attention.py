@@ -46,11 +46,18 @@ def choose_attention(backend: AttentionBackend, device: torch.device) -> PackAtt
         raise ConfigError(f"editor.attention is {backend}, which needs a CUDA device; use sdpa on {device.type}.")
     if backend == "fa3":
         return PackAttention(_load_fa3())
-    # cuDNN builds an execution plan, which takes tens of milliseconds and memory for good, for each number of rows,
-    # longest span and number of spans. In buckets there are few. So a single span goes there, too: SDPA's plans would
-    # be one for each length of a prompt. `num_splits=1` would rule cuDNN out, but FlashAttention 2, which is slower on
-    # these cards, would run instead.
-    if torch.cuda.get_device_capability(device)[0] in _CUDNN_MAJORS:
+    return varlen_attention(torch.cuda.get_device_capability(device))
+
+
+def varlen_attention(capability: tuple[int, int]) -> PackAttention:
+    """Torch's own attention over packs on cards of a compute capability.
+
+    cuDNN builds an execution plan, which takes tens of milliseconds and memory for good, for each number of rows,
+    longest span and number of spans. In buckets there are few. So a single span goes there, too: SDPA's plans would be
+    one for each length of a prompt. `num_splits=1` would rule cuDNN out, but run FlashAttention 2, which is slower on
+    these cards.
+    """
+    if capability[0] in _CUDNN_MAJORS:
         return PackAttention(_varlen, _CUDNN_BUCKET)
     return PackAttention(_varlen_or_sdpa)
 

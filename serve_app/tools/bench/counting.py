@@ -106,9 +106,9 @@ class Recorder(LiveBytes):
     def compiled(self, function: Callable[..., T], **_: object) -> Callable[..., T]:
         """In place of torch.compile: the operations of each call form a region."""
 
-        def call(*args: object) -> T:
+        def call(*args: object, **named: object) -> T:
             self._region, self._num_regions = self._num_regions, self._num_regions + 1
-            out = function(*args)
+            out = function(*args, **named)
             self._region = None
             self.kept |= {self.number(tensor) for tensor in tensors_of(out)}
             return out

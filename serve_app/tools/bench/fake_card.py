@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from serve_app.editor.loading.quantize import is_quantizable
-from serve_app.editor.model.attention import Attend
+from serve_app.editor.model.attention import PackAttention, varlen_attention
 from serve_app.editor.model.layout import Layout, Layouts, SpanShape
 from serve_app.editor.model.modulation import LiveModulation, is_modulation
 from serve_app.editor.model.packed import PackedTransformer, Span
@@ -22,6 +22,8 @@ from serve_app.tools.bench.counting import Op, Recorder
 from serve_app.tools.live_bytes import LiveBytes
 
 TIMESTEP = 750.0
+HOPPER = (9, 0)
+"""Compute capability of the cards whose attention is recorded."""
 _LATENT_PX = 8
 
 
@@ -53,7 +55,7 @@ class FakeStep:
         self,
         like: QwenImageTransformer2DModel,
         shapes: Sequence[SpanShape],
-        attend: Attend,
+        attention: PackAttention,
         *,
         num_layers: int = 2,
         dtype: torch.dtype = torch.bfloat16,
@@ -63,10 +65,10 @@ class FakeStep:
         with self._on_card(), _default_dtype(dtype):
             self.transformer = QwenImageTransformer2DModel.from_config(like.config, num_layers=num_layers)
             self._spans = [_span(shape, like) for shape in shapes]
-        layout = self._faked(_layout(like, shapes))
+        layout = self._faked(_layout(like, shapes, attention.bucket, dtype))
         with _compiling(compiler):
             modulation = LiveModulation(self.transformer)
-            self._packed = PackedTransformer(self.transformer, modulation, attend, compiled=compiler is not None)
+            self._packed = PackedTransformer(self.transformer, modulation, attention, compiled=compiler is not None)
         self._packed._layouts.of = lambda _: layout  # type: ignore[assignment]  # as fake tensors have no indices
 
     def run(self, mode: LiveBytes | None = None) -> list[torch.Tensor]:
@@ -102,7 +104,8 @@ def trace_step(like: QwenImageTransformer2DModel, shapes: Sequence[SpanShape], n
         recorder.attention(sum(4 * width * length**2 for length in layout.lengths), [query, key, value], out)
         return out
 
-    step = FakeStep(like, shapes, attend, num_layers=num_layers, compiler=recorder.compiled)
+    attention = PackAttention(attend, varlen_attention(HOPPER).bucket)
+    step = FakeStep(like, shapes, attention, num_layers=num_layers, compiler=recorder.compiled)
     step.run(recorder)
     weights = {name: recorder.number(weight) for name, weight in step.transformer.named_parameters()}
     modules = dict(step.transformer.named_modules())
@@ -151,7 +154,7 @@ def encode_text(
         )
         embeds = torch.empty(1, num_tokens, text.config.hidden_size, device="meta", dtype=dtype)
         positions = torch.empty(3, 1, num_tokens, device="meta", dtype=torch.long)
-        return pictures, text(inputs_embeds=embeds, position_ids=positions)
+        return pictures, text(inputs_embeds=embeds, position_ids=positions, use_cache=False)
 
     return run
 
@@ -179,10 +182,11 @@ def _span(shape: SpanShape, like: QwenImageTransformer2DModel) -> Span:
     )
 
 
-def _layout(like: QwenImageTransformer2DModel, shapes: Sequence[SpanShape]) -> Layout:
+def _layout(like: QwenImageTransformer2DModel, shapes: Sequence[SpanShape], bucket: int, dtype: torch.dtype) -> Layout:
     """The real layout on the CPU. A transformer without blocks is enough for it."""
-    small = QwenImageTransformer2DModel.from_config(like.config, num_layers=0, num_attention_heads=1)
-    return Layouts(small).of(tuple(shapes))
+    with _default_dtype(dtype):
+        small = QwenImageTransformer2DModel.from_config(like.config, num_layers=0)
+    return Layouts(small, bucket).of(tuple(shapes))
 
 
 @contextmanager

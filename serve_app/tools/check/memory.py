@@ -31,16 +31,14 @@ _QUANTIZED_BYTES = {"fp8": 1.0, "int4": 0.5 + 4 / 128}
 # A block's memory peaks after the image MLP's activation. What lives then, in tensors of (tokens, D):
 _ALIVE_IN_BLOCK = {
     "the streams before the block": 1,
-    "query, key and value": 3,
-    "attention's output, in joint order and in the streams' order": 2,
+    "attention's output": 1,
     "the streams after attention": 1,
     "the MLP's input": 1,
-    "each token's gate": 1,
     "the MLP's hidden layer of 4 D, before and after the activation": 8,
 }
-# The text encoder's memory peaks in the last layer's MLP. What lives then beside the keys and values of all layers, in
-# tensors of the MLP's width (activated gate, up and their product) and of the hidden one (embeddings, residual, the
-# norm's input and output; the rotary angles take less than another).
+# The text encoder's memory peaks in the last layer's MLP. What lives then, in tensors of the MLP's width (activated
+# gate, up and their product) and of the hidden one (embeddings, residual, the norm's input and output; the rotary
+# angles take less than another).
 _ENCODER_MLP_WIDTHS, _ENCODER_WIDTHS = 3, 5
 # The same for a layer of the rewriter: stream and its norm (2), query, attention's output and projection (3), and of
 # the MLP's width: gate, activated gate, up and their product (4).
@@ -160,9 +158,7 @@ def text_encoder_bytes(
 ) -> int:
     """Peak bytes of encoding prompts of so many tokens altogether, whose pictures have so many patches."""
     text, vision = model.config.text_config, model.config.vision_config
-    head_dim = text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim
-    token = _ENCODER_MLP_WIDTHS * text.intermediate_size + _ENCODER_WIDTHS * text.hidden_size + cache
+    token = _ENCODER_MLP_WIDTHS * text.intermediate_size + _ENCODER_WIDTHS * text.hidden_size
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     patch = pixels + vision.hidden_size + vision.out_hidden_size // vision.spatial_merge_size**2
     num_bytes: int = (num_tokens * token + num_patches * patch) * dtype.itemsize

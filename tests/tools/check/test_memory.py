@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from serve_app.config import WeightsSource
-from serve_app.editor.model.attention import choose_attention
+from serve_app.editor.model.attention import varlen_attention
 from serve_app.editor.model.layout import SpanShape
 from serve_app.editor.model.vae import Vae
 from serve_app.edits.sizes import Size
-from serve_app.tools.bench.fake_card import FakeStep, encode_text
+from serve_app.tools.bench.fake_card import HOPPER, FakeStep, encode_text
 from serve_app.tools.check.memory import step_bytes, text_encoder_bytes, vae_working_bytes
 from serve_app.tools.live_bytes import LiveBytes, peak_bytes
 from serve_app.weights.architectures import EditArchitecture, find_edit_model
@@ -42,7 +42,7 @@ def check(planned: float, counted: int) -> None:
 
 @pytest.mark.parametrize("shapes", PACKS.values(), ids=PACKS)
 def test_a_step_holds_what_is_planned(model: EditArchitecture, shapes: list[SpanShape]) -> None:
-    step = FakeStep(model.transformer, shapes, choose_attention("varlen", torch.device("cuda")))
+    step = FakeStep(model.transformer, shapes, varlen_attention(HOPPER))
     live = LiveBytes()
     step.run(live)
     check(step_bytes(model.transformer, sum(shape.num_tokens for shape in shapes), torch.bfloat16), live.peak)
