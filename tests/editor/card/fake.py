@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -25,12 +27,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from serve_app.config import EditorSettings
-from serve_app.editor.loading.quantize import quantize
+from serve_app.editor.loading.quantize import Quantizer, choose_quantizer
 from serve_app.editor.model.attention import choose_attention
 from serve_app.editor.model.edit_model import Draft, EditModel, Prompt
 from serve_app.editor.model.layout import Layout, Layouts, SpanShape
 from serve_app.editor.model.modulation import LiveModulation, Modulation, TableModulation
 from serve_app.editor.model.packed import PackedTransformer
+from serve_app.editor.model.projections import fuse_projections
 from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import make_schedule, tabled_timesteps
 from serve_app.editor.model.vae import Vae
@@ -38,6 +41,7 @@ from serve_app.edits.sizes import TOKEN_PX, Size
 from serve_app.weights.architectures import EditArchitecture
 
 NUM_BLOCKS = 2
+HAS_TORCHAO = find_spec("torchao") is not None
 CUDA = torch.device("cuda")
 HOPPER, ADA = (9, 0), (8, 9)
 """Compute capabilities: H100 and H200; L40S, L4 and RTX 4090."""
@@ -249,11 +253,7 @@ def edit_model(card: FakeCard, architecture: EditArchitecture, settings: EditorS
         if settings.adaln_tables:
             modulation = TableModulation(transformer, timesteps, CUDA)
         if settings.quantization != "none":
-            pytest.importorskip("torchao", reason="quantization needs the extra 'quantize'")
-            with pytest.MonkeyPatch.context() as patch:
-                # It asks the driver, which is not there.
-                patch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda _: None)
-                quantize(transformer, settings.quantization, CUDA)
+            _quantize(transformer, settings)
         packed = PackedTransformer(transformer, modulation, choose_attention(settings.attention, CUDA))
         vae = make(lambda: AutoencoderKLQwenImage.from_config(architecture.vae.config), CUDA, dtype)
         if settings.vae_tiling:
@@ -351,6 +351,18 @@ def wrong_dtypes(model: EditModel, dtype: torch.dtype) -> list[str]:
         for name, each in tensors.items()
         if each.is_floating_point() and each.dtype != dtype and not _is_quantized(each)
     ]
+
+
+def _quantize(transformer: QwenImageTransformer2DModel, settings: EditorSettings) -> None:
+    """As when loading. Without the extra `quantize`, the layers are joined as for that and keep 16 bits."""
+    prepare: Quantizer | Callable[[QwenImageTransformerBlock], None] = fuse_projections
+    with pytest.MonkeyPatch.context() as patch:
+        if HAS_TORCHAO:
+            # It asks the driver, which is not there.
+            patch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda _: None)
+            prepare = choose_quantizer(settings.quantization, CUDA)
+        for block in transformer.transformer_blocks:
+            prepare(block)
 
 
 def _is_quantized(tensor: torch.Tensor) -> bool:

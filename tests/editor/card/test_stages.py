@@ -105,7 +105,7 @@ def test_the_text_encoders_language_model_stays_on_its_device(
 
 
 def test_the_rewriters_language_model_stays_on_the_card(card: FakeCard, settings: AppSettings) -> None:
-    if settings.rewriter is None:
+    if settings.rewriter is None or settings.rewriter.source is None:
         return
     architecture = find_rewriter(WeightsSource(path=settings.rewriter.source.path))
     assert architecture is not None
