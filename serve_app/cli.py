@@ -22,7 +22,8 @@ INTERRUPTED = 130  # the shells' exit status for SIGINT
 EPILOG = """exit status: 0 done, 1 failed, 2 wrong command line, 130 after Ctrl-C
 completion in bash or zsh: eval "$(register-python-argcomplete camera-edit)\""""
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
+"""Returns an exit status; None is 0."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,16 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     command: Command = arguments.command
     try:
-        command(arguments)
+        status = command(arguments)
     except (StartupError, ServiceError, OSError) as problem:
         print(f"camera-edit: {_describe_error(problem)}", file=sys.stderr)
         return FAILED
     except UsageError as problem:
-        print(f"camera-edit: {problem} `camera-edit {arguments.name} --help` has examples.", file=sys.stderr)
+        print(f"camera-edit: {problem} `camera-edit {arguments.subcommand} --help` has examples.", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
-    return 0
+    return status or 0
 
 
 def _describe_error(problem: Exception) -> str:
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="subcommand")
 
     def add(name: str, text: str, *examples: str) -> argparse.ArgumentParser:
         epilog = "\n  ".join(["examples:", *examples])
@@ -184,19 +185,16 @@ def _add_drain(drain: argparse.ArgumentParser) -> None:
     drain.set_defaults(command=_drain)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     from serve_app.tools.run import run
 
-    status = run(arguments.file, arguments.grace, print)
-    if status:
-        raise SystemExit(status)
+    return run(arguments.file, arguments.grace, print)
 
 
-def _edit(arguments: argparse.Namespace) -> None:
+def _edit(arguments: argparse.Namespace) -> int:
     from serve_app.tools.edit.run import run_edit
 
-    if not run_edit(edit_arguments.EditArguments.of(arguments)):
-        raise SystemExit(FAILED)
+    return 0 if run_edit(edit_arguments.EditArguments.of(arguments)) else FAILED
 
 
 def _drain(arguments: argparse.Namespace) -> None:

@@ -101,7 +101,7 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, object]
             # DictReader collects surplus values under None.
             yield reader.line_num, {str(name): value for name, value in row.items()}
     except csv.Error as problem:
-        raise UsageError(f"{file}:{reader.line_num}: {problem}") from problem
+        raise UsageError(f"{file}: not CSV: {problem}") from problem
 
 
 def _jsonl_rows(text: str, file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
