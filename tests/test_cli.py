@@ -27,8 +27,10 @@ EXAMPLES = [
     if line.strip().startswith("camera-edit ")
 ]
 RUN_ELSEWHERE = {
+    "check": "tests/tools/check/test_check.py",
     "bench": "tests/tools/bench/test_bench.py",
     "demo": "tests/tools/demo/test_demo.py",
+    "doctor": "tests/tools/doctor/test_run.py",
     "drain": "tests/tools/test_drain.py",
     "edit": "tests/tools/edit/test_edit.py",
     "run": "tests/service/test_sigterm.py",
