@@ -30,7 +30,7 @@ RUN_ELSEWHERE = {
     "check": "tests/tools/check/test_check.py",
     "bench": "tests/tools/bench/test_bench.py",
     "demo": "tests/tools/demo/test_demo.py",
-    "doctor": "tests/tools/doctor/test_run.py",
+    "doctor": "tests/tools/doctor/test_doctor.py",
     "drain": "tests/tools/test_drain.py",
     "edit": "tests/tools/edit/test_edit.py",
     "run": "tests/service/test_sigterm.py",
