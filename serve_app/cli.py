@@ -5,32 +5,48 @@ Each command imports what it needs when it runs: torch and Ray take seconds to i
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 from serve_app import __version__
-from serve_app.errors import ServiceError, StartupError
+from serve_app.errors import ServiceError, StartupError, UsageError
+from serve_app.tools.edit import arguments as edit_arguments
 
 FAILED = 1
+USAGE = 2  # argparse's exit status for a wrong command line
 INTERRUPTED = 130  # the shells' exit status for SIGINT
 
-Command = Callable[[argparse.Namespace], None]
+EPILOG = """exit status: 0 done, 1 failed, 2 wrong command line, 130 after Ctrl-C
+completion in bash or zsh: eval "$(register-python-argcomplete camera-edit)\""""
+
+Command = Callable[[argparse.Namespace], int | None]
+"""Returns an exit status; None is 0."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, 1 with a message on stderr, 130 after Ctrl-C."""
-    arguments = _parser().parse_args(argv)
+    """Run a command and return the exit status: 0; 1 or, for a wrong command line, 2, with a message on stderr; 130
+    after Ctrl-C."""
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell's completion
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    arguments = parser.parse_args(argv)
     command: Command = arguments.command
     try:
-        command(arguments)
+        status = command(arguments)
     except (StartupError, ServiceError, OSError) as problem:
         print(f"camera-edit: {_describe_error(problem)}", file=sys.stderr)
         return FAILED
+    except UsageError as problem:
+        print(f"camera-edit: {problem} `camera-edit {arguments.subcommand} --help` has examples.", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
-    return 0
+    return status or 0
 
 
 def _describe_error(problem: Exception) -> str:
@@ -39,22 +55,84 @@ def _describe_error(problem: Exception) -> str:
     return str(problem)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="camera-edit", description="Edit pictures and move the camera around them.")
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="camera-edit",
+        description="Edit pictures and move the camera around them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_demo(commands.add_parser("demo", help="run the whole service here with tiny weights and try each mode"))
-    check = commands.add_parser("check", help="check a Serve config file and list what it would run")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="subcommand")
+
+    def add(name: str, text: str, *examples: str) -> argparse.ArgumentParser:
+        epilog = "\n  ".join(["examples:", *examples])
+        formatter = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
+
+    _add_demo(
+        add(
+            "demo",
+            "run the whole service here with tiny weights and try each mode",
+            "camera-edit demo",
+            "camera-edit demo --keep --port 8000",
+        )
+    )
+    _add_edit(add("edit", edit_arguments.HELP, *edit_arguments.EXAMPLES))
+    check = add(
+        "check", "check a Serve config file and list what it would run", "camera-edit check configs/gpu-1x48gb.yaml"
+    )
     check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
     check.set_defaults(command=_check)
-    _add_doctor(commands.add_parser("doctor", help="check whether this machine can run a Serve file, and name fixes"))
-    _add_run(commands.add_parser("run", help="`serve run FILE` that finishes accepted work before it stops"))
-    _add_bench(commands.add_parser("bench", help="measure the engine's optimizations on this machine"))
-    _add_drain(commands.add_parser("drain", help="let a running service finish its accepted work, and accept no more"))
-    openapi = commands.add_parser("openapi", help="print the OpenAPI document (configs/openapi.json)")
+    _add_doctor(
+        add(
+            "doctor",
+            "check whether this machine can run a Serve file, and name fixes",
+            "camera-edit doctor configs/gpu-1x48gb.yaml",
+            "camera-edit doctor configs/tiny-cpu.yaml --json",
+        )
+    )
+    _add_run(
+        add(
+            "run",
+            "`serve run FILE` that finishes accepted work before it stops",
+            "camera-edit run configs/gpu-1x48gb.yaml",
+            "camera-edit run configs/tiny-cpu.yaml --grace 60",
+        )
+    )
+    _add_bench(
+        add(
+            "bench",
+            "measure the engine's optimizations on this machine",
+            "camera-edit bench engine",
+            "camera-edit bench engine --rounds 1 --json figures.json --plot steps.png",
+        )
+    )
+    _add_drain(
+        add(
+            "drain",
+            "let a running service finish its accepted work, and accept no more",
+            "camera-edit drain http://127.0.0.1:8000",
+            "camera-edit drain http://127.0.0.1:8000 --undo",
+        )
+    )
+    openapi = add("openapi", "print the OpenAPI document (configs/openapi.json)", "camera-edit openapi > openapi.json")
     openapi.set_defaults(command=_openapi)
-    _add_tiny(commands.add_parser("tiny", help="write a tiny checkpoint of random weights, or train one"))
+    _add_tiny(
+        add(
+            "tiny",
+            "write a tiny checkpoint of random weights, or train one",
+            "camera-edit tiny weights",
+            "camera-edit tiny --train toy",
+        )
+    )
     return parser
+
+
+def _add_edit(edit: argparse.ArgumentParser) -> None:
+    edit_arguments.add_edit_arguments(edit)
+    edit.set_defaults(command=_edit)
 
 
 def _add_tiny(tiny: argparse.ArgumentParser) -> None:
@@ -107,12 +185,16 @@ def _add_drain(drain: argparse.ArgumentParser) -> None:
     drain.set_defaults(command=_drain)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     from serve_app.tools.run import run
 
-    status = run(arguments.file, arguments.grace, print)
-    if status:
-        raise SystemExit(status)
+    return run(arguments.file, arguments.grace, print)
+
+
+def _edit(arguments: argparse.Namespace) -> int:
+    from serve_app.tools.edit.run import run_edit
+
+    return 0 if run_edit(edit_arguments.EditArguments.of(arguments)) else FAILED
 
 
 def _drain(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
-"""The error tree. A ServiceError may reach a client; a StartupError stops the start.
+"""The error tree. A ServiceError may reach a client; a StartupError stops the start; a UsageError
+is the command line's.
 
     ServiceError                500 internal_error
     ├── InvalidInput            400 invalid_value
@@ -28,6 +29,7 @@
     ├── CheckpointError
     ├── LoraAuditError
     └── NoGpuError
+    UsageError
 
 Every argument goes through `Exception.__init__`: these errors cross process boundaries, and an exception is
 unpickled by calling its class with `args`.
@@ -199,6 +201,10 @@ class LoraAuditError(StartupError):
 
 class NoGpuError(StartupError):
     """The configuration needs a GPU and the cluster has none and cannot get one."""
+
+
+class UsageError(Exception):
+    """A command line that says nothing useful or contradicts itself; exit status 2. The message says what to change."""
 
 
 def listed(names: Iterable[str]) -> str:

@@ -1,6 +1,9 @@
 """The command line without a running service: what it prints, where, and the exit status."""
 
+import argparse
 import os
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,12 +13,31 @@ import pytest
 import ray
 
 import serve_app.tools.check
-from serve_app.cli import main
+from serve_app.cli import build_parser, main
 from serve_app.config import TINY_FILE
 from serve_app.tiny.checkpoint import PARTS
 from tests.conftest import ROOT
 
 HEAVY = {"diffusers", "httpx2", "numpy", "PIL", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
+COMMANDS = next(action.choices for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+EXAMPLES = [
+    line.strip()
+    for command in COMMANDS.values()
+    for line in str(command.epilog).splitlines()
+    if line.strip().startswith("camera-edit ")
+]
+RUN_ELSEWHERE = {
+    "check": "tests/tools/check/test_check.py",
+    "bench": "tests/tools/bench/test_bench.py",
+    "demo": "tests/tools/demo/test_demo.py",
+    "doctor": "tests/tools/doctor/test_doctor.py",
+    "drain": "tests/tools/test_drain.py",
+    "edit": "tests/tools/edit/test_edit.py",
+    "run": "tests/service/test_sigterm.py",
+    "tiny --train": "tests/tools/training/test_training.py",
+}
+"""Examples that need a service or minutes, by their start, and the tests that run these commands."""
+
 PRINT_HELP_AND_MODULES = """
 import sys
 from serve_app.cli import main
@@ -36,11 +58,55 @@ def test_help_names_all_commands_and_imports_nothing_heavy() -> None:
     run = subprocess.run([sys.executable, "-c", PRINT_HELP_AND_MODULES], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     text, modules = run.stdout.split("MODULES")
-    assert all(
-        f"    {command} " in text for command in ("demo", "check", "doctor", "run", "drain", "bench", "openapi", "tiny")
-    )
+    assert all(f"    {command} " in text for command in COMMANDS)
     assert "argparse" in modules.split()
     assert not HEAVY & set(modules.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_each_command_has_examples_of_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"\nexamples:\n  camera-edit {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_each_example_is_a_valid_command(example: str) -> None:
+    words = shlex.split(example.partition(" > ")[0])[1:]
+    build_parser().parse_args(words)
+    files = [word for word in words if word.endswith(".yaml")]
+    assert all((ROOT / file).is_file() for file in files)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_each_example_runs_here_or_in_a_named_test(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = example.partition(" > ")[0].removeprefix("camera-edit ")
+    elsewhere = [test for start, test in RUN_ELSEWHERE.items() if words.startswith(start)]
+    if elsewhere:
+        assert (ROOT / elsewhere[0]).is_file()
+        return
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(words)) == 0
+    assert capsys.readouterr().out
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def completions(line: str) -> set[str]:
+        environment = {**os.environ, "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+        # The shell's hook opens descriptor 8 for the answers.
+        command = [shutil.which("bash") or "bash", "-c", f"{sys.executable} -m serve_app.cli 8>&1 9>/dev/null"]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**environment, "_ARGCOMPLETE_IFS": " "}, capture_output=True, text=True
+        )
+        return {word.strip() for word in done.stdout.split()}
+
+    assert {"edit", "demo"} <= completions("camera-edit ")
+    assert "--elevation" in completions("camera-edit edit --el")
+    assert completions("camera-edit edit --animate w") == {"webp"}
 
 
 def test_without_a_command_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

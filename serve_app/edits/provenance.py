@@ -35,6 +35,8 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _Value: TypeAlias = "str | int | float | Sequence[Mapping[str, _Value]]"
 _Properties: TypeAlias = Mapping[str, _Value]
 
+_MARK: _Properties = {"Iptc4xmpExt:DigitalSourceType": SOURCE_TYPE}
+
 
 class Provenance:
     """Makes the packets of one editor's pictures, by its `provenance` setting."""
@@ -47,10 +49,15 @@ class Provenance:
         """The XMP packet for the pictures of `request`; empty if the setting is "none"."""
         if self._kind == "none":
             return b""
-        properties: dict[str, _Value] = {"Iptc4xmpExt:DigitalSourceType": SOURCE_TYPE}
-        if self._kind == "full":
-            properties |= {**self._weights, **_parameters(request)}
+        if self._kind == "mark":
+            return marking_packet()
+        properties = {**_MARK, **self._weights, **_parameters(request)}
         return _PACKET.format(properties=_elements(properties)).encode()
+
+
+def marking_packet() -> bytes:
+    """The XMP packet that holds nothing but the mark."""
+    return _PACKET.format(properties=_elements(_MARK)).encode()
 
 
 def save_options(name: str, packet: bytes) -> dict[str, Any]:

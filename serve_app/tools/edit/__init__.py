@@ -1,0 +1,1 @@
+"""`camera-edit edit`: sends files to a running service and writes the pictures that it returns."""
