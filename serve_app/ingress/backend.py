@@ -10,6 +10,7 @@ from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.ingress.auth import Keys
 from serve_app.ingress.limits.budget import OutgoingBytes
+from serve_app.ingress.limits.edit_places import EditPlaces
 from serve_app.ingress.limits.job_bodies import JobBodies
 from serve_app.ingress.parsing.bodies import BodyReader
 from serve_app.ingress.pictures.prepare import Preparer
@@ -90,5 +91,10 @@ class Backend:
 
     @cached_property
     def job_bodies(self) -> JobBodies:
-        """One for both dialects, since it bounds what is rendered at once."""
+        """One for all dialects, since it bounds what is rendered at once."""
         return JobBodies(self.jobs)
+
+    @cached_property
+    def edit_places(self) -> EditPlaces:
+        """One for all dialects, since they share the engine's queue."""
+        return EditPlaces(self.settings.editor.max_waiting_edits)
