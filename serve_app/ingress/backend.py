@@ -12,6 +12,7 @@ from serve_app.ingress.auth import Keys
 from serve_app.ingress.limits.budget import OutgoingBytes
 from serve_app.ingress.limits.edit_places import EditPlaces
 from serve_app.ingress.limits.job_bodies import JobBodies
+from serve_app.ingress.mcp.calls import CancelElsewhere, OpenCalls
 from serve_app.ingress.parsing.bodies import BodyReader
 from serve_app.ingress.pictures.prepare import Preparer
 
@@ -69,6 +70,8 @@ class Backend:
         retry_after_s: the Retry-After of 429.
         bodies: reads the bodies of all requests.
         outgoing: the budget of responses that clients have not taken yet.
+        calls: the tool calls that this replica runs.
+        cancel_elsewhere: cancels a tool call in any replica; None: there is only this one.
     """
 
     settings: AppSettings
@@ -88,6 +91,8 @@ class Backend:
     retry_after_s: Callable[[], int] = lambda: RETRY_AFTER_S
     bodies: BodyReader = field(default_factory=BodyReader)
     outgoing: OutgoingBytes = field(default_factory=OutgoingBytes)
+    calls: OpenCalls = field(default_factory=OpenCalls)
+    cancel_elsewhere: CancelElsewhere | None = None
 
     @cached_property
     def job_bodies(self) -> JobBodies:
