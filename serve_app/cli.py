@@ -53,8 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_drain(commands.add_parser("drain", help="let a running service finish its accepted work, and accept no more"))
     openapi = commands.add_parser("openapi", help="print the OpenAPI document (configs/openapi.json)")
     openapi.set_defaults(command=_openapi)
+    _add_mcp(commands.add_parser("mcp", help="bridge a service's tools to an MCP client that only starts programs"))
     _add_tiny(commands.add_parser("tiny", help="write a tiny checkpoint of random weights, or train one"))
     return parser
+
+
+def _add_mcp(mcp: argparse.ArgumentParser) -> None:
+    mcp.add_argument("--url", metavar="URL", default="http://127.0.0.1:8000", help="default: http://127.0.0.1:8000")
+    mcp.add_argument("--key", metavar="KEY", help="API key (default: $CAMERA_EDIT_API_KEY)")
+    mcp.set_defaults(command=_mcp)
 
 
 def _add_tiny(tiny: argparse.ArgumentParser) -> None:
@@ -153,6 +160,12 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
     if not run_doctor(arguments.file, arguments.deep, arguments.json, print):
         raise SystemExit(FAILED)
+
+
+def _mcp(arguments: argparse.Namespace) -> None:
+    from serve_app.tools.mcp import run_bridge
+
+    run_bridge(arguments.url, arguments.key)
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

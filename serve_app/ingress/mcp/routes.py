@@ -143,7 +143,9 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _server(backend: Backend) -> "Server[Any]":
-    async def on_list_tools(context: ServerRequestContext, params: PaginatedRequestParams | None) -> ListToolsResult:
+    async def on_list_tools(
+        context: ServerRequestContext[Any, Any], params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
         return ListToolsResult(tools=list_tools())
 
     return Server(
@@ -155,14 +157,16 @@ def _server(backend: Backend) -> "Server[Any]":
     )
 
 
-async def _call(backend: Backend, context: ServerRequestContext, params: CallToolRequestParams) -> CallToolResult:
+async def _call(
+    backend: Backend, context: ServerRequestContext[Any, Any], params: CallToolRequestParams
+) -> CallToolResult:
     """
     Raises:
         MCPError: there is no such tool, or the call was cancelled.
     """
     if params.name not in ARGUMENTS:
         raise MCPError(INVALID_PARAMS, f"There is no tool {echo(params.name)}; tools/list has: {', '.join(ARGUMENTS)}.")
-    request: Request = context.request
+    request: Any = context.request
     message: McpMessage = request.state.mcp_message
     with backend.calls.cancellable(_call_id(request, message)):
         return await _result(backend, params.name, message.arguments or {}, request.state.request_id, context)
@@ -170,7 +174,7 @@ async def _call(backend: Backend, context: ServerRequestContext, params: CallToo
 
 
 async def _result(
-    backend: Backend, name: str, arguments: dict[str, Any], request_id: str, context: ServerRequestContext
+    backend: Backend, name: str, arguments: dict[str, Any], request_id: str, context: ServerRequestContext[Any, Any]
 ) -> CallToolResult:
     try:
         return await call_tool(backend, name, arguments, request_id, context.session.report_progress)

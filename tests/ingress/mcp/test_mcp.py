@@ -120,7 +120,13 @@ def test_an_edit_has_its_picture_its_seed_and_its_prompt(app: Harness, protocol:
 
 
 def test_it_is_the_same_edit_as_openais(app: Harness) -> None:
-    fields = {"prompt": "x", "seed": 7, "num_inference_steps": 3, "guidance_scale": 2, "negative_prompt": "fog"}
+    fields: dict[str, Any] = {
+        "prompt": "x",
+        "seed": 7,
+        "num_inference_steps": 3,
+        "guidance_scale": 2,
+        "negative_prompt": "fog",
+    }
     look = {"output_format": "webp", "output_compression": 80}
     call(app, "edit_image", **fields, **look)
     assert app.edit("json", **fields, **look).status_code == 200
@@ -165,7 +171,7 @@ def test_an_orbit_reports_the_steps_of_all_its_pictures(app: Harness, protocol: 
 @pytest.mark.parametrize("with_progress", [True, False])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_cancelled_call_ends_its_edit(app: Harness, protocol: str, with_progress: bool) -> None:
-    app.editor.gate = asyncio.Semaphore(0)
+    gate = app.editor.gate = asyncio.Semaphore(0)
 
     async def note(progress: float, total: float | None, message: str | None) -> None:
         pass
@@ -178,7 +184,7 @@ def test_a_cancelled_call_ends_its_edit(app: Harness, protocol: str, with_progre
             await until(lambda: len(app.editor.requests) == 1)
             calling.cancel()
             await until(lambda: app.editor.num_cancelled == 1)
-            app.editor.gate = None
+            gate.release()
             return await client.call_tool("edit_image", arguments)
 
     assert images_of(run(work())) == [b"x"]
@@ -235,7 +241,7 @@ def test_errors_name_the_field_and_the_fix(app: Harness, name: str) -> None:
     assert result.is_error
     assert text in text_of(result)
     assert result.meta is not None
-    assert result.meta["qwen-camera-edit/error"]["field"] == field  # type: ignore[typeddict-item]
+    assert result.meta["qwen-camera-edit/error"]["field"] == field
     assert app.editor.requests == []
 
 
@@ -276,8 +282,12 @@ def test_the_adapters_are_listed_with_their_weights(app: Harness, tiny_settings:
 
 
 def test_an_unknown_tool_is_an_error_of_the_protocol(app: Harness) -> None:
-    with pytest.raises(MCPError, match="There is no tool 'paint'"):
-        call(app, "paint")
+    async def work() -> None:
+        async with connected(app) as client:
+            with pytest.raises(MCPError, match="There is no tool 'paint'"):
+                await client.call_tool("paint", {})
+
+    run(work())
 
 
 # What the official client does not send.
