@@ -37,7 +37,8 @@ def test_help_names_all_commands_and_imports_nothing_heavy() -> None:
     assert run.returncode == 0, run.stderr
     text, modules = run.stdout.split("MODULES")
     assert all(
-        f"    {command} " in text for command in ("demo", "check", "doctor", "run", "drain", "bench", "openapi", "tiny")
+        f"    {command} " in text
+        for command in ("demo", "check", "doctor", "run", "drain", "bench", "mcp", "openapi", "tiny")
     )
     assert "argparse" in modules.split()
     assert not HEAVY & set(modules.split())
