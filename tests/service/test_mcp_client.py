@@ -49,7 +49,7 @@ def test_all_tools(service: Service, protocol: str) -> None:
         return edited
 
     edited = asyncio.run(work())
-    assert reports[-1] == (4, 4)
+    assert list(reports[-1]) == [4, 4]
     assert service.logged(rf"edit mcp-{protocol} cancelled after")
     body = {**QUICK, "prompt": "make it sunset"}
     answer = requests.post(f"{service.url}/v1/images/edits", json=body, timeout=60).json()

@@ -127,7 +127,7 @@ def test_it_is_the_same_edit_as_openais(app: Harness) -> None:
         "guidance_scale": 2,
         "negative_prompt": "fog",
     }
-    look = {"output_format": "webp", "output_compression": 80}
+    look: dict[str, Any] = {"output_format": "webp", "output_compression": 80}
     call(app, "edit_image", **fields, **look)
     assert app.edit("json", **fields, **look).status_code == 200
     first, second = (vars(request) | {"request_id": ""} for request in app.editor.requests)
@@ -164,7 +164,7 @@ def test_an_orbit_reports_the_steps_of_all_its_pictures(app: Harness, protocol: 
     cameras = [each["camera"] for each in result.structured_content["pictures"]]
     assert [(each["azimuth"], each["elevation"]) for each in cameras] == [(0, 30), (90, 30), (180, 30), (270, 30)]
     assert len(images_of(result)) == 4
-    assert reports[-1] == (8, 8)
+    assert list(reports[-1]) == [8, 8]
     assert reports == sorted(set(reports))
 
 
