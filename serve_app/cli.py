@@ -119,6 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     openapi = add("openapi", "print the OpenAPI document (configs/openapi.json)", "camera-edit openapi > openapi.json")
     openapi.set_defaults(command=_openapi)
+    _add_mcp(
+        add(
+            "mcp",
+            "bridge a service's tools to an MCP client that only starts programs",
+            "camera-edit mcp --url http://127.0.0.1:8000",
+        )
+    )
     _add_tiny(
         add(
             "tiny",
@@ -133,6 +140,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_edit(edit: argparse.ArgumentParser) -> None:
     edit_arguments.add_edit_arguments(edit)
     edit.set_defaults(command=_edit)
+
+
+def _add_mcp(mcp: argparse.ArgumentParser) -> None:
+    mcp.add_argument("--url", metavar="URL", default="http://127.0.0.1:8000", help="default: http://127.0.0.1:8000")
+    mcp.add_argument("--key", metavar="KEY", help="API key (default: $CAMERA_EDIT_API_KEY)")
+    mcp.set_defaults(command=_mcp)
 
 
 def _add_tiny(tiny: argparse.ArgumentParser) -> None:
@@ -235,6 +248,12 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
     if not run_doctor(arguments.file, arguments.deep, arguments.json, print):
         raise SystemExit(FAILED)
+
+
+def _mcp(arguments: argparse.Namespace) -> None:
+    from serve_app.tools.mcp import run_bridge
+
+    run_bridge(arguments.url, arguments.key)
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

@@ -393,6 +393,7 @@ class AppSettings(Settings):
         description="Origins of web pages that may call the service and read its responses: https://HOST[:PORT], or "
         "http://. None: only pages of its own origin may.",
     )
+    mcp: bool = Field(default=True, description="Answer MCP clients at /mcp: tools for agents.")
     api_keys_file: str | None = Field(
         default=None,
         description="A file with an API key per line, on each node that runs an Ingress; read again when it changes. "

@@ -33,6 +33,7 @@ RUN_ELSEWHERE = {
     "doctor": "tests/tools/doctor/test_doctor.py",
     "drain": "tests/tools/test_drain.py",
     "edit": "tests/tools/edit/test_edit.py",
+    "mcp": "tests/tools/test_mcp.py",
     "run": "tests/service/test_sigterm.py",
     "tiny --train": "tests/tools/training/test_training.py",
 }

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "serve_app"
 
-# What both dialects share.
+# What the dialects share.
 INGRESS = {"ingress", "ingress.limits", "ingress.parsing", "ingress.pictures"}
 # What each part may import of serve_app. A module belongs to the longest of these names that its own starts with; only
 # `tools`, which may import anything, has no entry.
@@ -36,8 +36,9 @@ ALLOWED: dict[str, set[str]] = {
     "rewriter.endpoint": {"rewriter", "net", "edits", "config", "errors"},
     "jobs": {"jobs", "jobs.stores", "net", "edits", "config", "errors"},
     "jobs.stores": {"jobs.stores", "edits", "config", "errors"},
-    "ingress": {"ingress.openai", "ingress.runpod", "serving", "edits", "config", "errors"} | INGRESS,
+    "ingress": {"ingress.mcp", "ingress.openai", "ingress.runpod", "serving", "edits", "config", "errors"} | INGRESS,
     "ingress.limits": {"ingress.limits", "ingress", "edits", "config", "errors"},
+    "ingress.mcp": {"ingress.mcp", "edits", "config", "errors"} | INGRESS,
     "ingress.openai": {"ingress.openai", "edits", "config", "errors"} | INGRESS,
     "ingress.parsing": {"ingress.parsing", "ingress.limits", "edits", "config", "errors"},
     "ingress.pictures": {"ingress.pictures", "ingress", "net", "edits", "config", "errors"},
@@ -68,6 +69,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "jobs.stores": {"torch", "diffusers", "transformers", "ray", "fastapi", "starlette"},
     "ingress": {"torch", "diffusers", "transformers", "ray"},
     "ingress.limits": {"torch", "diffusers", "transformers", "ray"},
+    "ingress.mcp": {"torch", "diffusers", "transformers", "ray"},
     "ingress.openai": {"torch", "diffusers", "transformers", "ray"},
     "ingress.parsing": {"torch", "diffusers", "transformers", "ray"},
     "ingress.pictures": {"torch", "diffusers", "transformers", "ray", "fastapi", "starlette"},

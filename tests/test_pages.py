@@ -26,6 +26,7 @@ TESTED_BY = {
     "camera-edit doctor": "tests/tools/doctor/test_doctor.py",
     "camera-edit drain": "tests/tools/test_drain.py",
     "camera-edit edit": "tests/tools/edit/test_edit.py",
+    "camera-edit mcp": "tests/tools/test_mcp.py",
     "camera-edit openapi": "tests/configs/test_openapi.py",
     "camera-edit run": "tests/service/test_sigterm.py",
     "camera-edit tiny --train": "tests/tools/training/test_training.py",

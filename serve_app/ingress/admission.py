@@ -6,7 +6,7 @@ quarters at most (`Places` in `edits/fairness.py`, which decides for both kinds 
 
 - A job's place is in the Jobs replica (`jobs/places.py`), which alone decides: `JobsPort.reserve` before the pictures
   are decoded, `submit` with them. It also refuses a client for whom the store is full.
-- Edits without a job have their places in their ingress replica (`EditPlaces`).
+- Edits without a job have their places in their ingress replica (`EditPlaces` in `limits/edit_places.py`).
 - A job whose Idempotency-Key is known needs no place.
 
 The 429 says `overloaded` where all places are taken, `key_places_taken` where the client has its part, `store_full`
@@ -25,15 +25,14 @@ import hashlib
 import logging
 import math
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from serve_app.edits.fairness import Places
 from serve_app.edits.images import decode_base64
 from serve_app.edits.job import JobCounts, JobSpec, JobsPort, Policy, RepeatKey
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
@@ -199,32 +198,6 @@ class QueuePlaces:
     async def _release(self, job_id: str) -> None:
         with suppress(ServiceError):  # The place is free again after a while.
             await self._jobs.release(job_id)
-
-
-class EditPlaces:
-    """The places of edits that end with their connection: as many in one ingress replica as may wait for one engine.
-
-    Args:
-        max_edits: places in all.
-    """
-
-    def __init__(self, max_edits: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._places = Places(max_edits, what="edits", clock=clock)
-        self._taken: Counter[str] = Counter()
-
-    @contextmanager
-    def take(self, client: str, num_edits: int) -> Iterator[None]:
-        """Take places, from before the pictures are prepared until the edits have ended.
-
-        Raises:
-            Overloaded: they are not free.
-        """
-        self._places.require(client, self._taken, num_edits)
-        self._taken[client] += num_edits
-        try:
-            yield
-        finally:
-            self._taken[client] -= num_edits
 
 
 class ThroughputMeter:

@@ -10,7 +10,9 @@ from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.ingress.auth import Keys
 from serve_app.ingress.limits.budget import OutgoingBytes
+from serve_app.ingress.limits.edit_places import EditPlaces
 from serve_app.ingress.limits.job_bodies import JobBodies
+from serve_app.ingress.mcp.calls import CancelElsewhere, OpenCalls
 from serve_app.ingress.parsing.bodies import BodyReader
 from serve_app.ingress.pictures.prepare import Preparer
 
@@ -68,6 +70,8 @@ class Backend:
         retry_after_s: the Retry-After of 429.
         bodies: reads the bodies of all requests.
         outgoing: the budget of responses that clients have not taken yet.
+        calls: the tool calls that this replica runs.
+        cancel_elsewhere: cancels a tool call in any replica; None: there is only this one.
     """
 
     settings: AppSettings
@@ -87,8 +91,15 @@ class Backend:
     retry_after_s: Callable[[], int] = lambda: RETRY_AFTER_S
     bodies: BodyReader = field(default_factory=BodyReader)
     outgoing: OutgoingBytes = field(default_factory=OutgoingBytes)
+    calls: OpenCalls = field(default_factory=OpenCalls)
+    cancel_elsewhere: CancelElsewhere | None = None
 
     @cached_property
     def job_bodies(self) -> JobBodies:
-        """One for both dialects, since it bounds what is rendered at once."""
+        """One for all dialects, since it bounds what is rendered at once."""
         return JobBodies(self.jobs)
+
+    @cached_property
+    def edit_places(self) -> EditPlaces:
+        """One for all dialects, since they share the engine's queue."""
+        return EditPlaces(self.settings.editor.max_waiting_edits)

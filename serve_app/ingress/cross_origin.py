@@ -1,14 +1,20 @@
 """Requests of web pages from other origins (CORS): which may read responses, also those that Serve's proxy makes."""
 
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.errors import Forbidden
+from serve_app.ingress.auth import is_loopback
 from serve_app.serving.control_headers import REQUEST_ID_HEADER
 
 _ALLOWED = "access-control-allow-origin"
 _EXPOSED = (REQUEST_ID_HEADER, "retry-after")
+_OTHER_PAGE = Forbidden("Web pages of this origin may not call this route, unless the server's cors_origins names it.")
 _MAX_AGE_S = 600
 
 
@@ -25,6 +31,25 @@ def allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
         expose_headers=_EXPOSED,
         max_age=_MAX_AGE_S,
     )
+
+
+def check_origin(headers: Headers, origins: Collection[str]) -> None:
+    """Return if a request is not sent by a web page, or by one that may: of `origins`, or of this machine's own
+    loopback address. The Host header alone proves nothing, since the name of another site may resolve to this machine.
+
+    Raises:
+        Forbidden: a page of another origin has sent it.
+    """
+    origin = headers.get("origin")
+    if origin is None or origin in origins:
+        return
+    try:
+        parts = urlsplit(origin)
+        is_own = parts.netloc == headers.get("host") and is_loopback(parts.hostname or "")
+    except ValueError:
+        is_own = False
+    if not is_own:
+        raise _OTHER_PAGE
 
 
 def let_read(headers: MutableHeaders, origin: str) -> None:

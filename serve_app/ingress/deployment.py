@@ -18,6 +18,7 @@ from serve_app.ingress.admission import MeteredEditor, ThroughputMeter
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, require_keys
 from serve_app.ingress.backend import Backend, Draining
+from serve_app.ingress.mcp.calls import CallId, OpenCalls
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.pictures.decoders import DecoderPool
 from serve_app.ingress.pictures.prepare import Preparer
@@ -51,6 +52,7 @@ class Ingress:
         meter = ThroughputMeter(port)
         metered = MeteredEditor(FairEditor(EditorHandle(editor)), meter)
         self._draining = Draining()
+        self._calls = OpenCalls()
         self._decoders = DecoderPool(settings.limits.num_decode_threads)
         self._backend = Backend(
             settings=settings,
@@ -68,6 +70,8 @@ class Ingress:
             undrain=partial(_sum_of_all, me.app_name, me.deployment, "end_drain"),
             editor_fault=partial(fault, me.app_name, "Editor", editor),
             retry_after_s=meter.retry_after_s,
+            calls=self._calls,
+            cancel_elsewhere=partial(call_all, me.app_name, me.deployment, "cancel_call"),
         )
 
     async def begin_drain(self) -> int:
@@ -77,6 +81,10 @@ class Ingress:
     async def end_drain(self) -> int:
         """Accept new work again; returns this replica's number of requests in flight."""
         return self._draining.end()
+
+    async def cancel_call(self, call: CallId) -> bool:
+        """Cancel a tool call; returns whether it ran in this replica."""
+        return self._calls.cancel(call)
 
     def __del__(self) -> None:
         # Serve calls this at shutdown, also if the constructor raised an error.

@@ -1,4 +1,4 @@
-"""The table of dialects. A new dialect is a folder beside `openai/` and `runpod/`, and a row here."""
+"""The table of dialects. A new dialect is a folder beside `openai/`, `runpod/` and `mcp/`, and a row here."""
 
 import re
 from collections.abc import Callable
@@ -10,6 +10,9 @@ from starlette._utils import get_route_path
 from starlette.types import Scope
 
 from serve_app.ingress.backend import Backend
+from serve_app.ingress.mcp.answers import error_body as mcp_error
+from serve_app.ingress.mcp.request import EditImage
+from serve_app.ingress.mcp.routes import mcp_router
 from serve_app.ingress.openai.answers import error_body as openai_error
 from serve_app.ingress.openai.request import OpenAIJson
 from serve_app.ingress.openai.routes import openai_router
@@ -67,6 +70,16 @@ DIALECTS = (
         request=OpenAIJson,
         error_body=openai_error,
         repeatable=re.compile(r"(/v2/[^/]+/openai)?/v1/images/edits$"),
+    ),
+    Dialect(
+        name="mcp",
+        router=mcp_router,
+        prefix="/v2/{endpoint_id}",
+        edits="POST /mcp, where the setting mcp is on",
+        paths=re.compile(r"(/v2/[^/]+)?/mcp(/|$)"),
+        work=re.compile(r"(/v2/[^/]+)?/mcp$"),
+        request=EditImage,
+        error_body=mcp_error,
     ),
     # The last row, since it matches every other path.
     Dialect(

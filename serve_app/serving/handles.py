@@ -253,7 +253,7 @@ async def fault(application: str, deployment: str, handle: "DeploymentHandle[Any
     return None if is_healthy else f"no {deployment} is healthy"
 
 
-async def call_all(application: str, deployment: str, method: str) -> list[Any]:
+async def call_all(application: str, deployment: str, method: str, *args: Any) -> list[Any]:
     """Call a method on all running replicas of a deployment; returns their results.
 
     Raises:
@@ -262,7 +262,7 @@ async def call_all(application: str, deployment: str, method: str) -> list[Any]:
     handle = await asyncio.to_thread(serve.get_deployment_handle, deployment, application)
     try:
         with _translated_errors():
-            return await handle.broadcast(method).results_async(timeout_s=_ALL_S)
+            return await handle.broadcast(method, *args).results_async(timeout_s=_ALL_S)
     except (TimeoutError, DeploymentUnavailableError) as problem:
         raise ServiceUnavailable(f"Not every {deployment} answers right now; try again.") from problem
 

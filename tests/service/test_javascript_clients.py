@@ -28,7 +28,7 @@ def installed() -> Path:
 
 
 @needs_node
-@pytest.mark.parametrize("client", ["runpod", "openai", "ai-sdk"])
+@pytest.mark.parametrize("client", ["runpod", "openai", "ai-sdk", "mcp"])
 def test_all_methods(client: str, installed: Path, service: Service, tmp_path: Path) -> None:
     photograph("astronaut", 96, 64).save(tmp_path / "photo.png")
     done = subprocess.run(

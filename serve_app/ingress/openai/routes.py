@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from serve_app.edits.request import EditRequest
 from serve_app.edits.service import Deadline
 from serve_app.errors import ModelNotFound
-from serve_app.ingress.admission import EditPlaces, JobAdmission
+from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.openai.answers import OpenAIError, OpenAIImages, OpenAILook, OpenAIModel, OpenAIModels, images
@@ -108,7 +108,6 @@ def openai_router(backend: Backend) -> APIRouter:
 
 def _add_edits(router: APIRouter, backend: Backend) -> None:
     admission = JobAdmission(backend)
-    places = EditPlaces(backend.settings.editor.max_waiting_edits)
 
     @router.post(
         "/images/edits",
@@ -118,12 +117,10 @@ def _add_edits(router: APIRouter, backend: Backend) -> None:
     )
     async def edit_images(request: Request, repeat_key: RepeatKeyHeader = None) -> Response:
         """Edit pictures: several variants or views of one upload, whole or as a stream."""
-        return await _edit(backend, admission, places, request, repeat_key)
+        return await _edit(backend, admission, request, repeat_key)
 
 
-async def _edit(
-    backend: Backend, admission: JobAdmission, places: EditPlaces, request: Request, repeat_key: str | None
-) -> Response:
+async def _edit(backend: Backend, admission: JobAdmission, request: Request, repeat_key: str | None) -> Response:
     """The pictures, or a stream of events, later. When that is cancelled because the client disconnected, so are the
     edits, unless they are a job.
 
@@ -138,7 +135,7 @@ async def _edit(
     draw: Draw
     with ExitStack() as held:
         if repeat_key is None:
-            held.enter_context(places.take(CLIENT.get(), len(parsed.edits)))
+            held.enter_context(backend.edit_places.take(CLIENT.get(), len(parsed.edits)))
             prepared = await deadline.bound(backend.prepare(request.state.request_id, parsed))
             edits, job_id, draw = prepared.edits, None, drawing(backend, prepared, deadline)
         else:

@@ -1,4 +1,4 @@
-"""The fields that both dialects share, and their types: strict, so that `true` is not a number and `"4"` is not a step
+"""The fields that the dialects share, and their types: strict, so that `true` is not a number and `"4"` is not a step
 count. Null means absent."""
 
 import re
@@ -179,6 +179,52 @@ class StrictModel(BaseModel):
         return value
 
 
+class DrawFields(StrictModel):
+    """How a picture is drawn, whatever the camera. Absent and null mean the same."""
+
+    rewrite_prompt: Flag = Field(
+        None, description="Let the rewriter turn a vague instruction into a precise one. Default false."
+    )
+    num_inference_steps: Whole = Field(None, description="Default 4; 4 to 8 suit the Lightning adapter.")
+    guidance_scale: Number = Field(None, description="Classifier-free guidance, active above 1. Default 1.0.")
+    true_cfg_scale: Number = Field(None, description="The same setting by the model's own name; it takes precedence.")
+    negative_prompt: Text = Field(None, description="What guidance steers away from. Default one space.")
+    timeout_s: Number = Field(
+        None,
+        description="Seconds from the request's arrival after which it is cancelled and answered with 504. At most, "
+        "and by default, the server's limits.request_timeout_s (600).",
+    )
+
+    def timeout(self, limits: LimitSettings, prefix: str = "") -> float | None:
+        """Seconds that the request may take, or None if the client set no limit.
+
+        Raises:
+            InvalidInput: out of bounds; `prefix` precedes the field's name in the message.
+        """
+        if self.timeout_s is None:
+            return None
+        return within(self.timeout_s, MIN_TIMEOUT_S, limits.request_timeout_s, f"{prefix}timeout_s")
+
+    def options(self, seed: int, limits: LimitSettings, prefix: str = "") -> EditOptions:
+        """These fields, as options of an edit with this seed.
+
+        Raises:
+            InvalidInput: a value is out of bounds; `prefix` precedes its field's name in the message.
+        """
+        guidance_field = "guidance_scale" if self.true_cfg_scale is None else "true_cfg_scale"
+        guidance = default(getattr(self, guidance_field), 1.0)
+        steps_field = f"{prefix}num_inference_steps"
+        sampling = Sampling(
+            seed=seed,
+            num_inference_steps=within(
+                default(self.num_inference_steps, 4), 1, limits.max_inference_steps, steps_field
+            ),
+            true_cfg_scale=within(guidance, 0.0, limits.max_guidance_scale, f"{prefix}{guidance_field}"),
+            negative_prompt=checked_prompt(default(self.negative_prompt, " "), f"{prefix}negative_prompt", limits),
+        )
+        return EditOptions(rewrite_prompt=bool(self.rewrite_prompt), sampling=sampling)
+
+
 class CameraFields(StrictModel):
     """A camera pose, or a part of one."""
 
@@ -212,7 +258,7 @@ _VIEWS_SCHEMA: dict[str, Any] = {
 }
 
 
-class EditFields(CameraFields):
+class EditFields(DrawFields, CameraFields):
     """How to edit. Absent and null mean the same."""
 
     views: Annotated[list[View] | None, BeforeValidator(_views), WithJsonSchema(_VIEWS_SCHEMA)] = Field(
@@ -221,28 +267,6 @@ class EditFields(CameraFields):
         '(in a form: as JSON text), "orbit" (all eight azimuths) or "orbit:N". What a pose leaves out comes from '
         "elevation and distance.",
     )
-    rewrite_prompt: Flag = Field(
-        None, description="Let the rewriter turn a vague instruction into a precise one. Default false."
-    )
-    num_inference_steps: Whole = Field(None, description="Default 4; 4 to 8 suit the Lightning adapter.")
-    guidance_scale: Number = Field(None, description="Classifier-free guidance, active above 1. Default 1.0.")
-    true_cfg_scale: Number = Field(None, description="The same setting by the model's own name; it takes precedence.")
-    negative_prompt: Text = Field(None, description="What guidance steers away from. Default one space.")
-    timeout_s: Number = Field(
-        None,
-        description="Seconds from the request's arrival after which it is cancelled and answered with 504. At most, "
-        "and by default, the server's limits.request_timeout_s (600).",
-    )
-
-    def timeout(self, limits: LimitSettings, prefix: str = "") -> float | None:
-        """Seconds that the request may take, or None if the client set no limit.
-
-        Raises:
-            InvalidInput: out of bounds; `prefix` precedes the field's name in the message.
-        """
-        if self.timeout_s is None:
-            return None
-        return within(self.timeout_s, MIN_TIMEOUT_S, limits.request_timeout_s, f"{prefix}timeout_s")
 
     def cameras(self, prefix: str = "") -> tuple[CameraPose | None, ...]:
         """One pose for each view; without views that of the camera fields, or None.
@@ -266,25 +290,6 @@ class EditFields(CameraFields):
         if pose is None:
             raise InvalidInput(f"{field} is empty: give azimuth, elevation or distance.", field)
         return pose
-
-    def options(self, seed: int, limits: LimitSettings, prefix: str = "") -> EditOptions:
-        """The fields that both dialects share, as options of an edit with this seed.
-
-        Raises:
-            InvalidInput: a value is out of bounds; `prefix` precedes its field's name in the message.
-        """
-        guidance_field = "guidance_scale" if self.true_cfg_scale is None else "true_cfg_scale"
-        guidance = default(getattr(self, guidance_field), 1.0)
-        steps_field = f"{prefix}num_inference_steps"
-        sampling = Sampling(
-            seed=seed,
-            num_inference_steps=within(
-                default(self.num_inference_steps, 4), 1, limits.max_inference_steps, steps_field
-            ),
-            true_cfg_scale=within(guidance, 0.0, limits.max_guidance_scale, f"{prefix}{guidance_field}"),
-            negative_prompt=checked_prompt(default(self.negative_prompt, " "), f"{prefix}negative_prompt", limits),
-        )
-        return EditOptions(rewrite_prompt=bool(self.rewrite_prompt), sampling=sampling)
 
 
 def output_format(name: str | None, quality: int, field: str) -> OutputFormat:
