@@ -7,8 +7,9 @@ const [SIN_Y, COS_Y, SIN_P, COS_P] = [Math.sin(YAW), Math.cos(YAW), Math.sin(PIT
 const [CENTRE_X, CENTRE_Y, SCALE] = [180, 162, 90];
 // How far from the centre, in units of SCALE, the handles move.
 const RING = 1.35;
-const ARC = 1;
-const RAY = [[0.6, 0.45], [1, 0.74], [1.8, 1.7]];
+const ARC = 1.08;
+const RAY = [[0.6, 0.56], [1, 0.82], [1.8, 1.64]];
+const PICTURE = 0.95; // longer side
 const NAMES = { azimuth: "Side", elevation: "Height", distance: "Distance" };
 const HANDLES = Object.keys(NAMES);
 const NEUTRAL = { azimuth: 0, elevation: 0, distance: 1 };
@@ -75,7 +76,7 @@ export class Camera {
   /** Show a picture in the middle; null: an empty frame. */
   showPicture(picture) {
     const ratio = picture?.width ? picture.width / picture.height : 1;
-    const [width, height] = ratio > 1 ? [0.8, 0.8 / ratio] : [0.8 * ratio, 0.8];
+    const [width, height] = ratio > 1 ? [PICTURE, PICTURE / ratio] : [PICTURE * ratio, PICTURE];
     const corner = project([-width / 2, height / 2, 0]);
     const [right, down] = [project([width / 2, height / 2, 0]), project([-width / 2, -height / 2, 0])];
     const matrix = [right[0] - corner[0], right[1] - corner[1], down[0] - corner[0], down[1] - corner[1], ...corner];
@@ -113,7 +114,7 @@ export class Camera {
     });
     this.arc = el("polyline", { class: "height line" });
     this.ray = el("line", { class: "distance line" });
-    this.frame = el("rect", { width: 1, height: 1, class: "frame" });
+    this.frame = el("rect", { width: 1, height: 1, class: "picture-frame" });
     this.image = el("image", { width: 1, height: 1, preserveAspectRatio: "none" });
     this.ticks = el("g", { class: "ticks" });
     this.handles = Object.fromEntries(HANDLES.map((name) => [name, this.handle(name)]));

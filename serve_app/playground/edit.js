@@ -70,6 +70,15 @@ export function showError(problem, pictures) {
   place.scrollIntoView({ block: "nearest" });
 }
 
+/** Forget what was wrong with a field that has changed. */
+export function clearError(control) {
+  $("error-general").textContent = "";
+  if (!control.hasAttribute("aria-invalid")) return;
+  control.removeAttribute("aria-invalid");
+  const place = document.getElementById(control.getAttribute("aria-describedby")?.split(" ").at(-1));
+  if (place) place.textContent = "";
+}
+
 export function clearErrors() {
   for (const place of document.querySelectorAll("#form .error")) place.textContent = "";
   for (const control of document.querySelectorAll("#form [aria-invalid]")) control.removeAttribute("aria-invalid");

@@ -1,7 +1,7 @@
 import { call, open } from "./api.js";
 import { Camera } from "./camera.js";
 import { $, el, say } from "./dom.js";
-import { applySettings, clearErrors, plan, readForm, rollDice, showError, writeForm } from "./edit.js";
+import { applySettings, clearError, clearErrors, plan, readForm, rollDice, showError, writeForm } from "./edit.js";
 import { History } from "./history.js";
 import { pictureOf, Pictures, urlOf } from "./pictures.js";
 import { codeOf } from "./request.js";
@@ -89,8 +89,14 @@ async function begin(settings, list) {
 async function discard(run) {
   runs.delete(run.record.id);
   await history.remove(run.record.id);
-  if (results.run === run) results.showEmpty();
+  if (results.run === run) showLatest();
   showHistory();
+}
+
+function showLatest() {
+  const latest = [...runs.values()].at(-1);
+  if (latest) results.show(latest);
+  else results.showEmpty();
 }
 
 function watch(run) {
@@ -134,8 +140,7 @@ async function loadHistory() {
     const run = watch(new Run(record));
     if (run.isRunning) run.go();
   }
-  const latest = [...runs.values()].at(-1);
-  if (latest) results.show(latest);
+  showLatest();
   showHistory();
 }
 
@@ -155,11 +160,15 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("key-dialog").open) $("form").requestSubmit();
   });
-  $("form").addEventListener("input", refresh);
+  $("form").addEventListener("input", (event) => {
+    clearError(event.target);
+    refresh();
+  });
   $("form").addEventListener("change", refresh);
   $("request").addEventListener("toggle", refresh);
   $("sphere").addEventListener("change", refresh);
   $("tiles").addEventListener("change", () => {
+    clearError($("file"));
     camera.showPicture(pictures.list[0] ?? null);
     refresh();
   });

@@ -7,6 +7,7 @@ const FINAL = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"];
 const MAX_POLLS = 3;
 const JOBS_AT_ONCE = 2;
 const POLL_MS = 3000;
+const NUM_PREVIEWS = 3;
 
 let polling = 0;
 const waiting = [];
@@ -114,6 +115,7 @@ export class Run extends EventTarget {
   async submit(part) {
     const pictures = await Promise.all(this.record.inputs.map(({ blob }) => base64Of(blob)));
     const body = { input: { ...(pictures.length === 1 ? { image: pictures[0] } : { images: pictures }), ...part.input } };
+    if (this.record.outputs.length === 1) body.input.partial_images = NUM_PREVIEWS;
     const headers = { "idempotency-key": part.key };
     const accepted = await callUntilAnswered("run", { method: "POST", body, headers });
     Object.assign(part, { job: accepted.id, state: accepted.status });
