@@ -52,6 +52,7 @@ def walk(page: Page, service: Service, folder: Path | None) -> None:
     shoot("1-empty")
     visit.drop(encode_png(Image.fromarray(render(SCENES[0], POSE))))
     shoot("2-picture")
+    page.locator("#sphere").evaluate("node => node.scrollIntoView({ block: 'center' })")
     grip = page.locator(".handle.side").bounding_box()
     area = page.locator("#sphere").bounding_box()
     assert grip is not None

@@ -83,7 +83,9 @@ class Visit:
 
     def drag(self, handle: str, across: float, up: float) -> None:
         """Drag a handle of the sphere to a place, in parts of the drawing's width and height."""
-        area, grip = self.page.locator("#sphere").bounding_box(), centre(self.page.locator(f".handle.{handle}"))
+        sphere = self.page.locator("#sphere")
+        sphere.evaluate("node => node.scrollIntoView({ block: 'center' })")
+        area, grip = sphere.bounding_box(), centre(self.page.locator(f".handle.{handle} :not(.focus)"))
         assert area is not None
         self.page.mouse.move(*grip)
         self.page.mouse.down()
