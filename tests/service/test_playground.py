@@ -93,7 +93,7 @@ class Visit:
         self.page.mouse.up()
 
     def choose_views(self, value: str) -> None:
-        self.page.locator(f"input[name=views][value='{value}'] + span").click()
+        self.page.check(f"input[name=views][value='{value}']")
 
     def set(self, **fields: str) -> None:
         self.page.locator("#more").evaluate("more => more.open = true")
