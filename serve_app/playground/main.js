@@ -126,12 +126,12 @@ function historyItem(run) {
     $("stage").focus({ preventScroll: true });
     $("stage").scrollIntoView({ block: "nearest" });
   };
-  const count = record.outputs.length > 1 ? el("span", { class: "number", "aria-hidden": "true" }, String(record.outputs.length)) : null;
+  const count = record.outputs.length > 1 ? record.outputs.length : null;
   const state = record.state === "COMPLETED" ? "" : `, ${record.state.toLowerCase()}`;
   return el("li", {}, el(
     "button",
-    { type: "button", class: `past ${record.state.toLowerCase()}`, title: what, "aria-label": `${DAY_FORMAT.format(record.id)}: ${what}${state}`, "aria-current": results.run === run ? "true" : null, onclick: open },
-    shown ? el("img", { src: urlOf(shown.blob), alt: "" }) : el("span", { class: "unseen" }, "no preview"), count,
+    { type: "button", class: `past ${record.state.toLowerCase()}`, title: what, "aria-label": `${DAY_FORMAT.format(record.id)}: ${what}${state}`, "aria-current": results.run === run ? "true" : null, "data-count": count, onclick: open },
+    shown ? el("img", { src: urlOf(shown.blob), alt: "" }) : el("span", { class: "unseen" }, "no preview"),
   ));
 }
 
