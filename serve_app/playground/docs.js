@@ -23,7 +23,7 @@ function bounds(schema) {
 
 function table(rows, head) {
   const line = (cells, tag) => el("tr", {}, ...cells.map((cell) => el(tag, tag === "th" ? { scope: "col" } : {}, cell)));
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": head[0] }, el("table", {}, el("thead", {}, line(head, "th")), el("tbody", {}, ...rows.map((row) => line(row, "td")))));
+  return el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": head[0] }, el("table", {}, el("thead", {}, line(head, "th")), el("tbody", {}, ...rows.map((row) => line(row, "td")))));
 }
 
 function fields(schema, seen = []) {
