@@ -407,6 +407,11 @@ class AppSettings(Settings):
     allow_anonymous: bool = Field(
         default=False, description="Serve other machines without any key: anyone who reaches the port may edit."
     )
+    playground: bool | None = Field(
+        default=None,
+        description="Serve the web page for trying edits at /, without a key; its calls of the API need one. null: if "
+        "only this machine can reach the service.",
+    )
     card: CardSettings | None = Field(
         default=None, description="`camera-edit check` fails if the models do not fit on this card; null: no limit."
     )

@@ -46,6 +46,7 @@ TESTED_BY = {
 BY_HAND = (
     "pipx install pip-audit",
     "python -m tests.benchmarks.scheduling",
+    "python -m tests.benchmarks.screenshots",
     *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster")),
 )
 """Commands that take too long for a test, or that install a program outside this environment."""

@@ -12,6 +12,7 @@ SHARED = {
     "test_hostile.py": "narrow",
     "test_meaning.py": "toy",
     "test_openapi.py": "toy",
+    "test_playground.py": "toy",
     "test_overload.py": "narrow",
     "test_privacy.py": "narrow",
     "test_sigterm.py": "narrow",  # ends the service, so it is the last file

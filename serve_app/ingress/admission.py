@@ -105,8 +105,7 @@ class JobAdmission:
             prepared = await deadline.bound(self._backend.prepare(job_id, parsed))
             spec = JobSpec(
                 id=job_id,
-                # A job's previews are not stored.
-                edits=tuple(replace(edit, num_previews=0) for edit in prepared.edits),
+                edits=prepared.edits,
                 pictures_of=prepared.pictures_of,
                 seed=parsed.edits[0].sampling.seed,
                 policy=replace(policy, timeout_s=deadline.timeout_s, spent_s=deadline.spent_s),

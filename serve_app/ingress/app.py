@@ -16,6 +16,7 @@ from serve_app.ingress.limits.responses import ResponseLimits
 from serve_app.ingress.limits.transfer import TransferLimits
 from serve_app.ingress.middleware import ApiKeys, DrainGate, HeadLimits, OperatorGate, RejectControlHeaders, RequestId
 from serve_app.ingress.openapi import document
+from serve_app.ingress.playground import playground_router
 
 
 def build_app(backend: Backend) -> FastAPI:
@@ -24,6 +25,8 @@ def build_app(backend: Backend) -> FastAPI:
         title="qwen-camera-edit",
         version=__version__,
         description="Edit pictures and move the camera around what is in them.",
+        docs_url=None,  # FastAPI's pages load their scripts from another host
+        redoc_url=None,
         strict_content_type=False,  # a body without a Content-Type is read as JSON
     )
     report = LimitsReport.of(backend.settings)
@@ -31,7 +34,7 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_middleware(ResponseLimits, budget=backend.outgoing)
     app.add_middleware(DrainGate, draining=backend.draining)
     app.add_middleware(RejectControlHeaders)
-    app.add_middleware(ApiKeys, keys=backend.api_keys)
+    app.add_middleware(ApiKeys, keys=backend.api_keys, has_playground=backend.has_playground)
     app.add_middleware(
         OperatorGate,
         operator_keys=backend.operator_keys,
@@ -48,6 +51,7 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_middleware(RequestId, behind_proxy=backend.behind_serve)  # the outermost: the last one added
     add_error_handlers(app, backend.retry_after_s, backend.settings.cors_origins)
     app.include_router(health_router(backend))
+    app.include_router(playground_router(backend))
     add_routes(app, backend)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app

@@ -63,6 +63,7 @@ class Backend:
         operator_keys: the keys of the operator endpoints; None: none are configured.
         behind_serve: Serve's proxy is in front, which adds `x-request-id` to responses.
         behind_haproxy: Serve runs behind HAProxy, which is the peer of every request.
+        has_playground: the web page is served at /, without a key.
         draining: the state of this replica.
         drain: begins the drain in all replicas and returns the number of requests in flight; None: in this one only.
         undrain: ends it, likewise.
@@ -84,6 +85,7 @@ class Backend:
     operator_keys: Keys | None = None
     behind_serve: bool = False
     behind_haproxy: bool = False
+    has_playground: bool = False
     draining: Draining = field(default_factory=Draining)
     drain: Callable[[], Awaitable[int]] | None = None
     undrain: Callable[[], Awaitable[int]] | None = None

@@ -16,7 +16,7 @@ from serve_app.edits.service import EditService
 from serve_app.errors import StartupError
 from serve_app.ingress.admission import MeteredEditor, ThroughputMeter
 from serve_app.ingress.app import build_app
-from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, require_keys
+from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, is_loopback, require_keys
 from serve_app.ingress.backend import Backend, Draining
 from serve_app.ingress.mcp.calls import CallId, OpenCalls
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
@@ -65,6 +65,7 @@ class Ingress:
             operator_keys=operator_keys,
             behind_serve=True,
             behind_haproxy=is_behind_haproxy(),
+            has_playground=is_loopback(_bound_host()) if settings.playground is None else settings.playground,
             draining=self._draining,
             drain=partial(_sum_of_all, me.app_name, me.deployment, "begin_drain"),
             undrain=partial(_sum_of_all, me.app_name, me.deployment, "end_drain"),

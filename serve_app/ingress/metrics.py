@@ -7,12 +7,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.ingress.dialects import dialect_of, route_path, route_template
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
+from serve_app.ingress.playground import is_page
 from serve_app.serving.metrics import SECONDS
 
 CLIENT_GONE = 499
 """nginx's status for a request whose client disconnected before the response."""
 
-_SERVICE_PATHS = OPEN_PATHS | OPERATOR_PATHS | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+_SERVICE_PATHS = OPEN_PATHS | OPERATOR_PATHS | {"/openapi.json"}
 """Paths that belong to no dialect. RunPod's own `/health` is not one of them."""
 
 
@@ -70,4 +71,4 @@ class MetricsMiddleware:
 
 def _dialect_label(path: str) -> str:
     """The dialect of a route path, or `service` if it belongs to none."""
-    return "service" if path in _SERVICE_PATHS else dialect_of(path).name
+    return "service" if path in _SERVICE_PATHS or is_page(path) else dialect_of(path).name

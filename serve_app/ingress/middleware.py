@@ -12,6 +12,7 @@ from serve_app.ingress.backend import DRAINS, Draining
 from serve_app.ingress.dialects import is_operator_route, is_repeatable_work, is_work, route_path
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
+from serve_app.ingress.playground import is_open_page
 from serve_app.serving.control_headers import DISCONNECT_HEADER, MODEL_HEADER, REQUEST_ID_HEADER, is_sane, spelling
 
 MAX_HEADERS = 100
@@ -102,15 +103,17 @@ class ApiKeys:
 
     Args:
         keys: None: no key is needed. A callable that returns no keys: every request is rejected.
+        has_playground: the playground's pages need no key.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys | None) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys | None, has_playground: bool = False) -> None:
         self._app = app
         self._keys = keys
+        self._has_playground = has_playground
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # There is no WebSocket route, so a scope of another type needs no key.
-        if self._keys is None or scope["type"] != "http" or _is_open(scope):
+        if self._keys is None or scope["type"] != "http" or self._is_open(scope):
             await self._app(scope, receive, send)
             return
         key = matching(self._keys, credentials(Headers(scope=scope)))
@@ -126,9 +129,10 @@ class ApiKeys:
             KEY_NAME.reset(tokens[0])
             CLIENT.reset(tokens[1])
 
-
-def _is_open(scope: Scope) -> bool:
-    return route_path(scope) in OPEN_PATHS or scope.get("state", {}).get("is_operator", False)
+    def _is_open(self, scope: Scope) -> bool:
+        path = route_path(scope)
+        is_open = path in OPEN_PATHS or (self._has_playground and is_open_page(path))
+        return is_open or scope.get("state", {}).get("is_operator", False)
 
 
 class RejectControlHeaders:

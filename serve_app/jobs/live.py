@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serve_app.edits.fairness import rank_of
 from serve_app.edits.job import EXECUTION_TIMEOUT, JobNews, JobRecord, JobSpec, JobState
@@ -22,7 +22,7 @@ class LiveJob:
         deadline: when it must have ended (`Policy.timeout_s`); None: no limit.
         run_until: when its execution must have ended; set at its pick-up.
         outcomes: finished edits by index while the job runs; afterwards only the store has them.
-        progress: the last steps of the other edits.
+        progress: the last steps of the other edits, each with its last preview.
         task: runs the job, once it is its turn.
         limits: the timeouts of the edits that are being drawn.
         expiry: ends the job if it is not picked up in time.
@@ -113,11 +113,21 @@ class StreamCursor:
         return JobNews(
             state,
             {index: outcome for index, outcome in outcomes.items() if index not in self.pictures},
-            {index: step for index, step in progress.items() if self.progress.get(index) != step},
+            {index: self._new(index, step) for index, step in progress.items() if self.progress.get(index) != step},
         )
+
+    def _new(self, index: int, step: Progress) -> Progress:
+        """The step, without a preview that was sent with an earlier one."""
+        sent = self.progress.get(index)
+        return step if sent is None or sent.preview != step.preview else replace(step, preview=None)
 
     def advance(self, news: JobNews) -> None:
         """Mark as received."""
         self.pictures.update(news.outcomes)
-        self.progress.update(news.progress)
+        for index, step in news.progress.items():
+            sent = self.progress.get(index)
+            preview = sent.preview if step.preview is None and sent is not None else step.preview
+            self.progress[index] = replace(step, preview=preview)
         self.has_ended = news.state.final
+        for index in [*self.progress] if self.has_ended else news.outcomes:
+            self.progress.pop(index, None)

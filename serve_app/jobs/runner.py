@@ -196,7 +196,10 @@ class Runner:
             await asyncio.sleep(pause_s)
 
     def _progress(self, job: LiveJob, index: int, progress: Progress) -> None:
-        job.progress[index] = replace(progress, preview=None)
+        before = job.progress.get(index)
+        if progress.preview is None and before is not None:
+            progress = replace(progress, preview=before.preview)
+        job.progress[index] = progress
         if job.waits:
             self._pick_up(job)
         job.notify()

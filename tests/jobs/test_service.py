@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from serve_app.config import JobSettings, SqliteStoreSettings
-from serve_app.edits.job import Job, JobRecord, JobSpec, JobState, Policy
-from serve_app.edits.request import EditRequest, SharedPictures
-from serve_app.edits.service import EditService
+from serve_app.edits.job import Job, JobNews, JobRecord, JobSpec, JobState, Policy
+from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
+from serve_app.edits.service import EditService, OnProgress
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import JobNotFound, Overloaded, ServiceUnavailable
 from serve_app.jobs import runner
+from serve_app.jobs.live import StreamCursor
 from serve_app.jobs.service import JobService
 from serve_app.jobs.stores.sqlite_store import SqliteStore
 from tests.fakes import FakeEditor, picture
@@ -266,5 +267,47 @@ def test_the_record_that_is_returned_is_the_one_that_is_stored(replica: Make) ->
             await service.submit(spec("job"), [(picture(),)])
             returned: JobRecord = await service.wait("job", 5)
             assert await service._stored_record("job") == returned
+
+    asyncio.run(live())
+
+
+def test_each_preview_is_sent_once_even_if_later_steps_came_first() -> None:
+    cursor = StreamCursor()
+
+    def sent(*steps: Progress) -> list[Progress]:
+        news = [cursor.unsent(JobState.IN_PROGRESS, {}, {0: step}) for step in steps]
+        cursor.advance(news[-1])
+        return list(news[-1].progress.values())
+
+    assert sent(Progress(1, 4, b"one")) == [Progress(1, 4, b"one")]
+    assert sent(Progress(1, 4, b"one")) == []
+    assert sent(Progress(2, 4, b"one")) == [Progress(2, 4)]
+    assert sent(Progress(2, 4, b"one")) == []
+    assert sent(Progress(3, 4, b"two")) == [Progress(3, 4, b"two")]
+    cursor.advance(JobNews(JobState.COMPLETED, {}, {}))
+    assert cursor.progress == {}, "previews are not kept after the end"
+
+
+class Previewing(FakeEditor):
+    """Sends a preview and then a step without one, and is never done."""
+
+    async def edit(
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None = None
+    ) -> EditResult:
+        on_progress(Progress(1, 4, b"one"))
+        on_progress(Progress(2, 4))
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_a_preview_is_sent_although_a_later_step_was_reported(replica: Make) -> None:
+    async def live() -> None:
+        async with replica(Previewing()) as service:
+            await service.submit(spec("job"), [(picture(),)])
+            await until_async(lambda: is_running(service))
+            assert (await service.news("job", 0)).progress == {0: Progress(2, 4, b"one")}
+
+    async def is_running(service: Replica) -> bool:
+        return await state(service, "job", 0) is JobState.IN_PROGRESS
 
     asyncio.run(live())

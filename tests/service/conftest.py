@@ -238,12 +238,17 @@ TOY_LIMITS = {"max_side_px": 128, "max_inference_steps": 4, "max_edits_per_reque
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Service:
-    """A service with the shipped tiny weights that requires an API key, with small limits."""
+def toy_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Host:
     folder = tmp_path_factory.mktemp("toy")
     environment = {"CAMERA_EDIT_API_KEYS": f"another, {TOY_KEY}", "CAMERA_EDIT_OPERATOR_KEYS": "operator-key"}
     settings: dict[str, Any] = {"jobs": jobs_of(folder, receiver), "limits": TOY_LIMITS, "shipped": TINY_FILE}
-    return switch_to(host_in(folder, environment=environment, key=TOY_KEY, **settings)).service
+    return switch_to(host_in(folder, environment=environment, key=TOY_KEY, **settings))
+
+
+@pytest.fixture(scope="session")
+def toy(toy_host: Host) -> Service:
+    """A service with the shipped tiny weights that requires an API key, with small limits."""
+    return toy_host.service
 
 
 def on_port(file: Path, port: int, copy: Path) -> Path:

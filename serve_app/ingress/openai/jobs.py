@@ -5,6 +5,7 @@ client, and the repeated request finds the same job.
 """
 
 import uuid
+from dataclasses import replace
 
 from serve_app.config import AppSettings
 from serve_app.edits.job import Job, JobRecord, JobSpec, JobsPort, JobState, Policy
@@ -48,7 +49,8 @@ async def find_or_submit(
     """
     return await admission.find_or_submit(
         f"img-{uuid.uuid4()}",
-        parsed,
+        # Its stream has no previews, since a job's event feed is consumed once.
+        replace(parsed, edits=tuple(replace(each, num_previews=0) for each in parsed.edits)),
         deadline,
         Policy(settings.limits.request_timeout_s),
         settings.jobs.async_retention_s,

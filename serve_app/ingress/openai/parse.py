@@ -8,12 +8,11 @@ from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput, MissingField
 from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.request import OpenAIEdit
-from serve_app.ingress.parsing.fields import MAX_SEED, checked_seed, checked_size, output_format
+from serve_app.ingress.parsing.fields import MAX_PARTIAL_IMAGES, MAX_SEED, checked_seed, checked_size, output_format
 from serve_app.ingress.parsing.validation import checked_prompt, default, echo, within
 from serve_app.ingress.pictures.prepare import ParsedRequest
 
 MAX_VARIANTS = 10
-MAX_PARTIAL_IMAGES = 3
 
 
 def parse_body(body: OpenAIBody, settings: AppSettings) -> ParsedRequest:

@@ -25,6 +25,7 @@ MAX_FIELDS = 100
 MAX_NAME_CHARS = 2048
 """Of texts that are neither prompts nor pictures. The longest of them are URLs of webhooks."""
 MIN_TIMEOUT_S = 0.1
+MAX_PARTIAL_IMAGES = 3
 MAX_ORBIT = 8
 """The adapter knows eight azimuths; an orbit of more views would repeat some."""
 

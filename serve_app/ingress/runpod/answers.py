@@ -61,13 +61,15 @@ class RunPodPicture(BaseModel):
 
 
 class RunPodStep(BaseModel):
-    """How many steps of the picture at `index` are done. `paused`: other edits go first for now."""
+    """How many steps of the picture at `index` are done. `paused`: other edits go first for now. `preview`: the
+    probable result in base64, if `partial_images` requests some and there is a new one."""
 
     type: Literal["progress"] = "progress"
     index: int
     step: int
     num_steps: int
     paused: bool = False
+    preview: str | None = None
 
 
 class RunPodStreamItem(BaseModel):
@@ -152,7 +154,10 @@ def _picture(index: int, outcome: EditOutcome) -> RunPodPicture:
 
 
 def _step(index: int, progress: Progress) -> RunPodStep:
-    return RunPodStep(index=index, step=progress.step, num_steps=progress.num_steps, paused=progress.is_paused)
+    preview = None if progress.preview is None else base64.b64encode(progress.preview).decode("ascii")
+    return RunPodStep(
+        index=index, step=progress.step, num_steps=progress.num_steps, paused=progress.is_paused, preview=preview
+    )
 
 
 def _base64(outcome: EditOutcome) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from serve_app.config import LimitSettings
 from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
-from serve_app.ingress.parsing.fields import checked_seed, checked_size, output_format
+from serve_app.ingress.parsing.fields import MAX_PARTIAL_IMAGES, checked_seed, checked_size, output_format
 from serve_app.ingress.parsing.validation import checked_prompt, default, within
 from serve_app.ingress.pictures.prepare import ParsedRequest, PictureSource
 from serve_app.ingress.runpod.request import RunPodInput
@@ -34,9 +34,12 @@ def parse_input(fields: RunPodInput, limits: LimitSettings, *, low_priority: boo
     width, height, side_fields = _sides(fields, limits)
     quality = within(default(fields.output_quality, 95), 1, 100, "input.output_quality")
     output = output_format(fields.output_format, quality, "input.output_format")
+    num_previews = within(default(fields.partial_images, 0), 0, MAX_PARTIAL_IMAGES, "input.partial_images")
     return ParsedRequest(
         picture_sets=sets,
-        edits=tuple(replace(edit, output=output, low_priority=low_priority) for edit in edits),
+        edits=tuple(
+            replace(edit, output=output, low_priority=low_priority, num_previews=num_previews) for edit in edits
+        ),
         pictures_of=tuple(range(len(sets))) if len(sets) > 1 else (0,) * len(edits),
         width=width,
         height=height,

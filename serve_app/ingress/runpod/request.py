@@ -43,6 +43,9 @@ class RunPodInput(EditFields):
     size: Name = Field(None, description="The same as WIDTHxHEIGHT or WIDTH*HEIGHT; auto: as without width and height.")
     output_format: Name = Field(None, description=f"{listed(FORMATS)}. Default png.")
     output_quality: Whole = Field(None, description="1 to 100, the quality of lossy formats. Default 95.")
+    partial_images: Whole = Field(
+        None, description="Previews of each picture in /stream, 0 to 3, as far as the steps allow. Default 0."
+    )
     # Of RunPod's public endpoint for this model, as @runpod/ai-sdk-provider 1.4 calls it.
     enable_base64_output: Hint = None
     enable_safety_checker: Hint = None

@@ -164,7 +164,9 @@ def read_answer_picture(file: Path) -> Image.Image:
 
 def _wait_for_ctrl_c(url: str, reporter: Reporter) -> None:
     reporter.print_line()
-    reporter.print_line(f"Running at {url} ({url}/docs describes it). Ctrl-C ends it.", style="bold")
+    reporter.print_line(
+        f"Try your own edits at {url}/ in a browser ({url}/docs describes the API). Ctrl-C ends it.", style="bold"
+    )
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

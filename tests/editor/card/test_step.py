@@ -1,7 +1,8 @@
 """Steps of the real model, two blocks deep, with the settings of every shipped file for CUDA.
 
 Eager code runs, also where the file compiles it: compiled code does the same with fewer buffers. For fp8 and int4,
-torchao's subclasses work on fake tensors: weights, scales, the activations' quantization and the matrix product. Without
+torchao's subclasses work on fake tensors: weights, scales, the activations' quantization and the matrix product.
+Without
 torchao, those files' layers keep 16 bits.
 """
 

@@ -549,6 +549,23 @@ def test_a_stream_says_which_picture_is_paused() -> None:
     assert [(step["index"], step["step"], step["paused"]) for step in steps] == [(0, 2, False), (1, 3, True)]
 
 
+def test_a_stream_has_the_previews_that_a_job_asks_for() -> None:
+    news = JobNews(JobState.IN_PROGRESS, {}, {0: Progress(2, 4, b"png"), 1: Progress(2, 4)})
+    steps = [item["output"] for item in stream(news).model_dump(exclude_none=True)["stream"]]
+    assert [step.get("preview") for step in steps] == ["cG5n", None]
+
+
+@pytest.mark.parametrize(("asked", "drawn"), [(None, 0), (0, 0), (3, 3)])
+def test_partial_images_is_the_number_of_previews(app: Harness, asked: int | None, drawn: int) -> None:
+    app.run(**body(partial_images=asked)["input"])
+    assert [request.num_previews for request in app.editor.requests] == [drawn]
+
+
+@pytest.mark.parametrize("asked", [-1, 4, "2", True])
+def test_partial_images_is_checked(app: Harness, asked: object) -> None:
+    assert app.refusal(**body(partial_images=asked)["input"]).startswith("input.partial_images must be ")
+
+
 def test_a_streamed_picture_has_its_timings() -> None:
     outcome = EditOutcome(EditResult(b"png", "image/png", TIMINGS, TOKENS), "x", "x", 42, None)
     (item,) = stream(JobNews(JobState.COMPLETED, {0: outcome}, {})).model_dump()["stream"]

@@ -1,0 +1,100 @@
+import { $ } from "./dom.js";
+
+const TEXTS = ["prompt", "seed", "num_inference_steps", "guidance_scale", "output_format", "width", "height"];
+const NUMBERS = ["seed", "num_inference_steps", "guidance_scale", "width", "height"];
+const DEFAULTS = { guidance_scale: 1, output_format: "png" };
+
+/** The form's fields as they stand; `camera` gives the pose. */
+export function readForm(camera) {
+  return {
+    ...Object.fromEntries(TEXTS.map((name) => [name, $(name).value])),
+    rewrite_prompt: $("rewrite_prompt").checked,
+    views: document.querySelector("input[name=views]:checked").value,
+    use: document.querySelector("input[name=use]:checked").value,
+    pose: camera.pose,
+  };
+}
+
+export function writeForm(settings, camera) {
+  for (const name of TEXTS) $(name).value = settings[name];
+  $("rewrite_prompt").checked = settings.rewrite_prompt && !$("rewrite_prompt").disabled;
+  for (const name of ["views", "use"]) document.querySelector(`input[name=${name}][value="${settings[name]}"]`).checked = true;
+  camera.set(settings.pose);
+}
+
+/** What a text is sent as. One that is no number is sent as it is: the service says what is wrong with it. */
+const numberOf = (text) => (text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text);
+
+/** The requests that the settings make: each a RunPod `input` without its pictures, and the poses that it draws. */
+export function plan(settings, numPictures, poses, maxEdits) {
+  const common = { prompt: settings.prompt };
+  for (const name of [...NUMBERS, "output_format"]) {
+    const value = NUMBERS.includes(name) ? numberOf(settings[name]) : settings[name];
+    if (value !== "" && value !== DEFAULTS[name]) common[name] = value;
+  }
+  if (settings.rewrite_prompt) common.rewrite_prompt = true;
+  const pose = settings.pose;
+  if (settings.views === "all") {
+    const chunks = [];
+    for (let first = 0; first < poses.length; first += maxEdits) chunks.push(poses.slice(first, first + maxEdits));
+    return chunks.map((chunk) => ({ input: { ...common, views: chunk.map(plain) }, poses: chunk.map(plain) }));
+  }
+  if (settings.views !== "one") {
+    const number = Number(settings.views);
+    const { elevation, distance } = pose ?? { elevation: 0, distance: 1 };
+    const around = Array.from({ length: number }, (_, index) => ({ azimuth: (index * 360) / number, elevation, distance }));
+    return [{ input: { ...common, views: `orbit:${number}`, elevation, distance }, poses: around }];
+  }
+  const input = { ...common, ...pose };
+  if (numPictures > 1 && settings.use === "batch") {
+    return [{ input: { ...input, prompt: Array(numPictures).fill(settings.prompt) }, poses: Array(numPictures).fill(pose) }];
+  }
+  return [{ input, poses: [pose] }];
+}
+
+const plain = ({ azimuth, elevation, distance }) => ({ azimuth, elevation, distance });
+
+/** Show an error at the field that it names, or at the button. */
+export function showError(problem, pictures) {
+  clearErrors();
+  const own = problem.field && document.querySelector(`.error[data-field~="${problem.field}"]`);
+  const place = own || $("error-general");
+  place.textContent = problem.message;
+  if (!own) return;
+  const isPicture = place.id === "error-image";
+  const control = isPicture ? $("file") : ($(problem.field) ?? document.querySelector(`input[name=${problem.field}]:checked`));
+  if (isPicture) pictures.tiles.children[problem.index ?? 0]?.classList.add("wrong");
+  control.closest("details")?.setAttribute("open", "");
+  control.setAttribute("aria-invalid", "true");
+  control.focus({ preventScroll: true });
+  place.scrollIntoView({ block: "nearest" });
+}
+
+/** Forget what was wrong with a field that has changed. */
+export function clearError(control) {
+  $("error-general").textContent = "";
+  if (!control.hasAttribute("aria-invalid")) return;
+  control.removeAttribute("aria-invalid");
+  const place = document.getElementById(control.getAttribute("aria-describedby")?.split(" ").at(-1));
+  if (place) place.textContent = "";
+}
+
+export function clearErrors() {
+  for (const place of document.querySelectorAll("#form .error")) place.textContent = "";
+  for (const control of document.querySelectorAll("#form [aria-invalid]")) control.removeAttribute("aria-invalid");
+  for (const tile of document.querySelectorAll(".tile.wrong")) tile.classList.remove("wrong");
+}
+
+/** Say what this service has and what its fields take. */
+export function applySettings(settings) {
+  $("rewrite_prompt").disabled = !settings.rewriter;
+  $("rewrite-hint").textContent = settings.rewriter ? "" : "This service has no rewriter.";
+  const adapters = settings.adapters.map((each) => `${each.name} × ${each.weight}`).join(", ");
+  $("model").textContent = `Model: ${settings.model}${adapters ? `, with the adapters ${adapters}` : ""}.`;
+  $("output_format").replaceChildren(...settings.formats.map((name) => new Option(name)));
+}
+
+export function rollDice() {
+  $("seed").value = String(crypto.getRandomValues(new Uint32Array(1))[0] >>> 1);
+  $("seed").dispatchEvent(new Event("input", { bubbles: true }));
+}

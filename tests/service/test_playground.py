@@ -1,0 +1,337 @@
+"""The web page in Chromium: a first visit with the toy weights, from an API key to an orbit."""
+
+import base64
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+
+from serve_app.edits.camera import CameraPose
+from serve_app.tiny.world import render
+from serve_app.tools.demo.modes import POSE, SCENES, encode_png
+from tests.conftest import ROOT
+from tests.service.conftest import TOY_KEY, Host, Service
+
+CHROMIUM = "/usr/bin/chromium"
+CLIENTS = ROOT / "tests" / "clients"
+DONE_MS = 60_000
+LEFT_FROM_ABOVE = CameraPose(270, 60, 1.0)
+
+_DROP = """([base64, name]) => {
+    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([bytes], name, { type: "image/png" }));
+    const event = (type) => new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true });
+    for (const type of ["dragover", "drop"]) document.getElementById("drop").dispatchEvent(event(type));
+}"""
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    """A toy scene that the weights were not trained on."""
+    return encode_png(Image.fromarray(render(SCENES[0], POSE)))
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """axe-core's script, installed with the JavaScript clients' packages."""
+    done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=CLIENTS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (CLIENTS / "node_modules" / "axe-core" / "axe.min.js").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A visitor's page, and what its console said.
+
+    Attributes:
+        expected: what Chromium itself logs about responses that the test provokes, as a status or an error's name.
+    """
+
+    page: Page
+    service: Service
+    console: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+    expected: tuple[str, ...] = ()
+
+    def open(self, key: str = TOY_KEY) -> None:
+        self.page.goto(f"{self.service.url}/")
+        self.page.fill("#key", key)
+        self.page.click("#key-save")
+        if key == TOY_KEY:
+            expect(self.page.locator("html")).to_have_attribute("data-ready", "true")
+
+    def drop(self, content: bytes, name: str = "own.png") -> None:
+        self.page.evaluate(_DROP, [base64.b64encode(content).decode(), name])
+        expect(self.page.locator(".tile").last).to_have_attribute("title", name)
+
+    def drag(self, handle: str, across: float, up: float) -> None:
+        """Drag a handle of the sphere to a place, in parts of the drawing's width and height."""
+        sphere = self.page.locator("#sphere")
+        sphere.evaluate("node => node.scrollIntoView({ block: 'center' })")
+        area, grip = sphere.bounding_box(), centre(self.page.locator(f".handle.{handle} :not(.focus)"))
+        assert area is not None
+        self.page.mouse.move(*grip)
+        self.page.mouse.down()
+        self.page.mouse.move(area["x"] + across * area["width"], area["y"] + (1 - up) * area["height"], steps=12)
+        self.page.mouse.up()
+
+    def choose_views(self, value: str) -> None:
+        self.page.check(f"input[name=views][value='{value}']")
+
+    def set(self, **fields: str) -> None:
+        self.page.locator("#more").evaluate("more => more.open = true")
+        for name, value in fields.items():
+            self.page.fill(f"#{name}", value)
+
+    def done(self, text: str = "Done") -> None:
+        expect(self.page.locator("#view .state")).to_have_text(text, timeout=DONE_MS)
+
+    def downloaded(self, button: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.click(button)
+        return Path(download.value.path()).read_bytes()
+
+    def violations(self, axe: str) -> list[str]:
+        """What axe-core finds; it runs outside of the page's policy."""
+        self.page.evaluate(axe)
+        found = self.page.evaluate("axe.run()")
+        return [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
+
+
+def centre(locator: Locator) -> tuple[float, float]:
+    box = locator.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+@pytest.fixture
+def visit(browser: Browser, toy: Service) -> Iterator[Visit]:
+    """A new visitor. At the end the console is empty, and no request has left the host."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
+    )
+    visit = Visit(context.new_page(), toy)
+
+    def hear(message: ConsoleMessage) -> None:
+        visit.console.append(message.text)
+
+    visit.page.on("console", hear)
+    visit.page.on("pageerror", lambda error: visit.console.append(str(error)))
+    visit.page.on("request", lambda request: visit.hosts.add(urlsplit(request.url).netloc))
+    yield visit
+    context.close()
+    surprises = [text for text in visit.console if not any(each in text for each in visit.expected)]
+    assert surprises == []
+    assert visit.hosts - {""} == {urlsplit(toy.url).netloc}  # blob: and data: have none
+
+
+def test_a_first_visit(visit: Visit, picture: bytes, axe: str, tmp_path: Path) -> None:
+    page = visit.page
+    visit.open()
+    assert visit.violations(axe) == []
+    expect(page.locator("#words")).to_contain_text("Nothing yet")
+    visit.drop(picture)
+    visit.drag("side", 0.13, 0.48)
+    visit.drag("height", 0.42, 0.9)
+    expect(page.locator("#words")).to_have_text(LEFT_FROM_ABOVE.tokens)
+    expect(page.locator("#azimuth")).to_have_value("270")
+    page.fill("#prompt", "make it night")
+    expect(page.locator("#words")).to_have_text(f"{LEFT_FROM_ABOVE.tokens} make it night")
+    page.click("#start")
+    visit.done()
+    expect(page.locator("#view .caption q")).to_have_text(f"{LEFT_FROM_ABOVE.tokens} make it night")
+    page.locator(".compare input").fill("20")
+    assert page.locator(".compare").evaluate("node => node.style.getPropertyValue('--at')") == "20%"
+    assert visit.violations(axe) == []
+
+    drawn = visit.downloaded("#download")
+    assert Image.open(BytesIO(drawn)).size == (64, 64)
+    page.locator("#request summary").click()
+    for dialect in ("runpod", "openai"):
+        page.select_option("#dialect", dialect)
+        expect(page.locator("#code")).to_contain_text("runsync" if dialect == "runpod" else "images/edits")
+        page.click("#copy")
+        code = page.evaluate("navigator.clipboard.readText()")
+        done = subprocess.run(["sh", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "output-1.png").read_bytes() == drawn, dialect
+        (tmp_path / "output-1.png").unlink()
+
+    page.reload()
+    visit.done()
+    expect(page.locator("#runs li")).to_have_count(1)
+    assert visit.downloaded("#download") == drawn
+    page.click("#same-settings")
+    expect(page.locator("#words")).to_have_text(f"{LEFT_FROM_ABOVE.tokens} make it night")
+    page.click("#clear")
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("data-ready", "true")
+    expect(page.locator("#runs li")).to_have_count(0)
+
+
+def test_an_orbit_fills_and_becomes_a_turntable(visit: Visit, picture: bytes, axe: str) -> None:
+    page = visit.page
+    visit.open()
+    visit.drop(picture)
+    page.select_option("#elevation", "30")
+    visit.choose_views("8")
+    expect(page.locator("#words")).to_contain_text("and 7 other views")
+    page.click("#start")
+    expect(page.locator(".cell")).to_have_count(8)
+    visit.done("8 pictures")
+    table = page.get_by_role("slider", name="Turntable")
+    expect(table).to_have_attribute("aria-valuetext", CameraPose(0, 30, 1.0).tokens)
+    assert visit.violations(axe) == []
+    table.press("ArrowRight")
+    expect(table).to_have_attribute("aria-valuetext", CameraPose(45, 30, 1.0).tokens)
+    x, y = centre(table)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 80, y, steps=8)
+    page.mouse.up()
+    expect(table).to_have_attribute("aria-valuetext", CameraPose(315, 30, 1.0).tokens)
+    with zipfile.ZipFile(BytesIO(visit.downloaded("#download-all"))) as archive:
+        assert archive.testzip() is None
+        assert len(archive.namelist()) == 8
+    animation = Image.open(BytesIO(visit.downloaded("#download-orbit")))
+    assert (animation.format, getattr(animation, "n_frames", 1)) == ("WEBP", 8)
+
+
+def test_an_edit_is_cancelled(visit: Visit, picture: bytes) -> None:
+    page = visit.page
+    visit.open()
+    visit.drop(picture)
+    visit.choose_views("8")
+    visit.set(width="128", height="128")
+    with page.expect_response("**/run") as accepted:
+        page.click("#start")
+    job = accepted.value.json()["id"]
+    with page.expect_response("**/cancel/*") as cancelled:
+        page.click("#cancel")
+    assert cancelled.value.json() == {"id": job, "status": "CANCELLED"}
+    expect(page.locator("#view .state")).to_contain_text("Cancelled")
+    answer = requests.get(f"{visit.service.url}/status/{job}", headers=visit.service.headers, timeout=30)
+    assert answer.json()["status"] == "CANCELLED"
+
+
+def test_errors_stand_at_their_fields_in_the_apis_words(visit: Visit, picture: bytes, axe: str) -> None:
+    page = visit.page
+    visit.expected = ("400 (Bad Request)",)
+    visit.open()
+    visit.drop(picture, "good.png")
+    visit.drop(b"no picture at all", "broken.png")
+    page.fill("#prompt", "make it night")
+    page.click("#start")
+    expect(page.locator("#error-image")).to_contain_text("input.images[1]")
+    expect(page.locator(".tile.wrong")).to_have_attribute("title", "broken.png")
+    page.get_by_label("Remove picture 2").click()
+    expect(page.locator("#error-image")).to_be_empty()
+    visit.set(seed="abc")
+    page.click("#start")
+    expect(page.locator("#error-seed")).to_have_text("input.seed must be a whole number, got 'abc'.")
+    expect(page.locator("#seed")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#seed")).to_be_focused()
+    assert visit.violations(axe) == []
+    visit.set(seed="7")
+    expect(page.locator("#error-seed")).to_be_empty()
+
+
+def test_a_wrong_key_is_asked_for_again(visit: Visit) -> None:
+    page = visit.page
+    visit.expected = ("401 (Unauthorized)",)
+    visit.open("wrong")
+    expect(page.locator("#error-key")).to_contain_text("The API key is missing or wrong.")
+    page.fill("#key", TOY_KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("html")).to_have_attribute("data-ready", "true")
+    expect(page.locator("#model")).to_contain_text("lightning")
+    page.reload()
+    expect(page.locator("#model")).to_contain_text("lightning")
+    expect(page.locator("#key-dialog")).to_be_hidden()
+
+
+def test_with_the_keyboard_alone(visit: Visit) -> None:
+    page = visit.page
+
+    def tab_to(selector: str) -> None:
+        for _ in range(60):
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+            page.keyboard.press("Tab")
+        pytest.fail(f"{selector} is not reached")
+
+    page.goto(f"{visit.service.url}/")
+    expect(page.locator("#key")).to_be_focused()
+    page.keyboard.type(f"{TOY_KEY}\n")
+    expect(page.locator("html")).to_have_attribute("data-ready", "true")
+    tab_to(".example")
+    page.keyboard.press("Enter")
+    expect(page.locator(".tile")).to_have_count(1)
+    tab_to(".handle.side")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    tab_to(".handle.height")
+    page.keyboard.press("End")
+    expect(page.locator("#words")).to_have_text(LEFT_FROM_ABOVE.tokens)
+    page.keyboard.press("Control+Enter")
+    visit.done()
+    tab_to("#download")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen(visit: Visit, picture: bytes, axe: str, scheme: str) -> None:
+    visit.page.set_viewport_size({"width": 360, "height": 740})
+    visit.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    visit.open()
+    visit.drop(picture)
+    visit.set()
+    visit.page.locator("#request summary").click()
+    expect(visit.page.locator("#code")).to_contain_text("curl")
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 360
+    assert visit.violations(axe) == []
+
+
+def test_the_reference_works_offline(visit: Visit, axe: str) -> None:
+    page = visit.page
+    visit.open()
+    page.get_by_role("link", name="API reference").click()
+    expect(page.locator(".route")).not_to_have_count(0)
+    expect(page.get_by_role("heading", name="POST /runsync")).to_be_visible()
+    expect(page.get_by_role("heading", name="POST /v1/images/edits")).to_be_visible()
+    assert visit.violations(axe) == []
+    page.fill("#filter", "purge")
+    expect(page.locator(".route:visible")).to_have_count(1)
+
+
+def test_jobs_resume_when_the_service_returns(visit: Visit, picture: bytes, toy_host: Host) -> None:
+    """The last test of this file: it restarts the service."""
+    page = visit.page
+    visit.expected = ("net::ERR_", "503 (Service Unavailable)", "404 (Not Found)", "500 (Internal Server Error)")
+    visit.open()
+    visit.drop(picture)
+    visit.choose_views("8")
+    visit.set(width="128", height="128")
+    with page.expect_response("**/run"):
+        page.click("#start")
+    toy_host.stop()
+    expect(page.locator("#service")).to_contain_text("Connection lost", timeout=DONE_MS)
+    toy_host.start()
+    visit.done("8 pictures")
+    expect(page.locator("#service")).to_be_empty()
