@@ -2,8 +2,7 @@
 
 Eager code runs, also where the file compiles it: compiled code does the same with fewer buffers. For fp8 and int4,
 torchao's subclasses work on fake tensors: weights, scales, the activations' quantization and the matrix product.
-Without
-torchao, those files' layers keep 16 bits.
+Without torchao, those files' layers keep 16 bits.
 """
 
 import inspect
