@@ -69,7 +69,8 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
   try {
     answer = JSON.parse(text);
   } catch {
-    throw new ApiError(response.status < 400 ? 502 : response.status, `The answer is no JSON: ${text.slice(0, 80)}`);
+    // Serve's own proxy answers so while the service restarts, with 404, too.
+    throw new ApiError([401, 403, 413].includes(response.status) ? response.status : 502, `The answer is no JSON: ${text.slice(0, 80)}`);
   }
   if (response.ok) return answer;
   const message = typeof answer.error === "string" ? answer.error : (answer.error?.message ?? `HTTP ${response.status}`);

@@ -18,7 +18,7 @@ from serve_app.edits.camera import CameraPose
 from serve_app.tiny.world import render
 from serve_app.tools.demo.modes import POSE, SCENES, encode_png
 from tests.conftest import ROOT
-from tests.service.conftest import TOY_KEY, Host, Service
+from tests.service.conftest import TOY_KEY, Service
 
 CHROMIUM = "/usr/bin/chromium"
 CLIENTS = ROOT / "tests" / "clients"
@@ -320,18 +320,20 @@ def test_the_reference_works_offline(visit: Visit, axe: str) -> None:
     expect(page.locator(".route:visible")).to_have_count(1)
 
 
-def test_jobs_resume_when_the_service_returns(visit: Visit, picture: bytes, toy_host: Host) -> None:
-    """The last test of this file: it restarts the service."""
-    page = visit.page
-    visit.expected = ("net::ERR_", "503 (Service Unavailable)", "404 (Not Found)", "500 (Internal Server Error)")
+def test_jobs_resume_when_the_service_returns(visit: Visit, picture: bytes) -> None:
+    """The page's requests fail first as without a service, then as at Serve's proxy without an application."""
+    page, polls = visit.page, "**/stream/**"
+    visit.expected = ("net::ERR_", "404 (Not Found)")
     visit.open()
     visit.drop(picture)
     visit.choose_views("8")
     visit.set(width="128", height="128")
-    with page.expect_response("**/run"):
-        page.click("#start")
-    toy_host.stop()
+    page.route(polls, lambda route: route.abort())
+    page.click("#start")
     expect(page.locator("#service")).to_contain_text("Connection lost", timeout=DONE_MS)
-    toy_host.start()
+    page.unroute(polls)
+    page.route(polls, lambda route: route.fulfill(status=404, body="Path '/v2' not found."))
+    expect(page.locator("#service")).to_contain_text("no JSON", timeout=DONE_MS)
+    page.unroute(polls)
     visit.done("8 pictures")
     expect(page.locator("#service")).to_be_empty()
