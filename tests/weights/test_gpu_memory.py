@@ -12,11 +12,11 @@ from typing import NoReturn
 import pytest
 import ray
 import torch
-from diffusers import QwenImageEditPlusPipeline
 from transformers import AutoProcessor
 
 from serve_app.config import AppSettings
 from serve_app.editor.deployment import Editor
+from serve_app.editor.loading import load
 from serve_app.errors import CheckpointError, ConfigError
 from serve_app.rewriter.deployment import Rewriter
 from serve_app.tools.check import check_file
@@ -63,7 +63,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=TOTAL_BYTES))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", gpu.limit)
-    monkeypatch.setattr(QwenImageEditPlusPipeline, "from_pretrained", gpu.load)
+    monkeypatch.setattr(load, "stream_transformer", gpu.load)
     monkeypatch.setattr(AutoProcessor, "from_pretrained", gpu.load)
     assigned = lambda: {"CPU": 1.0} if gpu.share is None else {"CPU": 1.0, "GPU": gpu.share}  # noqa: E731
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_assigned_resources=assigned))
