@@ -1,5 +1,6 @@
 """Pytest hooks for all tests, and the settings of configs/random-cpu.yaml as a fixture."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> UnitScheduling:
     return UnitScheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment made in this process joins the package's logger to Serve's, but `caplog` reads the root's."""
+    monkeypatch.setattr(logging.getLogger("serve_app"), "propagate", True)
 
 
 @pytest.fixture(scope="session")
