@@ -424,3 +424,9 @@ class AppSettings(Settings):
     def rewriter_device(self) -> Device | None:
         """Where the Rewriter deployment runs; None: there is no such deployment."""
         return None if self.rewriter is None or self.rewriter.source is None else self.rewriter.device
+
+    @property
+    def gpu_deployments(self) -> list[str]:
+        """The names of the deployments that run on a GPU."""
+        devices = {"Editor": self.editor.device, "Rewriter": self.rewriter_device}
+        return [name for name, device in devices.items() if device == "cuda"]

@@ -33,7 +33,7 @@ def require_gpus(settings: AppSettings) -> None:
     Raises:
         NoGpuError: there is none and none can come. A `serve run` that waits on this node is ended, too.
     """
-    needing = _needing(settings)
+    needing = settings.gpu_deployments
     if not needing or ray.cluster_resources().get("GPU", 0) >= 1:
         return
     lack = f"{' and '.join(needing)} {'need' if len(needing) > 1 else 'needs'} a GPU and this cluster has none"
@@ -48,11 +48,6 @@ def require_gpus(settings: AppSettings) -> None:
     logger.error(message)
     end_serve_run()
     raise NoGpuError(message)
-
-
-def _needing(settings: AppSettings) -> list[str]:
-    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter_device}
-    return [name for name, device in devices.items() if device == "cuda"]
 
 
 def _reason_to_wait(settings: AppSettings) -> str | None:

@@ -12,9 +12,7 @@ def make_plans(settings: AppSettings, num_gpus: Mapping[str, float]) -> tuple[Gp
     Args:
         num_gpus: by deployment name. A replica with more than 1 still uses one card.
     """
-    devices = {"Editor": settings.editor.device, "Rewriter": settings.rewriter_device}
-    on_gpu = [name for name, device in devices.items() if device == "cuda"]
-    if not on_gpu:
+    if not settings.gpu_deployments:
         return ()
     # Imported here: torch and the model libraries take seconds, which a file without a GPU does not need.
     from serve_app.tools.check.memory import editor_rows, rewriter_rows
@@ -23,7 +21,7 @@ def make_plans(settings: AppSettings, num_gpus: Mapping[str, float]) -> tuple[Gp
     savings = {"Editor": _editor_savings, "Rewriter": _rewriter_savings}
     return tuple(
         GpuPlan(name, rows[name](settings), settings.card, min(1.0, num_gpus[name]), tuple(savings[name](settings)))
-        for name in on_gpu
+        for name in settings.gpu_deployments
     )
 
 

@@ -7,7 +7,7 @@ from serve_app.config import TINY_FILE, AppSettings, RedisStoreSettings
 from serve_app.tools.check import ServeFile
 from serve_app.tools.check.plan import GpuPlan
 from serve_app.tools.doctor.finding import Finding
-from serve_app.tools.doctor.gpu import check_driver, check_gpus, check_torch, needs_gpu
+from serve_app.tools.doctor.gpu import check_driver, check_gpus, check_torch
 from serve_app.tools.doctor.installed import check_packages, pinned
 from serve_app.tools.doctor.machine import Machine
 from serve_app.tools.doctor.resources import check_folder, check_memory, check_shm, folders
@@ -25,7 +25,7 @@ def examine_machine(file: Path | None, machine: Machine, deep: bool = False) -> 
     finding, serve_file = check_serve_file(TINY_FILE if file is None else file)
     yield finding
     settings = () if serve_file is None else serve_file.settings
-    is_gpu_needed = any(map(needs_gpu, settings))
+    is_gpu_needed = any(each.gpu_deployments for each in settings)
     yield check_torch(machine.torch, is_gpu_needed)
     yield check_driver(machine, is_gpu_needed)
     yield check_memory(machine.memory_bytes, settings)

@@ -16,10 +16,6 @@ _FP8_CAPABILITY, _FA3_CAPABILITY = 8.9, 9.0
 _ELSEWHERE = "run the service on a machine with an NVIDIA GPU, or without one: camera-edit run configs/tiny-cpu.yaml"
 
 
-def needs_gpu(settings: AppSettings) -> bool:
-    return "cuda" in (settings.editor.device, settings.rewriter_device)
-
-
 def check_torch(build: TorchBuild, is_gpu_needed: bool) -> Finding:
     kind = "CPUs only" if build.cuda is None else f"CUDA {build.cuda}"
     if build.cuda is None and is_gpu_needed:
