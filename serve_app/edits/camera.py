@@ -75,6 +75,11 @@ def snap(azimuth: float | None, elevation: float | None, distance: float | None)
     )
 
 
+def orbit_azimuths(num_views: int) -> list[float]:
+    """Degrees of so many views all around the subject, at equal distances, beginning in front."""
+    return [index * 360.0 / num_views for index in range(num_views)]
+
+
 def _nearest_on_circle(azimuth: float) -> int:
     def gap(listed: int) -> float:
         around = abs(azimuth - listed) % 360.0

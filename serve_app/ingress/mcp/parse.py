@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from serve_app.config import AppSettings, LimitSettings
-from serve_app.edits.camera import CameraPose, snap
+from serve_app.edits.camera import CameraPose, orbit_azimuths, snap
 from serve_app.errors import InvalidInput, MissingField
 from serve_app.ingress.mcp.request import EditImage, MoveCamera, Orbit, ToolFields
 from serve_app.ingress.parsing.fields import MAX_ORBIT, checked_seed, checked_size, output_format
@@ -70,4 +70,4 @@ def _cameras(fields: Tool, limits: LimitSettings) -> Sequence[CameraPose | None]
         return (pose,)
     most = min(MAX_ORBIT, limits.max_edits_per_request)
     num_views = within(default(fields.num_views, most), 1, most, "num_views")
-    return [snap(index * 360.0 / num_views, fields.elevation, fields.distance) for index in range(num_views)]
+    return [snap(azimuth, fields.elevation, fields.distance) for azimuth in orbit_azimuths(num_views)]

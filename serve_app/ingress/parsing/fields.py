@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from serve_app.config import LimitSettings
-from serve_app.edits.camera import CameraPose, snap
+from serve_app.edits.camera import CameraPose, orbit_azimuths, snap
 from serve_app.edits.images import ENCODER_OPTIONS
 from serve_app.edits.request import EditOptions, OutputFormat, Sampling
 from serve_app.errors import InvalidInput, listed
@@ -246,8 +246,7 @@ def _views(value: object) -> object:
     orbit = _ORBIT.fullmatch(value) if isinstance(value, str) else None
     if orbit is None:
         raise wrong(f'a list of camera poses, "orbit" or "orbit:N" with N from 1 to {MAX_ORBIT}', value)
-    num_views = int(orbit[1] or MAX_ORBIT)
-    return [{"azimuth": index * 360.0 / num_views} for index in range(num_views)]
+    return [{"azimuth": azimuth} for azimuth in orbit_azimuths(int(orbit[1] or MAX_ORBIT))]
 
 
 _VIEWS_SCHEMA: dict[str, Any] = {

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.edits.camera import orbit_azimuths
 from serve_app.errors import UsageError
 from serve_app.tools.edit.arguments import EditArguments
 from serve_app.tools.edit.inputs import Source, find_sources
@@ -99,7 +100,7 @@ def _poses(arguments: EditArguments) -> list[dict[str, float]]:
     if arguments.orbit is not None:
         if azimuths:
             raise UsageError("--azimuth cannot be combined with --orbit: each view has its own.")
-        azimuths = [index * 360.0 / arguments.orbit for index in range(arguments.orbit)]
+        azimuths = orbit_azimuths(arguments.orbit)
     given = {"elevation": arguments.elevation, "distance": arguments.distance, "azimuth": azimuths}
     axes = [[(name, value) for value in dict.fromkeys(values)] for name, values in given.items() if values]
     return [dict(combination) for combination in itertools.product(*axes)]
