@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from serve_app.edits.request import EditOutcome
 from serve_app.errors import Overloaded
 
 MAX_OUTGOING_BYTES = 256 * 2**20
@@ -22,6 +23,11 @@ COUNTED_BYTES = 64 * 2**10
 """Responses and events below this size are not counted."""
 
 _MIB = 2**20
+
+
+def num_base64_bytes(outcomes: Iterable[EditOutcome]) -> int:
+    """The size of these pictures in base64, without padding."""
+    return sum(-(-len(outcome.result.data) * 4 // 3) for outcome in outcomes)
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from cachetools import TTLCache
 from serve_app.edits.job import Job, JobsPort
 from serve_app.errors import Overloaded
 from serve_app.ingress.auth import CLIENT
-from serve_app.ingress.limits.budget import OUTGOING_WAIT_S, RESPONSE_BYTES
+from serve_app.ingress.limits.budget import OUTGOING_WAIT_S, RESPONSE_BYTES, num_base64_bytes
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class JobBodies:
 
     async def job(self, job_id: str) -> Job:
         """A COMPLETED job with its outcomes, for a stream; the bytes of its events are reserved. Errors as `body`."""
-        return await self._share((job_id,), lambda: self._jobs.read(job_id), _num_event_bytes)
+        return await self._share((job_id,), lambda: self._jobs.read(job_id), lambda job: num_base64_bytes(job.outcomes))
 
     async def _body(self, key: Hashable, job_id: str, render: Callable[[Job], bytes]) -> bytes:
         body = self._cache.get(key)
@@ -115,7 +115,3 @@ class JobBodies:
             yield
         finally:
             places.release()
-
-
-def _num_event_bytes(job: Job) -> int:
-    return sum(-(-len(outcome.result.data) * 4 // 3) for outcome in job.outcomes)

@@ -12,7 +12,7 @@ from serve_app.edits.request import EditOutcome, EditRequest, Progress, SharedPi
 from serve_app.edits.service import Deadline, all_or_none
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.limits.budget import RESPONSE_BYTES
+from serve_app.ingress.limits.budget import RESPONSE_BYTES, num_base64_bytes
 from serve_app.ingress.mcp.answers import McpAdapters, McpPictures, adapters_result, pictures_result
 from serve_app.ingress.mcp.parse import parse_tool
 from serve_app.ingress.mcp.request import EditImage, ListAdapters, MoveCamera, Orbit
@@ -76,7 +76,7 @@ async def call_tool(
         pictures = backend.share(prepared.pictures[0])
         outcomes = await _draw(backend, prepared.edits, pictures, deadline, report)
     # Here rather than when the response is sent, since a stream that has begun cannot become an error.
-    await RESPONSE_BYTES.get().reserve(sum(-(-len(each.result.data) * 4 // 3) for each in outcomes))
+    await RESPONSE_BYTES.get().reserve(num_base64_bytes(outcomes))
     # Off the event loop, since encoding pictures in base64 takes time.
     return await asyncio.to_thread(pictures_result, prepared.edits, outcomes)
 
