@@ -4,7 +4,6 @@ A loader that skips unknown tensors silently gives a weaker model, and one that 
 tensor of a file must match a module, and every module must have both factors. `fuse.py` checks what was fused.
 """
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from torch import nn
 
 from serve_app.config import LoraSettings
 from serve_app.errors import LoraAuditError
+from serve_app.weights.files import sha256_of
 
 Role = Literal["down", "up", "alpha"]
 
@@ -84,8 +84,7 @@ def audit_file(path: Path, transformer: nn.Module, settings: LoraSettings) -> Ad
 def _require_digest(path: Path, settings: LoraSettings) -> None:
     if settings.sha256 is None or not path.is_file():
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(path)
     if found != settings.sha256:
         raise LoraAuditError(
             f"The LoRA file {path} has the SHA-256 {found}, editor.loras says {settings.sha256}: it is damaged, or "

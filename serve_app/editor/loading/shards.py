@@ -6,7 +6,6 @@ so that a model larger than the host's memory can be loaded.
 
 import json
 import os
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from serve_app.errors import CheckpointError
+from serve_app.weights.files import read_header
 
 _NAME = "diffusion_pytorch_model.safetensors"
 _MAX_LISTED = 5
@@ -78,13 +78,9 @@ class _Place:
 
 
 def _places(path: Path) -> dict[str, _Place]:
-    """By a valid safetensors file's header: its length in 8 bytes, then JSON with offsets from the header's end."""
-    with path.open("rb") as file:
-        (header_bytes,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(header_bytes))
-    header.pop("__metadata__", None)
+    header, first = read_header(path)
     offsets = {name: entry["data_offsets"] for name, entry in header.items()}
-    return {name: _Place(path, 8 + header_bytes + start, end - start) for name, (start, end) in offsets.items()}
+    return {name: _Place(path, first + start, end - start) for name, (start, end) in offsets.items()}
 
 
 def _file_names(folder: Path) -> list[str]:

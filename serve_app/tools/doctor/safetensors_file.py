@@ -1,12 +1,9 @@
-"""Checks a safetensors file by its header, and by its checksum."""
+"""Checks a safetensors file by its header, and finds the checksum that it should have."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
+from serve_app.weights.files import read_header
 
 
 @dataclass(frozen=True)
@@ -22,17 +19,12 @@ class Contents:
 
 def read_contents(path: Path) -> Contents | None:
     """What the header promises; None if there is no valid header."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if length > _MAX_HEADER_BYTES:
-            return None
-        header = file.read(length)
     try:
-        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
-        tensor_bytes = max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        header, first = read_header(path)
+        tensor_bytes = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError):
         return None
-    return Contents(_LENGTH_BYTES + length + tensor_bytes, tensor_bytes)
+    return Contents(first + tensor_bytes, tensor_bytes)
 
 
 def size_problem(path: Path) -> str | None:
@@ -43,12 +35,6 @@ def size_problem(path: Path) -> str | None:
     if actual < contents.file_bytes:
         return f"is truncated: {actual} of {contents.file_bytes} bytes"
     return f"is damaged: {actual} bytes instead of {contents.file_bytes}" if actual > contents.file_bytes else None
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def recorded_sha256(folder: Path, file: str) -> str | None:

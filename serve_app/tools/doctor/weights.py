@@ -11,8 +11,9 @@ from serve_app.tools.check.plan import GB
 from serve_app.tools.doctor.finding import Finding
 from serve_app.tools.doctor.hub import access_problem, cached_folder
 from serve_app.tools.doctor.machine import Hub
-from serve_app.tools.doctor.safetensors_file import hash_file, read_contents, recorded_sha256, size_problem
+from serve_app.tools.doctor.safetensors_file import read_contents, recorded_sha256, size_problem
 from serve_app.tools.doctor.shipped import Shipped, find_shipped
+from serve_app.weights.files import sha256_of
 from serve_app.weights.locate import RANDOM_PREFIX, TOY_PREFIX, locate
 
 EDIT_MODEL_PARTS = ("transformer", "vae", "text_encoder")
@@ -205,7 +206,7 @@ def _checksums(weights: Weights, folder: Path, present: Iterable[str], deep: boo
 
 def _mismatched(folder: Path, sums: dict[str, str]) -> Iterator[Fault]:
     for file, wanted in sums.items():
-        actual = hash_file(folder / file)
+        actual = sha256_of(folder / file)
         if actual != wanted:
             yield Fault(file, f"has the SHA-256 {actual} instead of {wanted}")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from serve_app.errors import UsageError
+from serve_app.weights.files import sha256_of
 
 RECORD_NAME = ".camera-edit.jsonl"
 _PART = ".camera-edit-part"
@@ -64,7 +65,7 @@ class Record:
     def holds(self, file: Path, key: str) -> bool:
         """Whether the file is there, unchanged, and was made with this key."""
         recorded = self._made.get(file.name)
-        return recorded is not None and recorded[0] == key and file.is_file() and recorded[1] == _sha256(file)
+        return recorded is not None and recorded[0] == key and file.is_file() and recorded[1] == sha256_of(file)
 
     def key_to_send(self, key: str) -> str:
         """The Idempotency-Key for the next request: a job that ended without a picture would only be found again."""
@@ -103,8 +104,3 @@ class Record:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
