@@ -21,16 +21,19 @@ PROCESS_BYTES = 4_000_000_000  # Python, torch with CUDA's libraries, and pictur
 
 def host_rows(settings: AppSettings) -> tuple[Row, ...]:
     """What one replica of the editor takes; the last row does while it loads only."""
-    editor = settings.editor
+    model = find_edit_model(settings.editor.base)
+    loading = Row("while loading", None if model is None else loading_bytes(model.transformer))
+    return Row("process (estimated)", PROCESS_BYTES), *kept_rows(settings.editor), loading
+
+
+def kept_rows(editor: EditorSettings) -> Iterator[Row]:
+    """The weights that stay on the host."""
     model = find_edit_model(editor.base)
     dtype: torch.dtype = getattr(torch, editor.dtype)
-    rows = [Row("process (estimated)", PROCESS_BYTES)]
     if editor.text_encoder_device == "cpu":
-        rows.append(Row("text encoder weights", None if model is None else weight_bytes(model.text_encoder, dtype)))
+        yield Row("text encoder weights", None if model is None else weight_bytes(model.text_encoder, dtype))
     if editor.adaln_tables:
-        rows.append(Row("modulation weights", None if model is None else modulation_bytes(model.transformer, editor)))
-    rows.append(Row("while loading", None if model is None else loading_bytes(model.transformer)))
-    return tuple(rows)
+        yield Row("modulation weights", None if model is None else modulation_bytes(model.transformer, editor))
 
 
 def modulation_bytes(transformer: QwenImageTransformer2DModel, editor: EditorSettings) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray._common.utils import get_default_ray_temp_dir
 
-from serve_app.config import AppSettings, SqliteStoreSettings
+from serve_app.config import AppSettings, EditorSettings, SqliteStoreSettings
 from serve_app.tiny.checkpoint import CACHE_VARIABLE, _cache_root
 from serve_app.tools.check.plan import GB
 from serve_app.tools.doctor.finding import Finding
@@ -19,8 +19,8 @@ from serve_app.weights.locate import RANDOM_PREFIX
 SERVICE_BYTES = 4 * GB
 """Of memory, for Ray's processes and the replicas without their weights."""
 
-TEXT_ENCODER_BYTES = 16.6 * GB
-"""Of memory, for the weights of the base model's text encoder."""
+UNKNOWN_BYTES = 16.6 * GB
+"""Of memory, for weights on the host whose model is unknown: as Qwen-Image-Edit-2511's text encoder."""
 
 MARGIN_BYTES = 2 * GB
 """Free disk space that a folder needs beyond what is downloaded into it."""
@@ -46,13 +46,22 @@ class Folder:
 
 
 def check_memory(available_bytes: int, settings: tuple[AppSettings, ...]) -> Finding:
-    on_cpu = [each for each in settings if each.editor.text_encoder_device == "cpu"]
-    needed = SERVICE_BYTES + len(on_cpu) * TEXT_ENCODER_BYTES
+    """The memory that is free against what one replica of each editor keeps in it."""
+    needed = SERVICE_BYTES + sum(_kept_bytes(each.editor) for each in settings)
     message = f"{_gb(available_bytes)} available, at least {_gb(needed)} needed"
     if available_bytes >= needed:
         return Finding("memory", message)
     fix = "stop other programs (`ps aux --sort=-rss | head` lists the largest), or raise the container's limit"
     return Finding("memory", message, fix)
+
+
+def _kept_bytes(editor: EditorSettings) -> float:
+    if editor.text_encoder_device != "cpu" and not editor.adaln_tables:
+        return 0
+    # Imported here, as in check/file.py.
+    from serve_app.tools.check.host import kept_rows
+
+    return sum(UNKNOWN_BYTES if row.num_bytes is None else row.num_bytes for row in kept_rows(editor))
 
 
 def check_shm(machine: Machine) -> Finding:

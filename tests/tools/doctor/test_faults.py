@@ -11,9 +11,12 @@ import pytest
 from ray._common.utils import get_ray_address_file
 
 from serve_app.config import RANDOM_FILE
+from serve_app.tools.check import check_file
 from serve_app.tools.doctor.finding import Finding
 from serve_app.tools.doctor.machine import DiskSpace, Gpu, TorchBuild, read_gpus
+from serve_app.tools.doctor.resources import check_memory
 from serve_app.weights.locate import TOY_FOLDER
+from tests.conftest import ROOT
 from tests.processes import free_port, redis_server
 from tests.tools.doctor.machines import GB, H100, machine, on_gpu, problems, serve_file
 
@@ -85,6 +88,14 @@ def test_no_disk_space(free: int, total: int, tmp_path: Path) -> None:
 def test_little_memory(tmp_path: Path) -> None:
     check, _, fix = only(problems(serve_file(tmp_path), machine(tmp_path, memory_bytes=2 * GB)))
     assert (check, "container's limit" in fix) == ("memory", True)
+
+
+def test_weights_that_stay_on_the_host_need_memory(tmp_path: Path) -> None:
+    """The plan of `camera-edit check`: a text encoder of 16.6 GB, and 13.6 GB of modulation weights beside tables."""
+    file = ROOT / "configs" / "gpu-1x24gb.yaml"
+    (settings,) = check_file(file).settings
+    assert not check_memory(34 * GB, (settings,)).ok
+    assert check_memory(35 * GB, (settings,)).ok
 
 
 def test_a_small_dev_shm(tmp_path: Path) -> None:
