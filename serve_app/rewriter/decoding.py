@@ -56,7 +56,7 @@ class GreedyDecoder:
         computed = model(input_ids=torch.tensor([prefix], device=model.device), use_cache=True).past_key_values
         self._layers = [(layer.keys, layer.values) for layer in computed.layers]
         ends = model.generation_config.eos_token_id
-        self._ends = torch.tensor(ends, device=model.device).flatten()
+        self._ends = set(ends if isinstance(ends, list) else [ends])
 
     @torch.inference_mode()
     def answers(
@@ -66,19 +66,19 @@ class GreedyDecoder:
 
         Args:
             prompts: from the processor, on the CPU: tensors of shape (1, tokens), but for the pictures'.
-            has_ended: tells after each token which answers end there.
+            has_ended: returns, after each token, which answers end there.
         """
         state = self._prefilled(prompts, max_new_tokens)
-        is_open = torch.ones(len(prompts), dtype=torch.bool, device=self._model.device)
+        is_open = [True] * len(prompts)
         answers: list[list[int]] = [[] for _ in prompts]
         for number in range(max_new_tokens):
             tokens = state.logits.argmax(-1)
-            is_open &= ~torch.isin(tokens, self._ends)
-            for answer, token, is_added in zip(answers, tokens.tolist(), is_open.tolist(), strict=True):
-                if is_added:
-                    answer.append(token)
-            is_open &= ~torch.tensor(list(has_ended()), device=is_open.device)
-            if number + 1 == max_new_tokens or not is_open.any():
+            for row, token in enumerate(tokens.tolist()):  # waits for the device, once for each token
+                is_open[row] = is_open[row] and token not in self._ends
+                if is_open[row]:
+                    answers[row].append(token)
+            is_open = [each and not ends for each, ends in zip(is_open, has_ended(), strict=True)]
+            if number + 1 == max_new_tokens or not any(is_open):
                 break
             self._step(state, tokens)
         return answers
