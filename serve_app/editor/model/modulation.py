@@ -81,7 +81,7 @@ class TableModulation:
         timesteps: those of the initial rows.
         device: holds the tables; the transformer will run there.
         max_extra_rows: additional rows to keep; beyond that, all additional rows are dropped.
-        blocks: the transformer's. An iterator may load each one when it is asked for.
+        blocks: the transformer's. An iterator may load each block when it yields it.
     """
 
     def __init__(
