@@ -1,4 +1,4 @@
-"""Which service the command calls, and with which API key."""
+"""Which service `camera-edit edit` and `mcp` call, and with which API key."""
 
 import os
 import tomllib
@@ -9,12 +9,11 @@ from pathlib import Path
 import httpx2
 
 from serve_app.errors import ServiceUnavailable, UsageError
+from serve_app.ingress.auth import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE, KEY_VARIABLE = "CAMERA_EDIT_URL", "CAMERA_EDIT_API_KEY"
 CONNECT_S = 10.0
-
-_LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Connection:
         """Options of an httpx2 client, or of a single request but for the base URL."""
         headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
         # A proxy configured for the internet cannot reach this machine.
-        return {"headers": headers, "trust_env": httpx2.URL(self.url).host not in _LOOPBACK}
+        return {"headers": headers, "trust_env": not is_loopback(httpx2.URL(self.url).host)}
 
     def check(self) -> None:
         """Check that something answers.

@@ -16,8 +16,8 @@ from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, Pa
 
 from serve_app import __version__
 from serve_app.errors import ConfigError
+from serve_app.tools.connection import KEY_VARIABLE, Connection
 
-KEY_VARIABLE = "CAMERA_EDIT_API_KEY"
 SILENCE_S = 60.0
 """Longer than the pings of a response that reports progress are apart."""
 
@@ -37,8 +37,8 @@ def run_bridge(url: str, key: str | None) -> None:
 
 async def _bridge(url: str, key: str | None) -> None:
     endpoint = f"{url.rstrip('/').removesuffix('/mcp')}/mcp"
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with httpx2.AsyncClient(headers=headers, timeout=SILENCE_S) as http:
+    options: dict[str, Any] = Connection(endpoint, key or None).client_options
+    async with httpx2.AsyncClient(timeout=SILENCE_S, **options) as http:
         await _check(http, endpoint)
         # Without its limit: one event holds all pictures of an orbit.
         async with Client(streamable_http_client(endpoint, http_client=http, max_sse_event_size=None)) as client:

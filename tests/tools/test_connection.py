@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import UsageError
-from serve_app.tools.edit.connection import DEFAULT_URL, Connection, find_connection
+from serve_app.tools.connection import DEFAULT_URL, Connection, find_connection
 
 OWN = "https://own.example"
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from serve_app.errors import EditFailed, Forbidden, InvalidInput, ServiceError, ServiceUnavailable, Unauthorized
 from serve_app.ingress.runpod.answers import RunPodAccepted, RunPodEnvelope
-from serve_app.tools.edit.connection import CONNECT_S, KEY_VARIABLE, Connection
+from serve_app.tools.connection import CONNECT_S, KEY_VARIABLE, Connection
 
 WAIT_S = 20.0
 """Of one long poll: shorter than the time after which proxies close a silent connection."""

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from serve_app.errors import EditFailed, ServiceError
+from serve_app.tools.connection import find_connection
 from serve_app.tools.edit.animation import animate
 from serve_app.tools.edit.arguments import EditArguments
 from serve_app.tools.edit.client import FATAL, Answer, EditClient
-from serve_app.tools.edit.connection import find_connection
 from serve_app.tools.edit.plan import Plan, Planned, make_plan
 from serve_app.tools.edit.record import Record, open_record
 from serve_app.tools.edit.report import Report, Result

@@ -9,8 +9,8 @@ import httpx2
 import pytest
 
 from serve_app.errors import EditFailed, InvalidInput, ServiceError, ServiceUnavailable, Unauthorized
+from serve_app.tools.connection import Connection
 from serve_app.tools.edit.client import GONE_S, MAX_SUBMISSIONS, Answer, EditClient
-from serve_app.tools.edit.connection import Connection
 
 ACCEPTED = httpx2.Response(200, json={"id": "job-1", "status": "IN_QUEUE"})
 RUNNING = httpx2.Response(200, json={"id": "job-1", "status": "IN_PROGRESS"})

@@ -258,7 +258,7 @@ def test_without_a_service_it_says_how_to_start_one(
     user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_photographs(user / "in", 1)
-    monkeypatch.setattr("serve_app.tools.edit.connection.DEFAULT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("serve_app.tools.connection.DEFAULT_URL", "http://127.0.0.1:9")
     assert main(["edit", "in", "--prompt", "x"]) == 1
     assert "camera-edit demo --keep --port 8000" in capsys.readouterr().err
     assert main(["edit", "in", "--prompt", "x", "--url", "http://127.0.0.1:9"]) == 1
