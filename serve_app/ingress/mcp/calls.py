@@ -1,8 +1,8 @@
 """The tool calls that run, so that a `notifications/cancelled` can end them.
 
 Clients of the protocol of 2026-07-28 cancel by closing the response, so they need none of this. Those of the earlier
-ones post a notification, which any replica may receive. The session id, random and returned by `initialize`, distinguishes one
-client's request numbers from another's; replicas keep nothing else about a session.
+ones post a notification, which any replica may receive. The session id, random and returned by `initialize`,
+distinguishes one client's request numbers from another's; replicas keep nothing else about a session.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
