@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> UnitScheduli
 
 
 @pytest.fixture(autouse=True)
-def logs_reach_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+def logs_reach_pytest(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A deployment made in this process joins the package's logger to Serve's, but `caplog` reads the root's."""
     monkeypatch.setattr(logging.getLogger("serve_app"), "propagate", True)
+    yield
+    assert logging.root.manager.disable == logging.NOTSET, "this test disables logging for those that follow"
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.sweep", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(arguments).folder
-    logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     verdicts, wrong, console = Counter[tuple[str, bool]](), [], Console()
     decoder = Decoder()
@@ -102,4 +101,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)  # here, since a test calls main() in its own process
     sys.exit(main())
