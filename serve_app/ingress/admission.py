@@ -8,6 +8,7 @@ quarters at most (`Places` in `edits/fairness.py`, which decides for both kinds 
   are decoded, `submit` with them. It also refuses a client for whom the store is full.
 - Edits without a job have their places in their ingress replica (`EditPlaces` in `limits/edit_places.py`).
 - A job whose Idempotency-Key is known needs no place.
+- A client whose job was refused within `FULL_S` is refused before its next body is read (`JobAdmission.refuse_early`).
 
 The 429 says `overloaded` where all places are taken, `key_places_taken` where the client has its part, `store_full`
 where its pictures would not fit.
@@ -37,7 +38,7 @@ from serve_app.edits.images import decode_base64
 from serve_app.edits.job import JobCounts, JobSpec, JobsPort, Policy, RepeatKey
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import Deadline, EditorPort, OnProgress
-from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
+from serve_app.errors import Overloaded, RepeatKeyConflict, ServiceError, ServiceUnavailable
 from serve_app.ingress.auth import CLIENT, KEY_NAME
 from serve_app.ingress.backend import DRAINS, RETRY_AFTER_S, Backend
 from serve_app.ingress.pictures.prepare import ParsedRequest
@@ -65,6 +66,26 @@ class JobAdmission:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._places = QueuePlaces(backend.jobs)
+
+    async def refuse_early(self, key: str | None) -> None:
+        """Before a body is read, refuse what would find no place anyway: the client's last job was refused just now,
+        and no job is kept under this key.
+
+        Args:
+            key: the Idempotency-Key, or None.
+
+        Raises:
+            Overloaded: as the last job of the client.
+        """
+        problem = self._places.refusal(CLIENT.get())
+        if problem is not None and not (key is not None and await self._is_known(key)):
+            raise problem
+
+    async def _is_known(self, key: str) -> bool:
+        try:
+            return await self._backend.jobs.find(RepeatKey(key, "")) is not None
+        except RepeatKeyConflict:
+            return True  # of another request than an empty one
 
     async def find_or_submit(
         self,
@@ -178,9 +199,8 @@ class QueuePlaces:
         Raises:
             Overloaded: the client gets none.
         """
-        if client in self._refused and self._clock() < self._refused[client][0]:
-            problem = self._refused[client][1]
-            raise type(problem)(problem.message)
+        if (problem := self.refusal(client)) is not None:
+            raise problem
         try:
             await self._jobs.reserve(job_id, client)
             yield
@@ -193,6 +213,11 @@ class QueuePlaces:
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
             raise
+
+    def refusal(self, client: str) -> Overloaded | None:
+        """What the client's last job was refused with, if that was just now."""
+        until, problem = self._refused.get(client, (-math.inf, None))
+        return None if problem is None or self._clock() >= until else type(problem)(problem.message)
 
     async def _release(self, job_id: str) -> None:
         with suppress(ServiceError):  # The place is free again after a while.

@@ -1,6 +1,7 @@
 """Admission: free places in the queue of jobs, and the Retry-After of rejected requests."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -146,6 +147,31 @@ def test_a_full_queue_answers_429_without_preparing_pictures_and_knows_its_jobs(
         assert run("k-1", "known") == (200, "")
         assert run("k-2", "another client's") == (200, "")
     assert num_done() == 2
+
+
+@pytest.mark.parametrize("path", ["/run", EDITS])
+def test_a_client_that_was_just_refused_is_refused_before_its_body_is_read(
+    path: str, tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = harness(tiny_settings)
+    fields = {"prompt": "x", "image": DATA_URL}
+    body = json.dumps({"input": fields} if path == "/run" else fields)
+
+    async def refuse(job_id: str, client: str) -> None:
+        raise StoreFull("full")
+
+    def post(content: str, repeat_key: str) -> int:
+        headers = {"content-type": "application/json", "idempotency-key": repeat_key}
+        return scene.client.post(path, content=content, headers=headers).status_code
+
+    assert post(body, "known") == 200
+    monkeypatch.setattr(scene.jobs, "reserve", refuse)
+    monkeypatch.setattr("serve_app.ingress.admission.FULL_S", 60.0)
+    assert post("no JSON", "new") == 400
+    assert post(body, "new") == 429
+    assert post("no JSON", "new") == 429
+    assert post(body, "known") == 200
+    assert post("no JSON", "known") == 400
 
 
 def test_a_picture_that_cannot_be_read_releases_its_place(tiny_settings: AppSettings) -> None:

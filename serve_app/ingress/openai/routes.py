@@ -128,6 +128,8 @@ async def _edit(backend: Backend, admission: JobAdmission, request: Request, rep
         ServiceError: the request was rejected, or, later, an edit failed before anything was sent.
     """
     settings = backend.settings
+    if repeat_key is not None:
+        await admission.refuse_early(repeat_key)
     # FastAPI keeps its own request object, and that would keep the body.
     body = await read_body(Request(request.scope, request.receive), backend.bodies, settings.limits.max_body_bytes)
     parsed = parse_body(body, settings)

@@ -30,7 +30,7 @@ class RunPodJobs:
         self._settings = backend.settings
         self._jobs = backend.jobs
         self._bodies = backend.job_bodies
-        self._admission = JobAdmission(backend)
+        self.admission = JobAdmission(backend)
 
     async def submit(self, request: RunPodRequest, repeat_key: str | None, *, sync: bool) -> str:
         """Store and queue a job; its id.
@@ -43,7 +43,7 @@ class RunPodJobs:
         parsed = parse_input(request.input, limits, low_priority=bool(policy.lowPriority))
         webhook = _checked_webhook(request.webhook, jobs.webhook_origins)
         deadline = Deadline.after(parsed.timeout_s)
-        spec = await self._admission.find_or_submit(
+        spec = await self.admission.find_or_submit(
             f"{'sync-' if sync else ''}{uuid.uuid4()}-u1",
             parsed,
             deadline,

@@ -60,8 +60,9 @@ _OPERATORS = {403: {"model": RunPodError, "description": "The request does not c
 _UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
 
 
-def _checked_route(bodies: BodyReader, max_body_bytes: int) -> type[APIRoute]:
-    """A class of routes that read and check their bodies by `bodies`. FastAPI takes a model as it is.
+def _checked_route(jobs: RunPodJobs, bodies: BodyReader, max_body_bytes: int) -> type[APIRoute]:
+    """A class of routes that read and check their bodies by `bodies`; all of them are jobs. FastAPI takes a model as it
+    is.
 
     Bodies are JSON whatever their Content-Type says: curl calls all data a URL-encoded form, and browsers call a text
     text/plain.
@@ -69,6 +70,7 @@ def _checked_route(bodies: BodyReader, max_body_bytes: int) -> type[APIRoute]:
 
     class CheckedRequest(Request):
         async def json(self) -> RunPodRequest:
+            await jobs.admission.refuse_early(self.headers.get("idempotency-key"))
             return await bodies.read(self, partial(read_model, RunPodRequest), max_body_bytes)
 
     class CheckedRoute(APIRoute):
@@ -86,9 +88,9 @@ def _checked_route(bodies: BodyReader, max_body_bytes: int) -> type[APIRoute]:
 
 def runpod_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
-    route = _checked_route(backend.bodies, backend.settings.limits.max_body_bytes)
-    router = APIRouter(route_class=route, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
     jobs = RunPodJobs(backend)
+    route = _checked_route(jobs, backend.bodies, backend.settings.limits.max_body_bytes)
+    router = APIRouter(route_class=route, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
     _add_submitting(router, jobs)
     _add_reading(router, jobs)
     _add_changing(router, backend)
