@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -28,6 +28,7 @@ class Prepared:
         prompts: the prompt and, under CFG, the negative one; each with its cache key and the text encoder's inputs.
         pictures: cache key and pixels of each reference, at the VAE's size.
         noise: the seed's noise, shape (output tokens, channels), on the CPU.
+        embeds: the prompts' embeddings, where the text encoder runs on the CPU beside the device; otherwise empty.
     """
 
     size: Size
@@ -36,6 +37,7 @@ class Prepared:
     prompts: tuple[tuple[Key, BatchFeature], ...]
     pictures: tuple[tuple[Key, Pixels], ...]
     noise: torch.Tensor
+    embeds: dict[Key, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -108,11 +110,13 @@ class EditModel:
         self._device = device
         self._wait = completion_of(device)
         self._dtype = dtype
+        self._encodes_beside = prompt_encoder.device.type != device.type
         self._latents_cache = TensorCache(latents_cache_bytes)
         self._prompts_cache = TensorCache(prompts_cache_bytes)
 
     def prepare(self, request: EditRequest, pictures: Pictures) -> Prepared:
-        """Tokenize the prompts, hash the pictures, and sample the seed's noise, all on the CPU.
+        """Tokenize the prompts, hash the pictures, and sample the seed's noise, all on the CPU. Where the text encoder
+        runs on the CPU, encode the prompts, too, while the device runs steps.
 
         Raises:
             InvalidInput: the prompt is too long for the model.
@@ -120,13 +124,15 @@ class EditModel:
         size, sampling = request.size.made, request.sampling
         seen = [picture.condition_pixels for picture in pictures]
         seen_keys = tuple(content_key(pixels) for pixels in seen)
+        prompts = tuple(((text, *seen_keys), self.prompt_encoder.tokenize(text, seen)) for text in request.prompts)
         return Prepared(
             size=size,
             schedule=make_schedule(self._scheduler, sampling.num_inference_steps, size.num_tokens),
             guidance=sampling.true_cfg_scale,
-            prompts=tuple(((text, *seen_keys), self.prompt_encoder.tokenize(text, seen)) for text in request.prompts),
+            prompts=prompts,
             pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
             noise=self._noise(sampling.seed, size),
+            embeds=self._encoded(dict(prompts)) if self._encodes_beside else {},
         )
 
     @torch.inference_mode()
@@ -191,17 +197,24 @@ class EditModel:
     def forget(self) -> None:
         """Empty the caches."""
         self._latents_cache.clear()
-        self._prompts_cache.clear()
+        if not self._encodes_beside:  # what is in main memory is the preparing thread's
+            self._prompts_cache.clear()
 
     def _encode_prompts(self, edits: Sequence[Prepared]) -> dict[Key, torch.Tensor]:
-        wanted = {key: inputs for prepared in edits for key, inputs in prepared.prompts}
+        if self._encodes_beside:
+            return {key: tensor.to(self._device) for prepared in edits for key, tensor in prepared.embeds.items()}
+        return self._encoded({key: inputs for prepared in edits for key, inputs in prepared.prompts})
+
+    @torch.inference_mode()
+    def _encoded(self, wanted: dict[Key, BatchFeature]) -> dict[Key, torch.Tensor]:
+        """Embeddings from the cache or, in one batch, from the text encoder."""
         cached = {key: self._prompts_cache.get(key) for key in wanted}
         embeds = {key: tensor for key, tensor in cached.items() if tensor is not None}
         missing = [key for key in wanted if key not in embeds]
         if missing:
             for key, tensor in zip(missing, self.prompt_encoder.encode([wanted[key] for key in missing]), strict=True):
-                embeds[key] = tensor.to(self._device)  # where the text encoder runs elsewhere
-                self._prompts_cache.put(key, embeds[key])
+                embeds[key] = tensor
+                self._prompts_cache.put(key, tensor)
         return embeds
 
     def _draft(self, prepared: Prepared, embeds: dict[Key, torch.Tensor]) -> Draft:

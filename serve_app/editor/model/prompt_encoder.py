@@ -34,6 +34,11 @@ class PromptEncoder:
         self._num_template_tokens = num_template_tokens
         self._max_tokens = max_tokens
 
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._model.device
+        return device
+
     def tokenize(self, prompt: str, pictures: list[Pixels]) -> BatchFeature:
         """The encoder's inputs, on the CPU: those of the processor for template and prompt, except that special tokens
         in the user's prompt stay plain text. The tokenizer splits at the special tokens around the prompt anyway, so
@@ -70,7 +75,7 @@ class PromptEncoder:
         batch = BatchFeature(dict(inputs[0])) if len(inputs) == 1 else _padded(inputs, max(lengths))
         # All inputs are passed: without mm_token_type_ids the encoder silently uses 1-D positions.
         # Nothing is generated, so keys and values need not be kept.
-        hidden = self._model(**batch.to(self._model.device), use_cache=False).last_hidden_state
+        hidden = self._model(**batch.to(self.device), use_cache=False).last_hidden_state
         # Cloned, so that the cache does not keep the whole padded batch alive.
         return [row[self._num_template_tokens : length].clone() for row, length in zip(hidden, lengths, strict=True)]
 

@@ -261,7 +261,7 @@ def edit_model(card: FakeCard, architecture: EditArchitecture, settings: EditorS
         return EditModel(
             packed,
             Vae(vae, settings.vae),
-            cast(PromptEncoder, None),
+            cast(PromptEncoder, SimpleNamespace(device=CUDA)),
             settings.scheduler,
             architecture.vae.config.z_dim,
             device=CUDA,

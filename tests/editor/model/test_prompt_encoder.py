@@ -5,11 +5,13 @@ import pytest
 import torch
 from diffusers import QwenImageEditPlusPipeline
 
+from serve_app.config import AppSettings
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.editor.model.prompt_encoder import PromptEncoder, picture_slots
 from serve_app.edits.request import Pixels
 from serve_app.errors import InvalidInput
 from serve_app.tiny.tokenizer import SPECIAL_TOKENS
+from serve_app.tools.bench.contenders import plain_edit
 
 PROMPTS = [
     "Make it red",
@@ -111,3 +113,15 @@ def test_no_keys_and_values_are_kept(encoder: PromptEncoder) -> None:
     encoder.encode([encoder.tokenize("x", [noise(64, 64)])])
     hook.remove()
     assert kept == [None]
+
+
+def test_a_text_encoder_beside_the_device_encodes_while_an_edit_is_prepared(
+    model: EditModel, tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = plain_edit(tiny_settings.sizes)
+    (expected,) = model.begin([model.prepare(edit.request, edit.pictures)])
+    monkeypatch.setattr(model, "_encodes_beside", True)
+    prepared = model.prepare(edit.request, edit.pictures)
+    monkeypatch.setattr(PromptEncoder, "encode", None)  # not to be called on the engine's thread
+    (draft,) = model.begin([prepared])
+    assert torch.equal(draft.prompts[0].embeds, expected.prompts[0].embeds)
