@@ -53,7 +53,8 @@ class Layout:
         lengths: tokens of each span.
         longest: an upper bound of the lengths.
         padding: rows of zeros, shape (rows, heads, head_dim), which no span covers; None where attention needs none.
-        image_angles, text_angles: cosine and sine, float32, shape (tokens, head_dim / 2) each.
+        image_angles, text_angles: cosine and sine of each number of a head, float32, shape (tokens, head_dim) each. The
+            sine of the first number of a pair is negative.
     """
 
     num_tokens: int
@@ -148,7 +149,13 @@ class Layouts:
             for shape in shapes
         ]
         image, text = (torch.cat(stream) for stream in zip(*pairs, strict=True))
-        return (image.real.contiguous(), image.imag.contiguous()), (text.real.contiguous(), text.imag.contiguous())
+        return _per_number(image), _per_number(text)
+
+
+def _per_number(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and signed sines for each number of a head, from complex numbers for each pair."""
+    cosine, sine = angles.real, angles.imag
+    return torch.stack([cosine, cosine], dim=-1).flatten(1), torch.stack([-sine, sine], dim=-1).flatten(1)
 
 
 def _target_lengths(shapes: Sequence[SpanShape]) -> list[int]:

@@ -47,7 +47,6 @@ def project(attn: Attention, x: torch.Tensor, stream: Stream) -> Heads:
 def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
     """Rotary embedding: adjacent pairs are rotated by their token's angles, in float32."""
     cosine, sine = (part[:, None] for part in angles)
-    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    # Rounded before they are interleaved, so that no float32 tensor of that size is stored.
-    rotated = (even * cosine - odd * sine).to(x.dtype), (even * sine + odd * cosine).to(x.dtype)
-    return torch.stack(rotated, dim=-1).flatten(-2)
+    swapped = x.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    # Without a stack of even and odd numbers, which compiled code would write to memory and copy.
+    return (x * cosine).add_(swapped * sine).to(x.dtype)

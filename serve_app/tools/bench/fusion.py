@@ -1,7 +1,7 @@
 """The kernels of a recorded stage: one for each operation, or fused as torch.compile fuses them.
 
-The model of fusion, which gives 1.731 GB a block at one megapixel with one reference, where torch 2.14 itself lowers
-the block to kernels of 1.727 GB (read from inductor's scheduler, float32 query and key included):
+The model of fusion. For an earlier form of the block it gave 1.731 GB at one megapixel with one reference, where torch
+2.14 itself lowered that block to kernels of 1.727 GB (read from inductor's scheduler):
 - Matrix products and attention stand alone; between them, elementwise operations that depend on each other form one
   kernel. It reads each input once and writes what is needed outside of it; what it computes on the way takes nothing.
 - An operation that could run in an earlier kernel runs in the one that needs it, which reads fewer bytes.
@@ -9,7 +9,7 @@ the block to kernels of 1.727 GB (read from inductor's scheduler, float32 query 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.tools.bench.counting import Access, Kind, Op
@@ -25,20 +25,14 @@ class Levers:
 
     Attributes:
         compiled: fuse elementwise operations within the calls that the code compiles.
-        half_rope: rotary embedding leaves 16-bit query and key.
-        scatter: query, key and value are written in joint order by the kernels that compute them.
         gelu_epilogue: the matrix product applies GELU to what it writes.
-        in_place: attention's output is not reordered, as a pack of one span does not need.
         one_qkv: one matrix product for query, key and value.
         tables: modulation is looked up instead of computed.
         fp8: quantizable matrix products read 8-bit weights and activations.
     """
 
     compiled: bool = False
-    half_rope: bool = False
-    scatter: bool = False
     gelu_epilogue: bool = False
-    in_place: bool = False
     one_qkv: bool = False
     tables: bool = False
     fp8: bool = False
@@ -68,11 +62,7 @@ def kernels(trace: Trace, levers: Levers) -> list[Kernel]:
     if levers.fp8:
         ops = list(_quantized(ops, trace.quantizable))
     if levers.gelu_epilogue:
-        ops = list(_without(ops, lambda op, _: op.name == "gelu"))
-    if levers.in_place:
-        ops = list(_without(ops, lambda op, writer: op.is_gather and writer is not None and writer.kind == "attention"))
-    if levers.half_rope:
-        ops = _halved(ops)
+        ops = list(_without_gelu(ops))
     if not levers.compiled:
         return [_kernel(op, trace.quantizable, levers.fp8) for op in ops]
     outside = [op for op in ops if op.region is None]
@@ -93,7 +83,7 @@ def _kernel(op: Op, quantizable: frozenset[int], fp8: bool) -> Kernel:
 def _fused(ops: Sequence[Op], needed: set[int], levers: Levers, quantizable: frozenset[int]) -> Iterator[Kernel]:
     """The kernels of one compiled call."""
     members: dict[int, list[Op]] = defaultdict(list)
-    for op, group in zip(ops, _groups(ops, _levels(ops, levers.scatter)), strict=True):
+    for op, group in zip(ops, _groups(ops, _levels(ops)), strict=True):
         members[group].append(op)
     for group_ops in members.values():
         if group_ops[0].kind == "elementwise":
@@ -102,7 +92,7 @@ def _fused(ops: Sequence[Op], needed: set[int], levers: Levers, quantizable: fro
             yield from (_kernel(op, quantizable, levers.fp8) for op in group_ops)
 
 
-def _levels(ops: Sequence[Op], scatter: bool) -> list[int]:
+def _levels(ops: Sequence[Op]) -> list[int]:
     """For each operation how many times memory was written on the longest way to it; equal levels may fuse."""
     ready: dict[int, int] = defaultdict(int)
     reduced: dict[int, bool] = defaultdict(bool)  # whether a storage depends on a reduction of its level
@@ -110,9 +100,9 @@ def _levels(ops: Sequence[Op], scatter: bool) -> list[int]:
     for op in ops:
         level = max((ready[access.storage] for access in op.reads), default=0)
         is_reduced = any(reduced[access.storage] and ready[access.storage] == level for access in op.reads)
-        if op.is_gather and is_reduced and not scatter:
+        if op.is_gather and is_reduced:
             level, is_reduced = level + 1, False
-        ends = op.kind != "elementwise" or (op.name == "stack" and not scatter)
+        ends = op.kind != "elementwise" or op.name == "stack"
         for access in op.writes:
             ready[access.storage] = level + ends
             reduced[access.storage] = not ends and (is_reduced or op.is_reduction)
@@ -213,37 +203,12 @@ def _quantized(ops: Iterable[Op], quantizable: frozenset[int]) -> Iterator[Op]:
         yield replace(op, reads=(bias, small, *smaller))
 
 
-def _without(ops: Iterable[Op], is_left_out: Callable[[Op, Op | None], bool]) -> Iterator[Op]:
-    """Leave operations out, which `is_left_out` decides by the operation and the one that wrote its first input. Later
-    ones read that input instead."""
-    writers: dict[int, Op] = {}
+def _without_gelu(ops: Iterable[Op]) -> Iterator[Op]:
+    """Leave the activations out; what read their results reads their inputs."""
     renamed: dict[int, int] = {}
     for op in ops:
         reads = tuple(replace(access, storage=renamed.get(access.storage, access.storage)) for access in op.reads)
-        if reads and is_left_out(op, writers.get(reads[0].storage)):
+        if op.name == "gelu":
             renamed[op.writes[0].storage] = reads[0].storage
             continue
-        writers |= {access.storage: op for access in op.writes}
         yield replace(op, reads=reads)
-
-
-def _halved(ops: Sequence[Op]) -> list[Op]:
-    """Stacked float32 numbers that are only rounded to 16 bits become 16-bit ones."""
-    readers: dict[int, list[Op]] = defaultdict(list)
-    for op in ops:
-        for access in op.reads:
-            readers[access.storage].append(op)
-    halves = {
-        op.writes[0].storage
-        for op in ops
-        if op.name == "stack"
-        and op.writes[0].itemsize > _HALF
-        and all(
-            reader.name == "_to_copy" and reader.writes[0].itemsize == _HALF for reader in readers[op.writes[0].storage]
-        )
-    }
-
-    def half(access: Access) -> Access:
-        return replace(access, num_bytes=access.num_bytes // 2) if access.storage in halves else access
-
-    return [replace(op, reads=tuple(map(half, op.reads)), writes=tuple(map(half, op.writes))) for op in ops]

@@ -125,23 +125,21 @@ def step_rows(step: StepTrace, card: Card, *, fp8: bool) -> list[LeverRow]:
 
 
 def _levers(*, fp8: bool) -> Iterator[tuple[str, Levers, Backend]]:
-    levers = Levers(fp8=fp8)
+    levers = Levers(fp8=fp8, one_qkv=fp8)  # quantizing fuses them
     if not fp8:
         yield "eager, FlashAttention 2", levers, "FlashAttention 2"
     levers = replace(levers, compiled=True)
     yield "compiled, FlashAttention 2", levers, "FlashAttention 2"
     yield "+ cuDNN's attention", levers, "cuDNN"
     for name, lever in _LEVERS.items():
-        levers = replace(levers, **{lever: True})
-        yield f"+ {name}", levers, "cuDNN"
+        if not getattr(levers, lever):
+            levers = replace(levers, **{lever: True})
+            yield f"+ {name}", levers, "cuDNN"
     yield "+ FlashAttention 3", levers, "FlashAttention 3"
 
 
 _LEVERS = {
-    "RoPE leaves 16 bits": "half_rope",
-    "scatter to joint order": "scatter",
     "GELU as epilogue": "gelu_epilogue",
-    "one span in place": "in_place",
     "one q/k/v Linear": "one_qkv",
     "AdaLN tables": "tables",
 }

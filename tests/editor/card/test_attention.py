@@ -3,10 +3,11 @@
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch.nn.attention import varlen
 
 from serve_app.editor.model.attention import PackAttention, choose_attention
-from serve_app.editor.model.layout import Layout, SpanShape
+from serve_app.editor.model.layout import Layout, SpanShape, _per_number
 from serve_app.editor.model.modulation import LiveModulation
 from serve_app.editor.model.packed import PackedTransformer
 from serve_app.editor.model.projections import rotate
@@ -109,11 +110,8 @@ def test_rows_for_compiled_code_are_never_one(transformer: QwenImageTransformer2
         assert 2 <= len(padding) < 66
 
 
-def test_rotated_heads_are_rounded_once() -> None:
-    """Rounding before the pairs are interleaved gives the same bits."""
-    heads = torch.randn(9, 2, 128).bfloat16()
-    angles = torch.randn(9, 64), torch.randn(9, 64)
-    cosine, sine = (part[:, None] for part in angles)
-    even, odd = heads.float().reshape(9, 2, 64, 2).unbind(-1)
-    rotated = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
-    assert torch.equal(rotate(heads, angles), rotated.bfloat16())
+def test_heads_are_rotated_as_in_diffusers_and_rounded_once() -> None:
+    """Bit for bit as pairs of complex numbers in float32, rounded at the end."""
+    heads, pairs = torch.randn(9, 2, 128).bfloat16(), torch.polar(torch.ones(9, 64), torch.randn(9, 64))
+    expected = apply_rotary_emb_qwen(heads[None], pairs, use_real=False)[0]
+    assert torch.equal(rotate(heads, _per_number(pairs)), expected)

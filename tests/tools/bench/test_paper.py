@@ -154,7 +154,7 @@ def test_the_command_prints_computed_figures_for_each_configuration(capsys: pyte
     first_words = [line.strip().split("  ")[0] for line in lines]
     for stage in ("VAE encode", "text encoder", "step, bf16, compiled", "VAE decode"):
         assert first_words.count(stage) == 2
-    for lever in ("compiled, FlashAttention 2", "+ RoPE leaves 16 bits", "+ GELU as epilogue", "+ AdaLN tables"):
+    for lever in ("compiled, FlashAttention 2", "+ GELU as epilogue", "+ AdaLN tables"):
         assert first_words.count(lever) == 4
     assert "measured on an H200" in printed  # a rate's source
 
