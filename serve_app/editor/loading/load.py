@@ -1,6 +1,7 @@
 """Loads the configured model onto its device, in the same way for the tiny checkpoint and the real one."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -24,7 +25,7 @@ from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import tabled_timesteps
 from serve_app.editor.model.vae import Vae
 from serve_app.edits.request import EditRequest, PreparedPicture, Sampling
-from serve_app.edits.sizes import OutputSize, Size
+from serve_app.edits.sizes import TOKEN_PX, OutputSize, Size
 from serve_app.errors import CheckpointError, ConfigError
 from serve_app.weights.gpu_memory import prepare_gpu
 from serve_app.weights.locate import MODEL_FILES, locate
@@ -60,19 +61,28 @@ def load_model(settings: EditorSettings) -> EditModel:
     started = time.monotonic()
     pipeline, blocks = _open_pipeline(settings)
     model = _assemble(pipeline, blocks, settings)
-    _warm_up(model)
+    _warm_up(model, warm_up_side_px(settings))
     logger.info("edit model ready on %s after %.1f s", settings.device, time.monotonic() - started)
     return model
 
 
-def _warm_up(model: EditModel) -> None:
-    """Run one small edit, so that the first request does not wait for lazy imports and kernel selection."""
-    side = Size(64, 64)
-    blank = np.zeros((side.height, side.width, 3), np.uint8)
+def warm_up_side_px(settings: EditorSettings) -> int:
+    """The side of the warm-up's output and reference: small on a CPU. On a GPU, where kernels are chosen and compiled by
+    size, they fill a step, but are no larger than the pictures that the model was trained with, for which `check` plans
+    the VAE's memory."""
+    if settings.device == "cpu":
+        return 64
+    return min(math.isqrt(settings.max_pack_tokens // 2) * TOKEN_PX, 1024)
+
+
+def _warm_up(model: EditModel, side_px: int) -> None:
+    """Run one edit, so that the first request does not wait for lazy imports and kernel selection."""
+    size = Size(side_px, side_px)
+    blank = np.zeros((side_px, side_px, 3), np.uint8)
     request = EditRequest(
-        request_id="warm-up", prompt="warm up", sampling=Sampling(num_inference_steps=1), size=OutputSize(side, side)
+        request_id="warm-up", prompt="warm up", sampling=Sampling(num_inference_steps=1), size=OutputSize(size, size)
     )
-    model.draw(model.begin([model.prepare(request, (PreparedPicture(blank, blank),))]))
+    model.draw(model.begin([model.prepare(request, (PreparedPicture(blank, blank[:64, :64]),))]))
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from serve_app.config import AppSettings
-from serve_app.editor.loading.load import as_edit_model, load_pipeline
+from serve_app.editor.loading.load import as_edit_model, load_pipeline, warm_up_side_px
 from serve_app.editor.model.edit_model import Draft, EditModel
 from serve_app.edits.images import prepare
 from serve_app.edits.request import EditRequest, Pixels, Sampling
@@ -44,3 +44,10 @@ def test_compiled_blocks_serve_every_pack_without_another_compilation(
         pairs = zip(draw(compiled, tiny_settings, pack), draw(model, tiny_settings, pack), strict=True)
         assert [levels for levels in (difference(*pair) for pair in pairs) if levels > 1] == []
     assert counters["stats"]["unique_graphs"] == NUM_GRAPHS
+
+
+def test_the_warm_up_fills_a_step_on_a_gpu(tiny_settings: AppSettings) -> None:
+    settings = tiny_settings.editor.model_copy(update={"max_pack_tokens": 9216})
+    assert warm_up_side_px(settings) == 64
+    side = Size(*[warm_up_side_px(settings.model_copy(update={"device": "cuda"}))] * 2)
+    assert 0.85 * 9216 <= 2 * side.num_tokens <= 9216
