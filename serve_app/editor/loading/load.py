@@ -67,9 +67,9 @@ def load_model(settings: EditorSettings) -> EditModel:
 
 
 def warm_up_side_px(settings: EditorSettings) -> int:
-    """The side of the warm-up's output and reference: small on a CPU. On a GPU, where kernels are chosen and compiled by
-    size, they fill a step, but are no larger than the pictures that the model was trained with, for which `check` plans
-    the VAE's memory."""
+    """The side of the warm-up's output and reference: small on a CPU. On a GPU, where kernels are chosen and compiled
+    by size, they fill a step, but are no larger than the pictures that the model was trained with, for which `check`
+    plans the VAE's memory."""
     if settings.device == "cpu":
         return 64
     return min(math.isqrt(settings.max_pack_tokens // 2) * TOKEN_PX, 1024)

@@ -11,7 +11,7 @@ from diffusers import QwenImageTransformer2DModel
 Grid = tuple[int, int]
 """A picture's size in tokens: rows, columns."""
 
-_MAX_LAYOUTS = 32  # the angles of one edit at a megapixel take 4 MB
+_MAX_LAYOUTS = 16  # the angles of one edit at a megapixel take 9 MB
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The architecture of the real model, and the settings of every shipped file for CUDA."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -10,7 +9,6 @@ import pytest
 import yaml
 
 from serve_app.config import AppSettings, WeightsSource
-from serve_app.tools.check.memory import editor_rows
 from serve_app.weights.architectures import EditArchitecture, find_edit_model
 from tests.conftest import ROOT
 from tests.editor.card.fake import ADA, HOPPER, FakeCard
@@ -29,17 +27,6 @@ def architecture() -> EditArchitecture:
     found = find_edit_model(WeightsSource(path="Qwen/Qwen-Image-Edit-2511"))
     assert found is not None
     return found
-
-
-@pytest.fixture(scope="session")
-def planned() -> float:
-    """What `camera-edit check` plans for activations, in bytes a token."""
-    rows = editor_rows(cuda_settings(FILES[0]))
-    (row,) = (row for row in rows if row.name.startswith("activations"))
-    num_tokens = re.search(r"\d+", row.name)
-    assert num_tokens is not None
-    assert row.num_bytes is not None
-    return row.num_bytes / int(num_tokens[0])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

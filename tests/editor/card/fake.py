@@ -6,7 +6,6 @@ kernel allocates for itself, and which kernel a card would choose. Compiled code
 its memory.
 """
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -22,8 +21,8 @@ from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from serve_app.config import EditorSettings
@@ -38,6 +37,7 @@ from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import make_schedule, tabled_timesteps
 from serve_app.editor.model.vae import Vae
 from serve_app.edits.sizes import TOKEN_PX, Size
+from serve_app.tools.live_bytes import LiveBytes, tensors_of
 from serve_app.weights.architectures import EditArchitecture
 
 NUM_BLOCKS = 2
@@ -73,29 +73,20 @@ class Work:
     peak: int = 0
 
 
-# torch leaves its dispatch modes untyped.
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(LiveBytes):  # type: ignore[no-untyped-call]  # torch leaves its dispatch modes untyped
     def __init__(self, work: Work) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._work = work
-        self._live = 0
-        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
-        kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             self._work.waits.append(str(func))
             return True if args[0].dtype is torch.bool else args[0].dtype.is_floating_point + 0
-        out = func(*args, **kwargs)
-        read, written = _tensors((args, kwargs)), _tensors(out)
-        self._sort(func, read, written)
-        given = {tensor.untyped_storage()._cdata for tensor in read}
-        for tensor in written:
-            if tensor.untyped_storage()._cdata not in given:
-                self._count(tensor.untyped_storage())
-        self._work.peak = max(self._work.peak, self._live)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self._sort(func, tensors_of((args, kwargs)), tensors_of(out))
+        self._work.peak = self.peak
         return out
 
     def _sort(self, func: Any, read: list[torch.Tensor], written: list[torch.Tensor]) -> None:
@@ -117,24 +108,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             work.launches.append(name)
             work.bytes += sum(tensor.nbytes for tensor in (*read, *written))
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
-            return
-
-        def drop(_: object) -> None:
-            self._live -= size
-            del self._storages[key]
-
-        self._live += size
-        self._storages[key] = weakref.ref(storage, drop)
-
 
 _ON_NO_DEVICE = ("aten.empty.memory_format", "aten.detach.default", "aten.lift_fresh.default", "prim.device.default")
-
-
-def _tensors(tree: object) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 class FakeCard:
@@ -332,27 +307,6 @@ def draft(card: FakeCard, edit: FakeEdit, settings: EditorSettings) -> Draft:
     )
 
 
-def wrong_dtypes(model: EditModel, dtype: torch.dtype) -> list[str]:
-    """The names of weights, tables and constants of transformer and VAE that have another floating-point type, but for
-    those that are quantized. An adapter's or loader's float32 leftover would slow down every step."""
-    packed, vae = model._transformer, model.vae
-    tensors: dict[str, torch.Tensor] = {
-        f"transformer.{name}": each for name, each in packed._model.state_dict().items()
-    }
-    codec: Any = vae._codec
-    weights = (codec if isinstance(codec, nn.Module) else codec._vae).state_dict()
-    tensors |= {f"vae.{name}": each for name, each in weights.items()}
-    tensors |= {"vae.mean": vae._mean, "vae.std": vae._std}
-    if isinstance(packed.modulation, TableModulation):
-        for index, table in enumerate(packed.modulation._tables):
-            tensors |= {f"tables.{index}.image": table.image, f"tables.{index}.text": table.text}
-    return [
-        name
-        for name, each in tensors.items()
-        if each.is_floating_point() and each.dtype != dtype and not _is_quantized(each)
-    ]
-
-
 def _quantize(transformer: QwenImageTransformer2DModel, settings: EditorSettings) -> None:
     """As when loading. Without the extra `quantize`, the layers are joined as for that and keep 16 bits."""
     prepare: Quantizer | Callable[[QwenImageTransformerBlock], None] = fuse_projections
@@ -363,7 +317,3 @@ def _quantize(transformer: QwenImageTransformer2DModel, settings: EditorSettings
             prepare = choose_quantizer(settings.quantization, CUDA)
         for block in transformer.transformer_blocks:
             prepare(block)
-
-
-def _is_quantized(tensor: torch.Tensor) -> bool:
-    return type(tensor).__module__.startswith("torchao.")

@@ -14,10 +14,11 @@ from serve_app.editor.model.edit_model import EditModel
 from serve_app.editor.model.layout import Layout, Layouts, SpanShape
 from serve_app.editor.model.modulation import LiveModulation, StepRows
 from serve_app.edits.sizes import Size
+from serve_app.tools.check.memory import step_bytes
 from serve_app.weights.architectures import EditArchitecture
 from tests.editor.card.conftest import FILES, cuda_settings
-from tests.editor.card.fake import FakeCard, FakeEdit, Work, draft, edit_model, wrong_dtypes
-from tests.editor.card.test_step import WIDTH_BYTES, WIDTHS_AT_PEAK, faults, step
+from tests.editor.card.fake import FakeCard, FakeEdit, Work, draft, edit_model
+from tests.editor.card.test_step import faults, step, wrong_dtypes
 
 SETTINGS = cuda_settings(FILES[0]).editor
 SIDE = Size(1024, 1024)
@@ -88,9 +89,11 @@ def test_a_weight_left_in_float32(tiny_settings: AppSettings) -> None:
     assert wrong == ["transformer.norm_out.linear.weight", "transformer.norm_out.linear.bias"]
 
 
-def test_an_activation_of_twice_its_size(card: FakeCard, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_activation_of_twice_its_size(
+    card: FakeCard, build: Build, architecture: EditArchitecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build()
-    limit = WIDTHS_AT_PEAK * WIDTH_BYTES * 2 * EDIT.num_tokens
+    limit = step_bytes(architecture.transformer, 2 * EDIT.num_tokens, torch.bfloat16)
     assert step_of_two(card, model).peak <= limit
     for block in model._transformer._model.transformer_blocks:
         gelu = block.img_mlp.net[0]
