@@ -125,7 +125,8 @@ class EditorSettings(Settings):
     compile: bool = Field(default=False, description="Compile the transformer's blocks, once for all packs.")
     adaln_tables: bool = Field(
         default=False,
-        description="Precompute modulation and keep its weights on the CPU: a third less memory on the device.",
+        description="Precompute modulation, whose weights stay in their files: a third less memory on the device. The "
+        "first edit with an unusual number of steps, such as 17, reads them again.",
     )
     quantization: Quantization = Field(
         default="none",

@@ -5,7 +5,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from serve_app.config import EditorSettings
 from serve_app.editor.loading.quantize import choose_quantizer
-from serve_app.editor.loading.transformer import stream_transformer
+from serve_app.editor.loading.transformer import StreamedTransformer, stream_transformer
 from serve_app.editor.model.attention import choose_attention
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.editor.model.modulation import LiveModulation, Modulation, TableModulation
@@ -59,8 +59,8 @@ def load_model(settings: EditorSettings) -> EditModel:
         ConfigError: the device does not support the settings.
     """
     started = time.monotonic()
-    pipeline, blocks = _open_pipeline(settings)
-    model = _assemble(pipeline, blocks, settings)
+    pipeline, transformer = _open_pipeline(settings)
+    model = _assemble(pipeline, settings, transformer)
     _warm_up(model, warm_up_side_px(settings))
     logger.info("edit model ready on %s after %.1f s", settings.device, time.monotonic() - started)
     return model
@@ -93,25 +93,25 @@ def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
         CheckpointError: weights are missing or of another kind, or the device is not there.
         LoraAuditError: an adapter does not fit the transformer.
     """
-    pipeline, blocks = _open_pipeline(settings)
-    for _ in blocks:
+    pipeline, transformer = _open_pipeline(settings)
+    for _ in transformer.blocks:
         pass
     return pipeline
 
 
 def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings) -> EditModel:
     """The parts of a loaded pipeline behind the engine's interface. Tables and quantization change its transformer."""
-    return _assemble(pipeline, pipeline.transformer.transformer_blocks, settings)
+    return _assemble(pipeline, settings)
 
 
-def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline, Iterator[nn.Module]]:
-    """The pipeline on its devices, but for the transformer's blocks, which the iterator loads in turn."""
+def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline, StreamedTransformer]:
+    """The pipeline on its devices, but for the transformer's blocks, which are loaded in turn."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("editor.device is cuda, but torch sees no CUDA device on this node; use device: cpu.")
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     folder = locate(settings.base, MODEL_FILES)
     try:
-        transformer, blocks = stream_transformer(folder / "transformer", settings.loras, device, dtype)
+        transformer = stream_transformer(folder / "transformer", settings.loras, device, dtype)
         text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder / "text_encoder",
             dtype=dtype,
@@ -120,24 +120,29 @@ def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline,
             use_safetensors=True,
         )
         pipeline = QwenImageEditPlusPipeline.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, transformer=transformer, text_encoder=text_encoder
+            folder, dtype=dtype, use_safetensors=True, transformer=transformer.model, text_encoder=text_encoder
         )
     except (OSError, ValueError, SafetensorError) as problem:
         raise CheckpointError(f"{folder} is not a Qwen-Image-Edit pipeline folder: {problem}") from problem
     pipeline.vae.to(device)
-    return pipeline, blocks
+    return pipeline, transformer
 
 
-def _assemble(pipeline: QwenImageEditPlusPipeline, blocks: Iterable[nn.Module], settings: EditorSettings) -> EditModel:
+def _assemble(
+    pipeline: QwenImageEditPlusPipeline, settings: EditorSettings, streamed: StreamedTransformer | None = None
+) -> EditModel:
     """The pipeline's parts behind the engine's interface.
 
     Args:
-        blocks: the transformer's. Each is made smaller, as configured, before the next one is taken.
+        streamed: the pipeline's transformer, if its blocks are not loaded yet. Each is made smaller, as configured,
+            before the next one is taken.
     """
     for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)
     device = torch.device(settings.device)
-    modulation = choose_modulation(pipeline.transformer, settings, _quantized(blocks, settings))
+    blocks = pipeline.transformer.transformer_blocks if streamed is None else streamed.blocks
+    read = None if streamed is None else streamed.modulation
+    modulation = choose_modulation(pipeline.transformer, settings, _quantized(blocks, settings), read)
     if settings.vae_tiling:
         pipeline.vae.enable_tiling()
     transformer = PackedTransformer(
@@ -177,12 +182,16 @@ def _quantized(blocks: Iterable[nn.Module], settings: EditorSettings) -> Iterato
 
 @torch.no_grad()  # Not inference_mode, which would mark the weights that are loaded here.
 def choose_modulation(
-    transformer: QwenImageTransformer2DModel, settings: EditorSettings, blocks: Iterable[nn.Module] | None = None
+    transformer: QwenImageTransformer2DModel,
+    settings: EditorSettings,
+    blocks: Iterable[nn.Module] | None = None,
+    read: Callable[[str], torch.Tensor] | None = None,
 ) -> Modulation:
     """AdaLN tables for the timesteps of the usual step counts if configured, otherwise the transformer's own weights.
 
     Args:
         blocks: the transformer's, as an iterator if it loads them.
+        read: as `TableModulation` takes it.
 
     Raises:
         ConfigError: the scheduler's shift depends on the picture's size, so no timesteps are known in advance.
@@ -196,6 +205,6 @@ def choose_modulation(
             "editor.adaln_tables needs a scheduler with a fixed shift, base_shift equal to max_shift, as Lightning has."
         )
     device = torch.device(settings.device)
-    tables = TableModulation(transformer, tabled_timesteps(settings.scheduler), device, blocks=blocks)
+    tables = TableModulation(transformer, tabled_timesteps(settings.scheduler), device, blocks=blocks, read=read)
     logger.info("AdaLN tables of %d bytes for %d parameters kept off the device", tables.table_bytes, tables.num_freed)
     return tables

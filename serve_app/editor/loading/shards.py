@@ -32,6 +32,7 @@ class Shards:
         self._folder = folder
         self._files: dict[str, Any] = {}  # safetensors leaves its files untyped.
         self._places: dict[str, _Place] = {}
+        self._versions = {folder / name: _version(folder / name) for name in _file_names(folder)}
         for name in _file_names(folder):
             file: Any = safe_open(folder / name, framework="pt")
             self._files.update(dict.fromkeys(file.keys(), file))
@@ -60,12 +61,23 @@ class Shards:
         tensor: torch.Tensor = self._files[name].get_tensor(name)
         return tensor
 
+    def require_unchanged(self) -> None:
+        """Raise a CheckpointError if a file was changed, replaced or removed since it was opened."""
+        for path, version in self._versions.items():
+            if not path.is_file() or _version(path) != version:
+                raise CheckpointError(f"{path} changed after the model was loaded from it. Restart the editor.")
+
     def read_ahead(self, names: Iterable[str]) -> None:
         """Have the system read these tensors' pages in the background. Page by page, a mapped file is read slowly."""
         for name in names:
             place = self._places[name]
             with place.path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), place.start, place.num_bytes, os.POSIX_FADV_WILLNEED)
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)

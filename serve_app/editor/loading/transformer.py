@@ -7,6 +7,7 @@ neither the host nor the device ever holds the transformer at its full size.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from serve_app.config import LoraSettings
 from serve_app.editor.loading.fuse import Update, check_fused, fuse
 from serve_app.editor.loading.lora import audit_file, describe
 from serve_app.editor.loading.shards import Shards
+from serve_app.editor.model.modulation import is_modulation
 from serve_app.errors import CheckpointError, LoraAuditError
 from serve_app.weights.locate import locate
 
@@ -26,12 +28,26 @@ _BLOCKS = "transformer_blocks"
 Read = Callable[[str], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class StreamedTransformer:
+    """A transformer whose blocks are loaded in turn.
+
+    Attributes:
+        model: everything but its blocks is on its device. A block is on the meta device until `blocks` yields it.
+        blocks: loads each block when it is asked for it.
+        modulation: reads a modulation weight, as fused, on the CPU and at any time. Raises a CheckpointError if the
+            files have changed.
+    """
+
+    model: QwenImageTransformer2DModel
+    blocks: Iterator[nn.Module]
+    modulation: Read
+
+
 def stream_transformer(
     folder: Path, loras: Iterable[LoraSettings], device: torch.device, dtype: torch.dtype
-) -> tuple[QwenImageTransformer2DModel, Iterator[nn.Module]]:
-    """The transformer with everything but its blocks on `device`, and an iterator that loads its blocks in turn.
-
-    A block is on the meta device until the iterator yields it. All files are audited before any weight is read.
+) -> StreamedTransformer:
+    """Open the transformer and load everything but its blocks. All files are audited before any weight is read.
 
     Args:
         folder: with config.json and the weights.
@@ -47,30 +63,41 @@ def stream_transformer(
     weights.require(names)
     updates = _updates(model, loras)
 
-    def read(name: str) -> torch.Tensor:
-        base, own = weights[name], updates.pop(name, None)
+    def read(name: str, device: torch.device = device) -> torch.Tensor:
+        base, own = weights[name], updates.get(name)
         if own is None:
             return base.to(device, dtype, copy=True)
         fused = fuse(base, own, device, dtype)
         check_fused(name, fused, base, own)
         return fused
 
-    outer = {name: read(name) for name in names if not name.startswith(f"{_BLOCKS}.")}
+    def read_once(name: str) -> torch.Tensor:
+        tensor = read(name)
+        unread.discard(name)
+        if not is_modulation(name):
+            updates.pop(name, None)
+        return tensor
+
+    def read_again(name: str) -> torch.Tensor:
+        weights.require_unchanged()
+        weights.read_ahead([name])
+        return read(name, torch.device("cpu"))
+
+    unread = set(updates)
+    outer = {name: read_once(name) for name in names if not name.startswith(f"{_BLOCKS}.")}
     model.load_state_dict(outer, strict=False, assign=True)
-    return model, _blocks(model, weights, read, updates)
+    return StreamedTransformer(model, _blocks(model, weights, read_once, unread), read_again)
 
 
-def _blocks(
-    model: QwenImageTransformer2DModel, weights: Shards, read: Read, updates: dict[str, list[Update]]
-) -> Iterator[nn.Module]:
+def _blocks(model: QwenImageTransformer2DModel, weights: Shards, read: Read, unread: set[str]) -> Iterator[nn.Module]:
     blocks = list(model.transformer_blocks)
     names = [[f"{_BLOCKS}.{index}.{name}" for name in block.state_dict()] for index, block in enumerate(blocks)]
     for block, own, following in zip(blocks, names, [*names[1:], []], strict=True):
         weights.read_ahead(following)
         block.load_state_dict({name.split(".", 2)[2]: read(name) for name in own}, assign=True)
         yield block
-    if updates:
-        raise LoraAuditError(f"These weights were adapted but not loaded: {', '.join(sorted(updates))}.")
+    if unread:
+        raise LoraAuditError(f"These weights were adapted but not loaded: {', '.join(sorted(unread))}.")
 
 
 def _empty_model(folder: Path) -> QwenImageTransformer2DModel:

@@ -249,7 +249,7 @@ def completion_of(device: torch.device) -> Callable[[], None]:
     """A function that waits until the device has done what this thread has queued. On the CPU it is done already."""
     if device.type != "cuda":
         return lambda: None
-    done: torch.Event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeps instead of spinning: other threads need the core
+    done: torch.Event = torch.cuda.Event(blocking=True)  # sleeps instead of spinning: other threads need the core
 
     def wait() -> None:
         done.record()

@@ -11,7 +11,6 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 
 from serve_app.config import AppSettings, EditorSettings
-from serve_app.editor.model.modulation import is_modulation
 from serve_app.tools.check.memory import weight_bytes
 from serve_app.tools.check.plan import GB, Row
 from serve_app.weights.architectures import find_edit_model
@@ -32,20 +31,12 @@ def kept_rows(editor: EditorSettings) -> Iterator[Row]:
     dtype: torch.dtype = getattr(torch, editor.dtype)
     if editor.text_encoder_device == "cpu":
         yield Row("text encoder weights", None if model is None else weight_bytes(model.text_encoder, dtype))
-    if editor.adaln_tables:
-        yield Row("modulation weights", None if model is None else modulation_bytes(model.transformer, editor))
-
-
-def modulation_bytes(transformer: QwenImageTransformer2DModel, editor: EditorSettings) -> int:
-    """The weights that AdaLN tables replace on the GPU. They stay on the host, for timesteps without a row."""
-    dtype: torch.dtype = getattr(torch, editor.dtype)
-    num_weights: int = sum(each.numel() for name, each in transformer.named_parameters() if is_modulation(name))
-    return dtype.itemsize * num_weights
 
 
 def loading_bytes(transformer: QwenImageTransformer2DModel) -> int:
     """An upper bound: one weight in float32. A weight goes from its mapped file to the GPU and is fused there; the host
-    holds the parts of it that are compared with the LoRA files."""
+    holds the parts of it that are compared with the LoRA files. What rows for further timesteps take is less: one
+    modulation weight at a time is read again."""
     largest: int = max(parameter.numel() for parameter in transformer.parameters())
     return torch.float32.itemsize * largest
 

@@ -157,8 +157,8 @@ def test_the_peaks_of_loading_are_those_of_the_plan(
 ) -> None:
     settings = real.settings(**options)
     with counted(monkeypatch) as storages:
-        pipeline, blocks = load._open_pipeline(settings)
-        model = load._assemble(pipeline, blocks, settings)
+        pipeline, streamed = load._open_pipeline(settings)
+        model = load._assemble(pipeline, settings, streamed)
         kept = dict(storages.live)
     del model
 
@@ -174,5 +174,5 @@ def test_the_peaks_of_loading_are_those_of_the_plan(
     assert planned.pop("process (estimated)") == PROCESS_BYTES
     assert planned.pop("text encoder weights", encoder) == encoder
     while_loading = planned.pop("while loading")
-    assert kept["cpu"] == pytest.approx(planned.get("modulation weights", 0), abs=0.05 * GB)
+    assert kept["cpu"] < 0.05 * GB
     assert storages.peaks["cpu"] < kept["cpu"] + while_loading

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from serve_app.config import AppSettings, EditorSettings, WeightsSource
 from serve_app.editor.loading import load
 from serve_app.editor.loading.load import choose_modulation, load_model, load_pipeline
-from serve_app.editor.loading.transformer import stream_transformer
+from serve_app.editor.loading.transformer import StreamedTransformer, stream_transformer
 from serve_app.errors import CheckpointError
 from serve_app.weights.locate import locate
 
@@ -99,7 +100,8 @@ def test_another_kind_of_transformer_is_refused(editor: EditorSettings) -> None:
 
 
 def test_a_block_is_read_when_it_is_asked_for(editor: EditorSettings) -> None:
-    model, blocks = stream_transformer(transformer_folder(editor), editor.loras, CPU, torch.float32)
+    streamed = stream_transformer(transformer_folder(editor), editor.loras, CPU, torch.float32)
+    model, blocks = streamed.model, streamed.blocks
     outer = {name for name in model.state_dict() if not name.startswith("transformer_blocks.")}
     assert {name for name, each in model.state_dict().items() if not each.is_meta} == outer
     for number, block in enumerate(blocks):
@@ -113,11 +115,11 @@ def test_the_next_block_is_read_ahead(editor: EditorSettings, monkeypatch: pytes
     split(transformer_folder(editor))
     asked: list[bytes] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, _: asked.append(os.pread(file, size, start)))
-    model, blocks = stream_transformer(transformer_folder(editor), (), CPU, torch.float32)
-    next(blocks)
+    streamed = stream_transformer(transformer_folder(editor), (), CPU, torch.float32)
+    next(streamed.blocks)
     ahead = list(asked)
-    assert len(list(blocks)) == 3
-    tensors = model.transformer_blocks[1].state_dict().values()
+    assert len(list(streamed.blocks)) == 3
+    tensors = streamed.model.transformer_blocks[1].state_dict().values()
     assert ahead == [tensor.numpy().tobytes() for tensor in tensors]
     assert len(asked) == 3 * len(ahead)
 
@@ -137,9 +139,10 @@ def test_each_block_is_quantized_before_the_next_one_is_read(
 ) -> None:
     events: list[str] = []
 
-    def announced(*args: object) -> tuple[nn.Module, Iterator[nn.Module]]:
-        model, blocks = stream_transformer(*args)  # type: ignore[arg-type]
-        return model, (events.append("read") or block for block in blocks)  # type: ignore[func-returns-value]
+    def announced(*args: object) -> StreamedTransformer:
+        streamed = stream_transformer(*args)  # type: ignore[arg-type]
+        blocks = (events.append("read") or block for block in streamed.blocks)  # type: ignore[func-returns-value]
+        return replace(streamed, blocks=blocks)
 
     def quantize_block(block: nn.Module) -> int:
         assert not any(each.is_meta for each in block.parameters())
@@ -152,14 +155,30 @@ def test_each_block_is_quantized_before_the_next_one_is_read(
     assert events == ["read", "quantized"] * 4
 
 
-def test_tables_made_while_loading_are_those_of_the_whole_model(editor: EditorSettings) -> None:
-    tabled = editor.model_copy(update={"adaln_tables": True})
-    model, blocks = stream_transformer(transformer_folder(editor), editor.loras, CPU, torch.float32)
-    streamed = choose_modulation(model, tabled, blocks)
-    whole = choose_modulation(load_pipeline(editor).transformer, tabled)
+@pytest.fixture
+def tabled(editor: EditorSettings) -> EditorSettings:
+    return editor.model_copy(update={"adaln_tables": True})
+
+
+def test_tables_made_while_loading_are_those_of_the_whole_model(tabled: EditorSettings) -> None:
+    """Rows of further timesteps, too, for which the weights are read and fused again."""
+    streamed = stream_transformer(transformer_folder(tabled), tabled.loras, CPU, torch.float32)
+    own = choose_modulation(streamed.model, tabled, streamed.blocks, streamed.modulation)
+    whole = choose_modulation(load_pipeline(tabled).transformer, tabled)
     timesteps = [1000.0, 500.0, 123.0]
     for index in range(4):
-        own, expected = (modulation.rows(timesteps).of_block(index) for modulation in (streamed, whole))
-        assert torch.equal(own.image, expected.image)
-        assert torch.equal(own.text, expected.text)
-    assert all(block.img_mod is None for block in model.transformer_blocks)
+        found, expected = (modulation.rows(timesteps).of_block(index) for modulation in (own, whole))
+        assert torch.equal(found.image, expected.image)
+        assert torch.equal(found.text, expected.text)
+    assert all(block.img_mod is None for block in streamed.model.transformer_blocks)
+
+
+@pytest.mark.parametrize("change", [os.remove, lambda path: os.truncate(path, 100)], ids=["removed", "truncated"])
+def test_weights_that_changed_are_not_read_again(tabled: EditorSettings, change: Callable[[Path], None]) -> None:
+    streamed = stream_transformer(transformer_folder(tabled), tabled.loras, CPU, torch.float32)
+    own = choose_modulation(streamed.model, tabled, streamed.blocks, streamed.modulation)
+    known = own.rows([1000.0]).of_block(0).image
+    change(transformer_folder(tabled) / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(CheckpointError, match="changed after the model was loaded from it"):
+        own.prepare([123.0])
+    assert torch.equal(own.rows([1000.0]).of_block(0).image, known)
