@@ -199,8 +199,8 @@ class QueuePlaces:
         Raises:
             Overloaded: the client gets none.
         """
-        if (problem := self.refusal(client)) is not None:
-            raise problem
+        if (recent := self.refusal(client)) is not None:
+            raise recent
         try:
             await self._jobs.reserve(job_id, client)
             yield
