@@ -7,11 +7,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from serve_app.errors import Overloaded, ServiceError
+from serve_app.errors import KeyPlacesTaken, Overloaded, ServiceError
 from serve_app.ingress.backend import RETRY_AFTER_S
 from serve_app.ingress.cross_origin import let_read
 from serve_app.ingress.dialects import dialect_of, route_template
+from serve_app.ingress.limits.report import FULL, FULL_FOR_CLIENT
 from serve_app.ingress.parsing.validation import NOT_JSON, echo_name, from_validation, unexpected
+
+_FULL_BY_CODE = {Overloaded.code: FULL, KeyPlacesTaken.code: FULL_FOR_CLIENT}
 
 _MESSAGES = {
     404: "There is no {where} here. Edits go to {edits}; /docs lists what there is.",
@@ -57,7 +60,7 @@ async def _service_error(request: Request, problem: Exception) -> JSONResponse:
     response = error_response(request.url.path, problem)
     if problem.status == 429:
         response.headers["retry-after"] = str(request.app.state.retry_after_s())
-        request.state.queue_full = problem.code == Overloaded.code  # Of all clients, unlike its subclasses.
+        request.state.queue_full = _FULL_BY_CODE.get(problem.code, 0)
     return response
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -17,12 +17,12 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import Forbidden, Overloaded, ServiceError, ServiceUnavailable
-from serve_app.ingress.auth import is_local
+from serve_app.errors import Forbidden, KeyPlacesTaken, Overloaded, ServiceError, ServiceUnavailable
+from serve_app.ingress.auth import credentials, is_local
 from serve_app.ingress.cross_origin import CrossOriginResponses
 from serve_app.ingress.dialects import DIALECTS, Dialect, dialect_of, is_work, route_path
 from serve_app.ingress.error_responses import error_response
-from serve_app.ingress.limits.report import LimitsReport
+from serve_app.ingress.limits.report import FULL_FOR_CLIENT, LimitsReport
 from serve_app.ingress.limits.transfer import SERVES_OWN, TransferLimits
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.middleware import RequestId, closing_response, head_error
@@ -39,6 +39,9 @@ _NOT_HERE = Forbidden(
     "Serve's own routes can be called only from the node itself. /health/live and /health/ready need no key."
 )
 _FULL = Overloaded("Too many requests are waiting already; try again later.")
+_FULL_FOR_CLIENT = KeyPlacesTaken(
+    "This API key's places in the queue are all taken, while other keys send work; try again later."
+)
 _GONE = ServiceUnavailable("The replica that had this request is gone; send it again.")
 # The errors that stand for the proxy's plain-text ones. When the replica of a request dies, Serve 2.60 answers 500 with
 # the text of its exception, or nothing at all, and 503 where a deployment is gone (`get_http_response_status` in
@@ -108,47 +111,72 @@ class ProxyGate:
         return head_error(scope)
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """A 429 that is repeated.
+
+    Attributes:
+        until: in seconds of the middleware's clock.
+    """
+
+    problem: ServiceError = _FULL
+    until: float = -math.inf
+    retry_after: str = "1"
+
+
 @dataclass
 class _Queue:
     """What the proxy knows about a dialect's queue.
 
     Attributes:
-        full_until: the queue is assumed to be full until then, in seconds of the middleware's clock.
-        retry_after: of the last 429.
+        full: the last 429 because the queue was full.
+        full_for: the same for a client, by the key that it presents; entries of the last `FULL_S`.
         max_jobs: how many jobs may be unfinished; 0: not known yet, or the dialect's work makes no jobs.
         num_unanswered: requests whose body has arrived and that have no response yet.
     """
 
-    full_until: float = -math.inf
-    retry_after: str = "1"
+    full: _Refusal
+    full_for: dict[bytes, _Refusal] = field(default_factory=dict)
     max_jobs: int = 0
     num_unanswered: int = 0
 
-    def is_full(self, now: float) -> bool:
-        return now < self.full_until or 0 < self.max_jobs <= self.num_unanswered
+    def refusal(self, client: bytes, now: float) -> _Refusal | None:
+        """What the client is answered without the application; None: it is asked."""
+        own = self.full_for.get(client)
+        if own is not None and now < own.until:
+            return own
+        is_full = now < self.full.until or 0 < self.max_jobs <= self.num_unanswered
+        return self.full if is_full else None
+
+    def refuse_client(self, client: bytes, refusal: _Refusal, now: float) -> None:
+        self.full_for = {key: each for key, each in self.full_for.items() if now < each.until}
+        self.full_for[client] = refusal
 
 
 class QueueFullMiddleware:
     """Rejects work of a dialect before its body is read, if the application has just answered such work with 429 since
-    its queue is full, or has as many unanswered requests as its queue has places. Work with an Idempotency-Key passes,
-    since it may be done already."""
+    its queue is full, for all or for this client, or has as many unanswered requests as its queue has places. Work with
+    an Idempotency-Key passes, since it may be done already."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._clock = clock
-        self._queues = {dialect.name: _Queue() for dialect in DIALECTS}
-        self._reject = RequestId(MetricsMiddleware(self._answer_full, RequestMetrics()))
+        self._queues = {dialect.name: _Queue(_Refusal()) for dialect in DIALECTS}
+        self._metrics = RequestMetrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not is_work(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
         dialect = dialect_of(scope["path"])
-        queue = self._queues[dialect.name]
-        if "idempotency-key" not in Headers(scope=scope) and queue.is_full(self._clock()):
-            await self._reject(scope, receive, send)
-        else:
+        queue, headers = self._queues[dialect.name], Headers(scope=scope)
+        refusal = None if "idempotency-key" in headers else queue.refusal(credentials(headers), self._clock())
+        if refusal is None:
             await self._pass(dialect, queue, scope, receive, send)
+            return
+        response = error_response(scope["path"], refusal.problem)
+        response.headers["retry-after"] = refusal.retry_after
+        await RequestId(MetricsMiddleware(response, self._metrics))(scope, receive, send)
 
     async def _pass(self, dialect: Dialect, queue: _Queue, scope: Scope, receive: Receive, send: Send) -> None:
         is_counted = False
@@ -167,7 +195,7 @@ class QueueFullMiddleware:
         async def send_and_learn(message: Message) -> None:
             if message["type"] == "http.response.start":
                 count(False)
-                self._learn(dialect, queue, message)
+                self._learn(dialect, queue, credentials(Headers(scope=scope)), message)
             await send(message)
 
         try:
@@ -175,21 +203,18 @@ class QueueFullMiddleware:
         finally:
             count(False)
 
-    def _learn(self, dialect: Dialect, queue: _Queue, message: Message) -> None:
+    def _learn(self, dialect: Dialect, queue: _Queue, client: bytes, message: Message) -> None:
         report = LimitsReport.read(message)
         if report is None:
             return
         if dialect.makes_jobs:
             queue.max_jobs = report.max_jobs
         if report.queue_full:
-            queue.full_until = self._clock() + FULL_S
-            queue.retry_after = Headers(raw=list(message["headers"])).get("retry-after", "1")
-
-    async def _answer_full(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        response = error_response(path, _FULL)
-        response.headers["retry-after"] = self._queues[dialect_of(path).name].retry_after
-        await response(scope, receive, send)
+            now, retry_after = self._clock(), Headers(raw=list(message["headers"])).get("retry-after", "1")
+            if report.queue_full == FULL_FOR_CLIENT:
+                queue.refuse_client(client, _Refusal(_FULL_FOR_CLIENT, now + FULL_S, retry_after), now)
+            else:
+                queue.full = _Refusal(_FULL, now + FULL_S, retry_after)
 
 
 class ProxyErrorMiddleware:

@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.ingress import proxy
-from serve_app.ingress.limits.report import LIMITS_HEADER, LimitsReport, ReportLimits
+from serve_app.ingress.limits.report import FULL, FULL_FOR_CLIENT, LIMITS_HEADER, LimitsReport, ReportLimits
 from serve_app.ingress.proxy import FULL_S, ProxyErrorMiddleware, QueueFullMiddleware
 from serve_app.serving.control_headers import DISCONNECT_HEADER, TIMEOUT_HEADER
 from tests.conftest import ROOT
@@ -52,7 +52,7 @@ class Behind:
     counted: Counted
     now: float = 100.0
     statuses: list[int] = field(default_factory=list)
-    is_store_full: bool = False
+    reported: int = FULL
     paths: list[str] = field(default_factory=list)
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
     app: Starlette = field(init=False)
@@ -63,7 +63,7 @@ class Behind:
             await request.body()
             await self.may_answer.wait()
             status = self.statuses.pop(0)
-            request.state.queue_full = status == 429 and not self.is_store_full
+            request.state.queue_full = self.reported if status == 429 else 0
             return JSONResponse({"from": "app"}, status, {"retry-after": "42"})
 
         app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
@@ -146,8 +146,21 @@ def test_no_more_are_let_in_at_once_than_the_queue_has_places(behind: Behind) ->
 
 
 def test_a_store_that_is_full_for_one_client_is_no_full_queue(behind: Behind) -> None:
-    behind.statuses, behind.is_store_full = [429, 200], True
+    behind.statuses, behind.reported = [429, 200], 0
     assert [behind.client.post(RUN).status_code for _ in range(2)] == [429, 200]
+
+
+def test_a_client_whose_places_are_taken_is_refused_alone(behind: Behind) -> None:
+    behind.statuses, behind.reported = [429, 200, 200, 200], FULL_FOR_CLIENT
+    mine, other = {"authorization": "Bearer mine"}, {"authorization": "Bearer other"}
+    assert behind.client.post(RUN, headers=mine).json() == {"from": "app"}
+    refused = behind.client.post(RUN, headers=mine)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "42")
+    assert "This API key's places" in refused.json()["error"]
+    assert behind.client.post(RUN, headers=other).status_code == 200
+    assert behind.client.post(RUN, headers={**mine, "idempotency-key": "1"}).status_code == 200
+    behind.now += FULL_S
+    assert behind.client.post(RUN, headers=mine).status_code == 200
 
 
 def test_a_body_that_dawdles_takes_no_place(behind: Behind) -> None:

@@ -11,6 +11,8 @@ from serve_app.config import AppSettings, LimitSettings
 LIMITS_HEADER = "x-camera-edit-limits"
 """Holds a `LimitsReport`, in the application's responses to Serve's proxy. The proxy removes it."""
 
+FULL, FULL_FOR_CLIENT = 1, 2
+
 _DEFAULTS = LimitSettings()
 
 
@@ -21,7 +23,8 @@ class LimitsReport:
     Attributes:
         max_jobs: how many jobs may be unfinished; 0: not known yet.
         max_body_bytes, max_bodies_bytes, max_requests_per_key: as in `LimitSettings`.
-        queue_full: 1: this response is a 429 because the queue is full.
+        queue_full: whether this response is a 429 because the queue is full: `FULL` for all clients, or
+            `FULL_FOR_CLIENT`; otherwise 0.
     """
 
     max_jobs: int = 0
@@ -58,7 +61,7 @@ class ReportLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_report(message: Message) -> None:
             if message["type"] == "http.response.start":
-                queue_full = int(scope["state"].get("queue_full", False))
+                queue_full = int(scope["state"].get("queue_full", 0))
                 MutableHeaders(scope=message)[LIMITS_HEADER] = str(replace(self._report, queue_full=queue_full))
             await send(message)
 
