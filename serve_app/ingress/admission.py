@@ -77,7 +77,7 @@ class JobAdmission:
         Raises:
             Overloaded: as the last job of the client.
         """
-        problem = self._places.refusal(CLIENT.get())
+        problem = None if self._backend.draining.begun else self._places.refusal(CLIENT.get())
         if problem is not None and not (key is not None and await self._is_known(key)):
             raise problem
 
