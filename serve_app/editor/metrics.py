@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ray.util.metrics import Gauge, Histogram
+from ray.serve.metrics import Gauge, Histogram
 
 from serve_app.edits.request import EditTimings
 from serve_app.serving.metrics import SECONDS, Totals

@@ -34,13 +34,17 @@ def queries() -> list[str]:
     return [target["expr"] for target in targets()] + [rule["expr"] for rule in rules()]
 
 
+CLUSTER_LABEL = "ray_io_cluster"
+"""Which RayCluster a metric is from: Prometheus adds it on Kubernetes, no service does."""
+
+
 def metrics(query: str) -> list[tuple[str, set[str]]]:
-    """The metrics of a query, each with the labels that it is filtered by."""
-    found = re.findall(r"\b(ray_\w+)(?:\{([^}]*)\})?", query)
-    return [(name, set(re.findall(r"(\w+)\s*[=!]~?", selector))) for name, selector in found]
+    """The metrics of a query, each with the labels that it is filtered by, except the cluster's."""
+    found = re.findall(r"\b(ray_(?!io_cluster)\w+)(?:\{([^}]*)\})?", query)
+    return [(name, set(re.findall(r"(\w+)\s*[=!]~?", selector)) - {CLUSTER_LABEL}) for name, selector in found]
 
 
 def grouping(query: str) -> set[str]:
-    """The labels that a query groups by, except `le`, the buckets' own."""
+    """The labels that a query groups by, except the cluster's and `le`, the buckets' own."""
     lists = re.findall(r"\bby \(([^)]*)\)", query)
-    return {label.strip() for labels in lists for label in labels.split(",")} - {"le"}
+    return {label.strip() for labels in lists for label in labels.split(",")} - {"le", CLUSTER_LABEL}

@@ -17,8 +17,11 @@ def test_the_dashboard_has_what_grafana_needs() -> None:
     board = dashboard()
     assert board["schemaVersion"] >= 39
     assert (board["title"], board["uid"]) == ("qwen-camera-edit", "qwen-camera-edit")
-    (variable,) = board["templating"]["list"]
-    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+    source, cluster = board["templating"]["list"]
+    assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
+    # Without Kubernetes, no metric has the label: only `.*` matches it.
+    assert (cluster["name"], cluster["includeAll"], cluster["allValue"]) == ("cluster", True, ".*")
+    assert cluster["current"]["value"] == "$__all"
     ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids)
 
@@ -33,6 +36,18 @@ def test_every_panel_queries_the_chosen_data_source() -> None:
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
     assert all(target["datasource"]["uid"] == "${datasource}" for target in targets())
+
+
+def test_every_query_of_the_dashboard_heeds_the_chosen_cluster() -> None:
+    for target in targets():
+        names = [name for name, _ in metrics(target["expr"])]
+        assert target["expr"].count('ray_io_cluster=~"$cluster"') == len(names)
+
+
+def test_what_hangs_is_told_apart_by_replica() -> None:
+    by_name = {rule["alert"]: rule["expr"] for rule in rules()}
+    assert by_name["CameraEditEngineStalls"].count("by (ray_io_cluster, replica)") == 2
+    assert "sum" not in by_name["CameraEditEditorUnhealthy"]
 
 
 def test_panels_do_not_cover_each_other() -> None:
