@@ -9,16 +9,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, ProxyLocation
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-from serve_app.config import AppSettings
+from serve_app.config import AppSettings, SqliteStoreSettings
 from serve_app.ingress.auth import FILE_VARIABLE, KEYS_VARIABLE, is_loopback
+from serve_app.tools.check.manifests import check_manifests
 from serve_app.tools.check.plan import GpuPlan
 from serve_app.tools.check.plans import make_plans
-from serve_app.tools.check.reading import read_serve_config
-from serve_app.tools.check.rules import actor_options, check_application, emptied
+from serve_app.tools.check.reading import find_serve_config, read_documents
+from serve_app.tools.check.rules import actor_options, check_application, emptied, most_replicas
 from serve_app.tools.check.schema import Problems, entries, find_unknown_keys, join, validate
+
+SQLITE_WARNING = (
+    "warning: args.jobs.store is a file on the node that runs Jobs: on several nodes, use Redis, as in configs/vm/"
+    "serve.yaml"
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,17 @@ class ServeFile:
 
 
 def check_file(path: Path) -> ServeFile:
-    """Read and check a Serve config file, or the `serveConfigV2` of the RayService in a Kubernetes file.
+    """Read and check a Serve config file, or Kubernetes manifests: the Serve config in their RayService, and its pods.
+
+    Args:
+        path: of the file; `-` is standard input.
 
     Raises:
         ConfigError: lists all problems, one per line.
     """
     problems = Problems(path)
-    prefix, raw = read_serve_config(path)
+    documents = read_documents(path)
+    prefix, raw = find_serve_config(documents, path)
     find_unknown_keys(raw, ServeDeploySchema, prefix, problems)
     # Bottom up, so that one broken deployment does not hide the problems of the others.
     apps = list(entries(raw.get("applications"), join(prefix, "applications")))
@@ -57,6 +67,9 @@ def check_file(path: Path) -> ServeFile:
     plans = tuple(map(_make_plans, serve.applications, known))
     for (at, _), of_app in zip(apps, plans, strict=True):
         _check_plans(of_app, f"{at}.args.card", problems)
+    for app, each in zip(serve.applications, known, strict=True):
+        for at, message in check_manifests(documents, app, each):
+            problems.add(at, message)
     if problems:
         raise problems.as_error()
     return ServeFile(serve, known, plans)
@@ -86,6 +99,10 @@ def describe(path: Path) -> str:
         http = file.serve.http_options
         lines.append(f"application {app.name} at http://{http.host}:{http.port}{app.route_prefix}")
         lines += [f"  {line}" for line in _describe_access(http.host, settings)]
+        if file.serve.proxy_location == ProxyLocation.EveryNode and isinstance(
+            settings.jobs.store, SqliteStoreSettings
+        ):
+            lines.append(f"  {SQLITE_WARNING}")
         lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
         lines += [f"  {line}" for line in _describe_models(settings)]
         lines += [f"  {line}" for plan in plans for line in plan.table]
@@ -137,19 +154,9 @@ def _describe_speeds(app: ServeApplicationSchema, settings: AppSettings, plans: 
         # Imported here, as in plans.py.
         from serve_app.tools.check.speed import rewriter_warning
 
-        warning = rewriter_warning(settings, {each.name: _most_replicas(each) for each in app.deployments})
+        warning = rewriter_warning(settings, {each.name: most_replicas(each) for each in app.deployments})
         if warning is not None:
             yield warning
-
-
-def _most_replicas(deployment: DeploymentSchema) -> int:
-    if isinstance(deployment.autoscaling_config, dict):
-        return AutoscalingConfig(**deployment.autoscaling_config).max_replicas
-    number = deployment.num_replicas
-    if number == "auto":
-        automatic: AutoscalingConfig = AutoscalingConfig.default()  # type: ignore[no-untyped-call]
-        return automatic.max_replicas
-    return number if isinstance(number, int) else 1
 
 
 def _describe_models(settings: AppSettings) -> Iterator[str]:

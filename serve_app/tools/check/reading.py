@@ -1,11 +1,15 @@
-"""Reads the Serve config in a YAML file strictly."""
+"""Reads the Serve config in a YAML file, or in Kubernetes manifests, strictly."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from serve_app.errors import ConfigError
 from serve_app.tools.check.schema import RawMapping
+
+STDIN = Path("-")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -34,16 +38,25 @@ def _load_documents(text: str, where: str) -> list[object]:
         raise ConfigError(f"{where}: cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
-def read_serve_config(path: Path) -> tuple[str, RawMapping]:
-    """Return the path of keys to the Serve config in a file (empty at the top level), and the config.
+def read_documents(path: Path) -> list[object]:
+    """The YAML documents of a file; `-` is standard input.
 
     Raises:
-        ConfigError: the file cannot be read or holds no Serve config.
+        ConfigError: the file cannot be read, or is no YAML.
     """
     try:
-        documents = _load_documents(path.read_text(encoding="utf-8"), str(path))
+        text = sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return _load_documents(text, str(path))
+
+
+def find_serve_config(documents: Sequence[object], path: Path) -> tuple[str, RawMapping]:
+    """Return the path of keys to the Serve config in the documents of a file (empty at the top level), and the config.
+
+    Raises:
+        ConfigError: there is no Serve config.
+    """
     services = [each for each in documents if isinstance(each, dict) and each.get("kind") == "RayService"]
     if len(services) == 1:
         return "spec.serveConfigV2", _serve_config_of(services[0], path)

@@ -110,6 +110,29 @@ def actor_options(deployment: DeploymentSchema) -> RayActorOptionsSchema:
     return options if isinstance(options, RayActorOptionsSchema) else RayActorOptionsSchema()
 
 
+def least_replicas(deployment: DeploymentSchema) -> int:
+    scaling = _scaling(deployment)
+    return _fixed_replicas(deployment) if scaling is None else scaling.min_replicas
+
+
+def most_replicas(deployment: DeploymentSchema) -> int:
+    scaling = _scaling(deployment)
+    return _fixed_replicas(deployment) if scaling is None else scaling.max_replicas
+
+
+def _scaling(deployment: DeploymentSchema) -> AutoscalingConfig | None:
+    if isinstance(deployment.autoscaling_config, dict):
+        return AutoscalingConfig(**deployment.autoscaling_config)
+    if deployment.num_replicas == "auto":
+        automatic: AutoscalingConfig = AutoscalingConfig.default()  # type: ignore[no-untyped-call]
+        return automatic
+    return None
+
+
+def _fixed_replicas(deployment: DeploymentSchema) -> int:
+    return deployment.num_replicas if isinstance(deployment.num_replicas, int) else 1
+
+
 def emptied(value: RawMapping, key: str) -> RawMapping:
     """`value` with an empty list for its list at `key`."""
     return {**value, key: []} if isinstance(value.get(key), list) else value

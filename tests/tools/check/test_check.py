@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.errors import ConfigError
 from serve_app.tools.check import check_file, describe
+from serve_app.tools.check.file import SQLITE_WARNING
 from serve_app.tools.check.rules import DEPLOYMENT_NAMES
 from serve_app.tools.check.schema import Problems, find_unknown_keys
 from serve_app.weights.locate import EMBEDDED
@@ -17,7 +18,11 @@ from serve_app.weights.locate import EMBEDDED
 ROOT = Path(__file__).parents[3]
 GPU_FILE = ROOT / "serve_config.yaml"
 CPU_FILE = ROOT / "configs" / "tiny-cpu.yaml"
-SHIPPED = [GPU_FILE, *sorted((ROOT / "configs").glob("*.yaml")), ROOT / "configs" / "kuberay" / "rayservice.yaml"]
+SHIPPED = [
+    GPU_FILE,
+    *sorted((ROOT / "configs").glob("*.yaml")),
+    ROOT / "configs" / "kuberay" / "base" / "serve-config.yaml",
+]
 APP = "applications[0]"
 EDITOR = f"{APP}.deployments[2]"
 
@@ -325,6 +330,18 @@ def test_describe_warns_of_open_access(write: Edit, setting: str, warning: str |
     warnings = [line for line in lines if "warning: " in line]
     assert len(warnings) == (warning is not None)
     assert warning is None or warning in warnings[0]
+
+
+def test_describe_warns_of_a_file_of_jobs_on_several_nodes(write: Edit) -> None:
+    assert f"  {SQLITE_WARNING}" not in describe(CPU_FILE).splitlines()
+    text = CPU_FILE.read_text(encoding="utf-8").replace("proxy_location: HeadOnly", "proxy_location: EveryNode")
+    assert f"  {SQLITE_WARNING}" in describe(write(text)).splitlines()
+
+
+def test_standard_input_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with CPU_FILE.open(encoding="utf-8") as text:
+        monkeypatch.setattr("sys.stdin", text)
+        assert check_file(Path("-")).settings == check_file(CPU_FILE).settings
 
 
 def test_describe_refuses_what_check_refuses(write: Edit) -> None:
