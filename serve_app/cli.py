@@ -83,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
     check = add(
         "check", "check a Serve config file and list what it would run", "camera-edit check configs/gpu-1x48gb.yaml"
     )
-    check.add_argument("file", type=Path, metavar="FILE", help="a Serve config, or a RayService that holds one")
+    check.add_argument(
+        "file", type=Path, metavar="FILE", help="a Serve config, or manifests with a RayService; -: stdin"
+    )
     check.set_defaults(command=_check)
     _add_doctor(
         add(
@@ -117,6 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
             "camera-edit drain http://127.0.0.1:8000 --undo",
         )
     )
+    generate = add("generate", "write the generated files in configs/", "camera-edit generate serve_config.yaml")
+    generate.add_argument("file", type=Path, metavar="FILE", help="the Serve config of a cluster")
+    generate.set_defaults(command=_generate)
     openapi = add("openapi", "print the OpenAPI document (configs/openapi.json)", "camera-edit openapi > openapi.json")
     openapi.set_defaults(command=_openapi)
     _add_mcp(
@@ -254,6 +259,13 @@ def _mcp(arguments: argparse.Namespace) -> None:
     from serve_app.tools.mcp import run_bridge
 
     run_bridge(arguments.url, arguments.key)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from serve_app.tools.manifests import write_manifests
+
+    for path in write_manifests(arguments.file):
+        print(path)
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

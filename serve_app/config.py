@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-TINY_FILE, RANDOM_FILE = _CONFIGS / "tiny-cpu.yaml", _CONFIGS / "random-cpu.yaml"
-"""The shipped Serve files for a machine without a GPU. They are in a clone, not in an installed package."""
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TINY_FILE, RANDOM_FILE = CONFIGS / "tiny-cpu.yaml", CONFIGS / "random-cpu.yaml"
+"""The shipped Serve files for a machine without a GPU. They are in a clone and in the image, not in a wheel."""
 
 MAX_LEASE_S = 600
 """Longest lease of a Jobs replica."""

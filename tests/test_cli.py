@@ -33,11 +33,12 @@ RUN_ELSEWHERE = {
     "doctor": "tests/tools/doctor/test_doctor.py",
     "drain": "tests/tools/test_drain.py",
     "edit": "tests/tools/edit/test_edit.py",
+    "generate": "tests/configs/test_kuberay.py",
     "mcp": "tests/tools/test_mcp.py",
     "run": "tests/service/test_sigterm.py",
     "tiny --train": "tests/tools/training/test_training.py",
 }
-"""Examples that need a service or minutes, by their start, and the tests that run these commands."""
+"""Examples that need a service, minutes or a clone, by their start, and the tests that run these commands."""
 
 PRINT_HELP_AND_MODULES = """
 import sys

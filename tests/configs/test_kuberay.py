@@ -1,48 +1,71 @@
-"""The KubeRay manifest: valid by its CRD's schema without unknown keys, and consistent with the files beside it."""
+"""configs/kuberay: its base is consistent with the files beside it, and its generated parts with serve_config.yaml."""
 
-import copy
-import json
+import hashlib
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
 
 from serve_app.config import AppSettings, RedisStoreSettings, WeightsSource
 from serve_app.tools.check import check_file
+from serve_app.tools.manifests import generate, write_manifests
+from tests.configs.kustomize import KUBERAY, Yaml, load, render, serve_app_of
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
-MANIFEST = ROOT / "configs" / "kuberay" / "rayservice.yaml"
-# The schema of the RayService CRD, too large for this repository.
-CRD_SCHEMA = ROOT / "../shared/data/rayservice-v1.schema.json"
-
-Yaml = Any  # A parsed document of any shape.
-
-
-def load(kind: str) -> Yaml:
-    documents = {each["kind"]: each for each in yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8"))}
-    assert set(documents) == {"PersistentVolumeClaim", "PodDisruptionBudget", "RayService"}
-    return documents[kind]
+DEFAULT = ROOT / "serve_config.yaml"
 
 
 @pytest.fixture
-def service() -> Yaml:
-    return load("RayService")
+def documents() -> list[Yaml]:
+    return render(KUBERAY / "base")
 
 
 @pytest.fixture
-def worker(service: Yaml) -> Yaml:
-    """The pod template of the only worker group."""
-    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    return group["template"]
+def service(documents: list[Yaml]) -> Yaml:
+    return find(documents, "RayService", "camera-edit")
 
 
 @pytest.fixture
 def head(service: Yaml) -> Yaml:
     return service["spec"]["rayClusterConfig"]["headGroupSpec"]
+
+
+@pytest.fixture
+def groups(service: Yaml) -> dict[str, Yaml]:
+    """The groups of workers, by name."""
+    return {each["groupName"]: each for each in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+
+
+def find(documents: list[Yaml], kind: str, name: str) -> Yaml:
+    (found,) = [each for each in documents if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def environment(container: Yaml) -> dict[str, Yaml]:
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+
+
+# What is generated.
+
+
+def test_the_generated_files_match_their_sources() -> None:
+    generated = generate(DEFAULT, ROOT / "configs")
+    texts = {name: (ROOT / "configs" / name).read_text(encoding="utf-8") for name in generated}
+    assert texts == generated, "run: camera-edit generate serve_config.yaml"
+
+
+def test_the_command_writes_them(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for path in write_manifests(DEFAULT, tmp_path / "configs"):
+        original = ROOT / path.relative_to(tmp_path)
+        assert path.read_text(encoding="utf-8") == original.read_text(encoding="utf-8")
+        path.unlink()
+    assert len(write_manifests(DEFAULT, tmp_path / "configs")) == 5
 
 
 def sources_of(settings: AppSettings) -> list[WeightsSource]:
@@ -52,134 +75,171 @@ def sources_of(settings: AppSettings) -> list[WeightsSource]:
     return [settings.editor.base, *loras, settings.rewriter.source]
 
 
-def without_sources(serve_config: str) -> Yaml:
-    """The config with the path and revision of each source blanked out, and without the store of jobs."""
+def without_differences(serve_config: str) -> Yaml:
+    """The config without what pods need otherwise: paths of the weights, the store, groups, and the update's surge."""
     config = yaml.safe_load(serve_config)
-    args = config["applications"][0]["args"]
-    loras = [lora["source"] for lora in args["editor"]["loras"]]
-    for source in (args["editor"]["base"], *loras, args["rewriter"]["source"]):
+    app = config["applications"][0]
+    args = app["args"]
+    for source in (
+        args["editor"]["base"],
+        *(each["source"] for each in args["editor"]["loras"]),
+        args["rewriter"]["source"],
+    ):
         assert set(source) == {"path", "revision"}
         source.update(path="", revision="")
-    args.pop("jobs", None)
+    for key in ("store", "max_store_bytes", "max_store_bytes_per_key"):
+        args["jobs"].pop(key, None)
+    for deployment in app["deployments"]:
+        deployment["ray_actor_options"].pop("label_selector", None)
+        deployment.pop("max_surge_percent", None)
     return config
 
 
+def test_serve_config_equals_the_cluster_default_but_for_what_pods_need(service: Yaml) -> None:
+    default = DEFAULT.read_text(encoding="utf-8")
+    assert without_differences(service["spec"]["serveConfigV2"]) == without_differences(default)
+
+
 def test_serve_config_passes_the_check_and_all_weights_are_on_the_volume() -> None:
-    (settings,) = check_file(MANIFEST).settings
+    (settings,) = check_file(KUBERAY / "base" / "serve-config.yaml").settings
     paths = [source.path for source in sources_of(settings)]
     assert len(set(paths)) == 4
     assert all(re.fullmatch(r"/weights/[\w.-]+", path) for path in paths)
 
 
-def test_serve_config_equals_the_cluster_default_but_for_the_sources(service: Yaml) -> None:
-    default = (ROOT / "serve_config.yaml").read_text(encoding="utf-8")
-    assert without_sources(service["spec"]["serveConfigV2"]) == without_sources(default)
-
-
-def test_jobs_survive_the_loss_of_a_node(service: Yaml, worker: Yaml) -> None:
-    (settings,) = check_file(MANIFEST).settings
-    store = settings.jobs.store
-    assert isinstance(store, RedisStoreSettings)
-    options = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
-    # Ray keeps its own state in database 0.
-    assert store.url == f"redis://{options['redisAddress']}/1"
-    (container,) = worker["spec"]["containers"]
-    env = {each["name"]: each for each in container["env"]}
-    assert env["CAMERA_EDIT_REDIS_PASSWORD"]["valueFrom"] == options["redisPassword"]["valueFrom"]
-
-
-def test_init_container_fetches_each_configured_file_from_its_configured_repository(worker: Yaml) -> None:
-    (fetch,) = worker["spec"]["initContainers"]
-    commands = re.findall(r"^fetch (/.+)$", fetch["args"][0].replace("\\\n", " "), re.MULTILINE)
-    fetched = {folder: rest for folder, *rest in (command.split() for command in commands)}
-    (mounted,) = check_file(MANIFEST).settings
-    (default,) = check_file(ROOT / "serve_config.yaml").settings
-    files = [[], *([lora.file] for lora in mounted.editor.loras), []]
+def test_job_fetches_each_configured_file_from_its_configured_repository(documents: list[Yaml], service: Yaml) -> None:
+    lines = find(documents, "ConfigMap", "camera-edit-weights")["data"]["weights.txt"].splitlines()
+    _, mounted = serve_app_of(service)
+    default = AppSettings.model_validate(load(DEFAULT)["applications"][0]["args"])
+    files = [[], *([f"{lora.file}:{lora.sha256}"] for lora in mounted.editor.loras), []]
     expected = zip(sources_of(mounted), sources_of(default), files, strict=True)
-    assert fetched == {folder.path: [hub.revision, hub.path, *file] for folder, hub, file in expected}
+    assert lines == [" ".join([folder.path, hub.path, hub.revision or "", *file]) for folder, hub, file in expected]
 
 
-def strict(schema: Yaml) -> Yaml:
-    """A copy in which an object with known properties has no others, unless the schema itself opens it."""
-    if isinstance(schema, list):
-        return [strict(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: strict(value) for key, value in schema.items()}
-    is_open = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
-    # A property may itself be called `properties`; only a schema also has a type.
-    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) and not is_open:
-        closed["additionalProperties"] = False
-    return closed
+def test_fixed_overlay_keeps_all_but_one_editor_during_an_update() -> None:
+    service = find(render(KUBERAY / "8gpu-fixed"), "RayService", "camera-edit")
+    deployments = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["deployments"]
+    editor = next(each for each in deployments if each["name"] == "Editor")
+    assert (editor["num_replicas"], editor["max_surge_percent"]) == (7, 0)
+    assert max(int(editor["rolling_update_percentage"] * editor["num_replicas"]), 1) == 1
+    used = sum(each.get("num_replicas", 1) * each["ray_actor_options"]["num_gpus"] for each in deployments)
+    gpu = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][1]
+    assert {gpu["replicas"], gpu["minReplicas"], gpu["maxReplicas"], used} == {8}
+    assert service["spec"]["upgradeStrategy"] == {"type": "None"}
 
 
-@pytest.fixture(scope="module")
-def crd() -> Draft202012Validator:
-    if not CRD_SCHEMA.exists():
-        pytest.skip(f"the schema of the RayService CRD is not at {CRD_SCHEMA}")
-    return Draft202012Validator(strict(json.loads(CRD_SCHEMA.read_text(encoding="utf-8"))["openAPIV3Schema"]))
+# The scripts of the pods, with a client of the hub that writes files instead of downloading them.
+
+HF = """#!/bin/bash
+echo "$@" >> "$HF_CALLS"
+if [[ "$1" == cache ]]; then exit "${HF_VERIFY:-0}"; fi
+while [[ "$1" != --local-dir ]]; do shift; done
+mkdir -p "$2"
+echo weights > "$2/lora.safetensors"
+"""
+SHA256 = hashlib.sha256(b"weights\n").hexdigest()
 
 
-def test_strict_closes_only_objects_that_the_schema_does_not_open() -> None:
-    closed: Yaml = {"type": "object", "properties": {"a": {}}}
-    free: Yaml = {"type": "object", "properties": {"a": {}}, "x-kubernetes-preserve-unknown-fields": True}
-    mapping: Yaml = {"type": "object", "additionalProperties": closed}
-    assert strict(free) == free
-    assert strict(mapping) == {**mapping, "additionalProperties": {**closed, "additionalProperties": False}}
+class Scripts:
+    """The scripts of the weights job and of the pods that wait for it, in a folder."""
+
+    def __init__(self, folder: Path, documents: list[Yaml], checksum: str = SHA256) -> None:
+        self.folder, self.calls = folder, folder / "calls"
+        listed = folder / "weights.txt"
+        base, lora = folder / "base", folder / "lora"
+        listed.write_text(f"{base} a/base 1234\n{lora} a/lora 5678 lora.safetensors:{checksum}\n")
+        tools = folder / "bin"
+        tools.mkdir()
+        (tools / "hf").write_text(HF)
+        (tools / "sleep").write_text("#!/bin/bash\nexit 7\n")  # ends the script, which would wait
+        for tool in tools.iterdir():
+            tool.chmod(0o755)
+        job = find(documents, "Job", "camera-edit-weights")["spec"]["template"]["spec"]["containers"][0]
+        cluster = find(documents, "RayService", "camera-edit")["spec"]["rayClusterConfig"]
+        pod = cluster["workerGroupSpecs"][1]["template"]["spec"]["initContainers"][0]
+        self._job, self._wait = (self._command(each, listed) for each in (job, pod))
+
+    @staticmethod
+    def _command(container: Yaml, listed: Path) -> list[str]:
+        (script,) = container["args"]
+        assert "/etc/camera-edit/weights.txt" in script
+        return [*container["command"], script.replace("/etc/camera-edit/weights.txt", str(listed))]
+
+    def fetch(self, verify: int = 0) -> int:
+        return self._run(self._job, verify)
+
+    def wait(self) -> int:
+        return self._run(self._wait)
+
+    def _run(self, command: list[str], verify: int = 0) -> int:
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        env = {"PATH": path, "HF_CALLS": str(self.calls), "HF_VERIFY": str(verify)}
+        return subprocess.run(command, env=env, capture_output=True, timeout=60).returncode
 
 
-def test_manifest_fits_the_strict_schema(crd: Draft202012Validator, service: Yaml) -> None:
-    assert [f"{error.json_path}: {error.message}" for error in crd.iter_errors(service)] == []
+def test_job_downloads_and_verifies_each_folder_once(documents: list[Yaml], tmp_path: Path) -> None:
+    scripts = Scripts(tmp_path, documents)
+    assert scripts.wait() == 7
+    assert scripts.fetch() == 0
+    assert scripts.calls.read_text().splitlines() == [
+        f"download a/base --revision 1234 --local-dir {tmp_path}/base",
+        f"cache verify a/base --revision 1234 --local-dir {tmp_path}/base",
+        f"download a/lora lora.safetensors --revision 5678 --local-dir {tmp_path}/lora",
+        f"cache verify a/lora --revision 5678 --local-dir {tmp_path}/lora",
+    ]
+    assert scripts.wait() == 0
+    assert scripts.fetch() == 0
+    assert len(scripts.calls.read_text().splitlines()) == 4
 
 
-CLUSTER = ("spec", "rayClusterConfig")
-WORKER = (*CLUSTER, "workerGroupSpecs", 0)
+def test_weights_with_another_checksum_are_not_served(documents: list[Yaml], tmp_path: Path) -> None:
+    scripts = Scripts(tmp_path, documents, checksum="0" * 64)
+    assert scripts.fetch() != 0
+    assert scripts.wait() == 7
 
 
-@pytest.mark.parametrize(
-    ("parents", "key"),
-    [
-        (("spec",), "excludeHeadPodFromServeSvc"),
-        (CLUSTER, "rayVersion"),
-        ((*CLUSTER, "authOptions"), "mode"),
-        ((*CLUSTER, "gcsFaultToleranceOptions", "redisPassword", "valueFrom", "secretKeyRef"), "name"),
-        ((*CLUSTER, "headGroupSpec"), "rayStartParams"),
-        (WORKER, "maxReplicas"),
-        ((*WORKER, "template", "spec"), "terminationGracePeriodSeconds"),
-        ((*WORKER, "template", "spec", "tolerations", 0), "operator"),
-        ((*WORKER, "template", "spec", "containers", 0), "lifecycle"),
-        ((*WORKER, "template", "spec", "volumes", 1, "emptyDir"), "sizeLimit"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_misspelt_key_does_not_fit(
-    crd: Draft202012Validator, service: Yaml, parents: tuple[str | int, ...], key: str
-) -> None:
-    broken = copy.deepcopy(service)
-    place = broken
-    for parent in parents:
-        place = place[parent]
-    place[f"{key}x"] = place.pop(key)
-    assert [error for error in crd.iter_errors(broken) if f"'{key}x' was unexpected" in error.message]
+def test_weights_that_the_hub_does_not_confirm_are_not_served(documents: list[Yaml], tmp_path: Path) -> None:
+    scripts = Scripts(tmp_path, documents)
+    assert scripts.fetch(verify=1) != 0
+    assert scripts.wait() == 7
 
 
-def test_value_outside_its_list_does_not_fit(crd: Draft202012Validator, service: Yaml) -> None:
-    service["spec"]["rayClusterConfig"]["authOptions"]["mode"] = "tokens"
-    assert not crd.is_valid(service)
+# The image.
 
 
 def test_ray_version_is_that_of_the_image_and_of_the_package(service: Yaml) -> None:
     version = service["spec"]["rayClusterConfig"]["rayVersion"]
-    dockerfile = (MANIFEST.parent / "Dockerfile").read_text(encoding="utf-8")
-    assert re.findall(r"^FROM (\S+)-py311-cu\d+$", dockerfile, re.MULTILINE) == [f"rayproject/ray:{version}"]
+    assert locked()["ray"] == version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"ray[serve]=={version}" in project["dependencies"]
 
 
-def test_all_pods_run_one_image(head: Yaml, worker: Yaml) -> None:
-    pods = [head["template"]["spec"], worker["spec"]]
-    images = {each["image"] for pod in pods for each in (*pod.get("initContainers", []), *pod["containers"])}
-    assert len(images) == 1
+def locked() -> dict[str, str]:
+    """The versions of requirements.lock, each of which has a hash."""
+    lines = (KUBERAY / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    rows = [re.fullmatch(r"([a-z0-9-]+)==(\S+) --hash=sha256:[0-9a-f]{64}", each) for each in lines if each[0] != "#"]
+    return {row[1]: row[2] for row in rows if row is not None} if all(rows) else {}
+
+
+def test_the_lock_has_what_the_package_pins() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    pinned = [*project["project"]["dependencies"], *extras["quantize"], *project["build-system"]["requires"]]
+    versions = dict(re.sub(r"\[\w+\]", "", each).split("==") for each in pinned)
+    assert versions.items() <= locked().items()
+    assert len(locked()) > 2 * len(versions)
+
+
+def test_the_image_has_the_configs_a_numeric_user_and_a_health_check() -> None:
+    text = (KUBERAY / "Dockerfile").read_text(encoding="utf-8")
+    for line in ("COPY configs ./configs", "USER 1000:1000", "--require-hashes", "/health/ready", "R580"):
+        assert line in text
+    # torch brings the CUDA version that the driver must support.
+    cuda = {name: version for name, version in locked().items() if name == "nvidia-cuda-runtime"}
+    assert f'NVIDIA_REQUIRE_CUDA="cuda>={cuda["nvidia-cuda-runtime"].rpartition(".")[0]}"' in text
+
+
+# Pods.
 
 
 def test_head_takes_no_replica_and_no_gpu(service: Yaml, head: Yaml) -> None:
@@ -195,65 +255,79 @@ def test_cluster_options(service: Yaml) -> None:
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
     redis = cluster["gcsFaultToleranceOptions"]
-    assert redis["redisAddress"]
+    assert redis["redisAddress"] == "camera-edit-gcs-redis:6379"
     assert redis["redisPassword"]["valueFrom"]["secretKeyRef"] == {"name": "camera-edit-redis", "key": "password"}
 
 
-def test_worker_has_its_gpu_port_shared_memory_and_weights(worker: Yaml) -> None:
-    (container,) = worker["spec"]["containers"]
+def test_jobs_survive_the_loss_of_a_node_apart_from_rays_state(service: Yaml, groups: dict[str, Yaml]) -> None:
+    _, settings = serve_app_of(service)
+    assert isinstance(settings.jobs.store, RedisStoreSettings)
+    assert settings.jobs.store.url == "redis://camera-edit-jobs-redis:6379/0"
+    (container,) = groups["cpu"]["template"]["spec"]["containers"]
+    options = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert environment(container)["CAMERA_EDIT_REDIS_PASSWORD"] == options["redisPassword"]["valueFrom"]
+
+
+def test_deployments_without_a_gpu_run_in_the_group_that_has_none(service: Yaml, groups: dict[str, Yaml]) -> None:
+    num_cpus = int(groups["cpu"]["rayStartParams"]["num-cpus"])
+    least = most = 0
+    for each in yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["deployments"]:
+        options, scaling = each["ray_actor_options"], each.get("autoscaling_config", {})
+        assert options.get("label_selector") == (None if options["num_gpus"] else groups["cpu"]["labels"])
+        if not options["num_gpus"]:
+            least += options["num_cpus"] * scaling.get("min_replicas", 1)
+            most += options["num_cpus"] * scaling.get("max_replicas", 1)
+    assert least <= num_cpus * groups["cpu"]["minReplicas"]
+    assert most <= num_cpus * groups["cpu"]["maxReplicas"]
+    assert groups["cpu"]["labels"] != groups["gpu"]["labels"]
+
+
+def test_gpu_pod_has_its_gpu_port_caches_and_weights(documents: list[Yaml], groups: dict[str, Yaml]) -> None:
+    pod = groups["gpu"]["template"]["spec"]
+    (container,) = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert [each["key"] for each in worker["spec"]["tolerations"]] == ["nvidia.com/gpu"]
-    port = check_file(MANIFEST).serve.http_options.port
-    assert {"name": "serve", "containerPort": port} in container["ports"]
-    volumes = {each.pop("name"): each for each in worker["spec"]["volumes"]}
+    assert [each["key"] for each in pod["tolerations"]] == ["nvidia.com/gpu"]
+    assert {"name": "serve", "containerPort": 8000} in container["ports"]
+    volumes = {each.pop("name"): each for each in pod["volumes"]}
     mounts = {each["mountPath"]: volumes[each["name"]] for each in container["volumeMounts"]}
     assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
-    claim = load("PersistentVolumeClaim")
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert mounts["/weights"] == {"persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
+    for path, name in (("/weights", "camera-edit-weights"), ("/cache", "camera-edit-compile-cache")):
+        assert mounts[path] == {"persistentVolumeClaim": {"claimName": name}}
+        claim = find(documents, "PersistentVolumeClaim", name)
+        assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    env = environment(container)
+    assert env["HF_HUB_OFFLINE"] == "1"
+    assert env["TORCHINDUCTOR_CACHE_DIR"].startswith("/cache/")
 
 
 @pytest.mark.parametrize(
     ("variable", "name"),
     [("CAMERA_EDIT_API_KEYS_FILE", "api-keys"), ("CAMERA_EDIT_OPERATOR_KEYS_FILE", "operator-keys")],
 )
-def test_worker_mounts_the_keys_where_its_environment_points(worker: Yaml, variable: str, name: str) -> None:
-    (container,) = worker["spec"]["containers"]
-    file = next(each["value"] for each in container["env"] if each["name"] == variable)
+def test_ingress_pods_mount_the_keys_where_their_environment_points(
+    groups: dict[str, Yaml], variable: str, name: str
+) -> None:
+    pod = groups["cpu"]["template"]["spec"]
+    (container,) = pod["containers"]
     mount = next(each for each in container["volumeMounts"] if each["name"] == name)
-    secret = next(each["secret"] for each in worker["spec"]["volumes"] if each["name"] == name)
-    assert file == f"{mount['mountPath']}/keys"
+    secret = next(each["secret"] for each in pod["volumes"] if each["name"] == name)
+    assert environment(container)[variable] == f"{mount['mountPath']}/keys"
     assert mount["readOnly"] is True
-    # Without the key in the Secret there is no file, and the service does not start: the manifest shows the command.
+    # Without the key in the Secret there is no file, and the service does not start: the page shows the command.
     command = f"kubectl create secret generic {secret['secretName']} --from-file=keys="
-    assert command in MANIFEST.read_text(encoding="utf-8")
+    assert command in (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
 
 
-def test_worker_group_has_room_for_the_least_and_the_most_replicas(service: Yaml) -> None:
-    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    least = most = 0
-    for deployment in yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["deployments"]:
-        num_gpus, scaling = deployment["ray_actor_options"]["num_gpus"], deployment.get("autoscaling_config", {})
-        least += num_gpus * scaling.get("min_replicas", 1)
-        most += num_gpus * scaling.get("max_replicas", 1)
-    assert (group["minReplicas"], group["maxReplicas"]) == (least, most)
+def test_nothing_but_gpu_pods_takes_a_gpu_node(documents: list[Yaml], head: Yaml, groups: dict[str, Yaml]) -> None:
+    job = find(documents, "Job", "camera-edit-weights")["spec"]["template"]["spec"]
+    for pod in (head["template"]["spec"], groups["cpu"]["template"]["spec"], job):
+        assert "tolerations" not in pod
+        (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        absent = {each["key"] for each in term["matchExpressions"] if each["operator"] == "DoesNotExist"}
+        assert absent >= {"nvidia.com/gpu.present", "cloud.google.com/gke-accelerator"}
 
 
-def test_worker_may_finish_its_longest_edit_before_it_ends(service: Yaml, worker: Yaml) -> None:
-    (container,) = worker["spec"]["containers"]
-    env = {each["name"]: each.get("value") for each in container["env"]}
-    assert env["HF_HUB_OFFLINE"] == "1"
-    drain_s = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] or 0)
-    deployments = {each.name: each for each in check_file(MANIFEST).serve.applications[0].deployments}
-    editor_s = deployments["Editor"].graceful_shutdown_timeout_s
-    pre_stop_s = int(container["lifecycle"]["preStop"]["exec"]["command"][-1].removeprefix("sleep "))
-    assert editor_s <= drain_s
-    assert pre_stop_s + drain_s < worker["spec"]["terminationGracePeriodSeconds"]
-    assert editor_s < deployments["Ingress"].graceful_shutdown_timeout_s
-    assert editor_s < service["spec"]["rayClusterDeletionDelaySeconds"]
-
-
-def test_disruption_budget_covers_the_workers(worker: Yaml) -> None:
-    budget = load("PodDisruptionBudget")["spec"]
-    assert budget["maxUnavailable"] == 1
-    assert budget["selector"]["matchLabels"].items() <= worker["metadata"]["labels"].items()
+def test_every_pod_of_ray_limits_its_disk(head: Yaml, groups: dict[str, Yaml]) -> None:
+    for each in (head, *groups.values()):
+        (container,) = each["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["ephemeral-storage"]

@@ -16,7 +16,7 @@ from tests.editor.card.fake import ADA, HOPPER, FakeCard
 FILES = (
     ROOT / "serve_config.yaml",
     *sorted((ROOT / "configs").glob("gpu-*.yaml")),
-    ROOT / "configs" / "kuberay" / "rayservice.yaml",
+    ROOT / "configs" / "kuberay" / "base" / "serve-config.yaml",
 )
 ADA_FILES = {"gpu-1x24gb.yaml", "gpu-1x48gb.yaml"}
 """The others are for Hopper cards."""
