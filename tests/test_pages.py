@@ -26,11 +26,14 @@ TESTED_BY = {
     "camera-edit doctor": "tests/tools/doctor/test_doctor.py",
     "camera-edit drain": "tests/tools/test_drain.py",
     "camera-edit edit": "tests/tools/edit/test_edit.py",
+    "camera-edit generate": "tests/configs/test_kuberay.py",
     "camera-edit mcp": "tests/tools/test_mcp.py",
     "camera-edit openapi": "tests/configs/test_openapi.py",
     "camera-edit run": "tests/service/test_sigterm.py",
     "camera-edit tiny --train": "tests/tools/training/test_training.py",
     "camera-edit tiny": "tests/test_cli.py",
+    "kubectl create secret": "tests/configs/test_kuberay.py",
+    "kubectl kustomize": "tests/configs/test_kustomize.py",
     "mypy": "tests/test_lint.py",
     "pip install -e": "tests/test_pages.py",
     "pytest": "tests",
@@ -38,18 +41,21 @@ TESTED_BY = {
     "python -m tests.fuzz.sweep": "tests/fuzz/test_sweep.py",
     "python -m tests.service.hostile": "tests/service/test_hostile.py",
     "python -m tests.supply.audit": "tests/supply/test_audit.py",
+    "ray start": "tests/configs/test_machines.py",
     "ruff": "tests/test_lint.py",
+    "serve deploy": "tests/configs/test_machines.py",
     "serve run": "tests/service/test_no_gpu.py",
 }
 """The test that runs each command of the pages, by the start of the command."""
 
 BY_HAND = (
     "pipx install pip-audit",
+    "python -m tests.supply.lock",
     "python -m tests.benchmarks.scheduling",
     "python -m tests.benchmarks.screenshots",
     *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster")),
 )
-"""Commands that take too long for a test, or that install a program outside this environment."""
+"""Commands that take too long for a test, need the network, or install a program outside this environment."""
 
 LANGUAGES = {"bash", "js", "mermaid", "python", "yaml"}
 
