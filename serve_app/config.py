@@ -387,7 +387,7 @@ class AppSettings(Settings):
     served_model_names: tuple[str, ...] = Field(
         default=("Qwen/Qwen-Image-Edit-2511", "Qwen-Image-Edit-2511"),
         min_length=1,
-        description="Values that OpenAI clients may send as `model`; /v1/models lists the first one.",
+        description="Values that OpenAI clients may send as `model`, as /v1/models lists them.",
     )
     cors_origins: tuple[Origin, ...] = Field(
         default=(),

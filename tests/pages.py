@@ -9,8 +9,8 @@ from tests.conftest import ROOT
 ADDRESS = "http://127.0.0.1:8000"
 """The service's address in the pages' programs."""
 
-README = ROOT / "README.md"
-PAGES = [README, *(ROOT / folder / "README.md" for folder in ("configs", "serve_app", "tests"))]
+README, CONFIGS_README = ROOT / "README.md", ROOT / "configs" / "README.md"
+PAGES = [README, CONFIGS_README, *(ROOT / folder / "README.md" for folder in ("serve_app", "tests"))]
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`]+)`")

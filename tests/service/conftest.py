@@ -170,6 +170,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def open_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switch_to: SwitchTo) -> Host:
     folder = tmp_path_factory.mktemp("service")
     settings: dict[str, Any] = {"jobs": jobs_of(folder, receiver), "fetch": {"origins": [receiver.origin]}}
+    settings["served_model_names"] = ["Qwen/Qwen-Image-Edit-2511", "Qwen-Image-Edit-2511", "gpt-image-qwen"]  # n8n's
     # Room for edits of several pictures to share a step.
     return switch_to(host_in(folder, editor={"max_pack_tokens": 4096}, **settings))
 

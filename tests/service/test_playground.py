@@ -17,11 +17,10 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, 
 from serve_app.edits.camera import CameraPose
 from serve_app.tiny.world import render
 from serve_app.tools.demo.modes import POSE, SCENES, encode_png
-from tests.conftest import ROOT
 from tests.service.conftest import TOY_KEY, Service
+from tests.service.node import installed_clients
 
 CHROMIUM = "/usr/bin/chromium"
-CLIENTS = ROOT / "tests" / "clients"
 DONE_MS = 60_000
 LEFT_FROM_ABOVE = CameraPose(270, 60, 1.0)
 
@@ -43,9 +42,7 @@ def picture() -> bytes:
 @pytest.fixture(scope="module")
 def axe() -> str:
     """axe-core's script, installed with the JavaScript clients' packages."""
-    done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=CLIENTS, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return (CLIENTS / "node_modules" / "axe-core" / "axe.min.js").read_text()
+    return (installed_clients() / "node_modules" / "axe-core" / "axe.min.js").read_text()
 
 
 @pytest.fixture(scope="module")
