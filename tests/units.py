@@ -10,6 +10,7 @@ SHARED = {
     "test_device_faults.py": "on_redis",
     "test_nothing_lost.py": "on_redis",
     "test_hostile.py": "narrow",
+    "test_mcp_keys.py": "toy",
     "test_meaning.py": "toy",
     "test_openapi.py": "toy",
     "test_playground.py": "toy",

@@ -68,7 +68,7 @@ def playground_router(backend: Backend) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     files = {
         **_read_files(),
-        _POSES: _json(poses(needs_key=backend.api_keys is not None)),
+        _POSES: _json(poses(needs_key=backend.api_keys is not None, has_playground=backend.has_playground)),
         _SETTINGS: _json(page_settings(backend.settings)),
     }
 
@@ -102,13 +102,15 @@ def _response(request: Request, file: _File) -> Response:
     return Response(file.content, media_type=file.media_type, headers=headers)
 
 
-def poses(*, needs_key: bool) -> dict[str, Any]:
-    """The 96 camera poses with the words that each puts in front of the prompt, and whether the API needs a key."""
+def poses(*, needs_key: bool, has_playground: bool) -> dict[str, Any]:
+    """The 96 camera poses with the words that each puts in front of the prompt, whether the API needs a key, and whether
+    there is a page at /."""
     # Each words' smallest distance: 1.4 has those of 1.0.
     distances = {words: distance for distance, words in reversed(DISTANCE_WORDS.items())}
     grid = product(AZIMUTH_WORDS, ELEVATION_WORDS, sorted(distances.values()))
     trained = [CameraPose(*each) for each in grid]
-    return {"needs_key": needs_key, "poses": [{**asdict(pose), "words": pose.tokens} for pose in trained]}
+    listed = [{**asdict(pose), "words": pose.tokens} for pose in trained]
+    return {"needs_key": needs_key, "has_playground": has_playground, "poses": listed}
 
 
 def page_settings(settings: AppSettings) -> dict[str, Any]:

@@ -20,13 +20,13 @@ export class ApiError extends Error {
 
 export const storedKey = () => sessionStorage.getItem(KEY);
 
-/** Read what the page needs to know before anything else. */
+/** Read what the page needs to know before anything else: `{needs_key, has_playground, poses}`. */
 export async function open() {
   const answer = await (await fetch("playground/poses.json")).json();
   needsKey = answer.needs_key;
   $("key-button").hidden = !needsKey;
   $("key-button").addEventListener("click", () => askForKey(""));
-  return answer.poses;
+  return answer;
 }
 
 /** Show the dialog and wait until it is closed; resolves to whether there is a key now. One dialog serves all. */

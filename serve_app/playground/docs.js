@@ -77,7 +77,7 @@ function show(document_) {
   });
 }
 
-await open();
+$("home").hidden = !(await open()).has_playground;
 try {
   show(await call("openapi.json"));
 } catch (problem) {

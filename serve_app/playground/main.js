@@ -13,7 +13,7 @@ const DAY_FORMAT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", tim
 
 const pictures = new Pictures();
 const history = new History();
-const camera = new Camera(await open());
+const camera = new Camera((await open()).poses);
 const runs = new Map();
 let maxEdits = DEFAULT_MAX_EDITS;
 

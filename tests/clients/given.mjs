@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 
 export const base = process.env.BASE_URL;
 export const picturePath = process.env.PICTURE;
-export const picture = readFileSync(picturePath).toString("base64");
+export const picture = picturePath && readFileSync(picturePath).toString("base64");
 
 export const small = { image: picture, prompt: "make it sunset", width: 64, height: 64, num_inference_steps: 1 };
 

@@ -6,7 +6,8 @@ import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 
 const client = new Client({ name: "test", version: "1" });
-await client.connect(new StreamableHTTPClientTransport(new URL(`${base}/mcp`)));
+const requestInit = { headers: { "x-request-id": "mcp-typescript" } };
+await client.connect(new StreamableHTTPClientTransport(new URL(`${base}/mcp`), { requestInit }));
 const quick = { image: picture, size: "64x64", num_inference_steps: 1, seed: 7, output_format: "png" };
 const call = (name, fields, options) =>
   client.callTool({ name, arguments: { ...quick, ...fields } }, undefined, options);
@@ -36,7 +37,7 @@ test("an orbit with progress", async () => {
 test("a cancelled call leaves its place to the next one", async () => {
   const leaving = new AbortController();
   const onprogress = () => leaving.abort();
-  const slow = { prompt: "make it sunset", num_inference_steps: 100 };
+  const slow = { prompt: "make it sunset", size: "512x512", num_inference_steps: 100 };
   await assert.rejects(call("edit_image", slow, { onprogress, signal: leaving.signal }));
   assert.equal(images(await call("edit_image", { prompt: "make it sunset" })).length, 1);
 });

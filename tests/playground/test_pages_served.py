@@ -90,7 +90,7 @@ def test_the_page_loads_only_files_that_exist() -> None:
 
 def test_the_words_of_all_96_poses_are_those_of_the_code(client: TestClient) -> None:
     listed = client.get("/playground/poses.json").json()
-    assert listed["needs_key"] is False
+    assert (listed["needs_key"], listed["has_playground"]) == (False, True)
     poses = [CameraPose(*each) for each in product(AZIMUTH_WORDS, ELEVATION_WORDS, DISTANCES)]
     assert len(poses) == 96
     assert listed["poses"] == [
@@ -127,6 +127,7 @@ def test_without_the_playground_there_is_no_page_and_every_path_needs_a_key(tiny
         assert guarded.get(path).status_code == 401, path
     assert guarded.get("/", headers=KEY).status_code == 404
     assert guarded.get("/docs", headers=KEY).status_code == 200
+    assert guarded.get("/playground/poses.json", headers=KEY).json()["has_playground"] is False
 
 
 def test_an_unknown_file_is_a_404_in_the_services_words(client: TestClient) -> None:

@@ -18,6 +18,8 @@ def test_all_methods(client: str, service: Service, tmp_path: Path) -> None:
     output = run(["node", "--test", f"{client}.test.mjs"], installed_clients(), **environment)
     print(output)
     assert "skipped 0" in output
+    if client == "mcp":
+        assert service.logged(r"edit mcp-typescript cancelled after")
 
 
 @needs_node
