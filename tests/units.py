@@ -20,6 +20,7 @@ SHARED = {
     "test_long_transfers.py": "narrow",
     # These start their own processes.
     "test_kill.py": "none",
+    "test_newcomer.py": "newcomer",
     "test_no_gpu.py": "none",
 }
 """The service that each file uses; a file that is not listed uses `service`."""
@@ -33,6 +34,7 @@ LONGEST = (
     "tests/tools/demo/test_demo.py",
     "tests/editor/loading/test_compile.py",
     "tests/tools/training/test_training.py",
+    f"{SERVICE_FOLDER}newcomer",
     f"{SERVICE_FOLDER}none",
 )
 """The longest units start first, so that both workers end at about the same time."""

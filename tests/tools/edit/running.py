@@ -123,18 +123,19 @@ def running_service(folder: Path, settings: AppSettings, *api_keys: str, **jobs:
         thread.join()
 
 
-# A process that a shell started in the background ignores Ctrl-C, and so do those that it starts.
-_HEEDS_CTRL_C = """
+HEEDS_CTRL_C = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from serve_app.cli import main
 sys.exit(main())
 """
+"""`camera-edit` as a program: a process that a shell started in the background ignores Ctrl-C, and so do those that it
+starts."""
 
 
 def start_command(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """`camera-edit edit` in its own process, in a folder."""
-    command = [sys.executable, "-c", _HEEDS_CTRL_C, "edit", *arguments]
+    command = [sys.executable, "-c", HEEDS_CTRL_C, "edit", *arguments]
     return subprocess.Popen(
         command,
         cwd=folder,
