@@ -51,8 +51,7 @@ TESTED_BY = {
 BY_HAND = (
     "pipx install pip-audit",
     "python -m tests.supply.lock",
-    "python -m tests.benchmarks.scheduling",
-    "python -m tests.benchmarks.screenshots",
+    *(f"python -m tests.benchmarks.{name}" for name in ("page_speed", "scheduling", "screenshots")),
     *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster")),
 )
 """Commands that take too long for a test, need the network, or install a program outside this environment."""

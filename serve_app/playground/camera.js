@@ -2,14 +2,15 @@ import { $, arrow, el } from "./dom.js";
 
 // Where the drawing is seen from: a little to the right of the front, and from above. Parallel projection.
 const YAW = (-25 * Math.PI) / 180;
-const PITCH = (22 * Math.PI) / 180;
+const PITCH = (30 * Math.PI) / 180;
 const [SIN_Y, COS_Y, SIN_P, COS_P] = [Math.sin(YAW), Math.cos(YAW), Math.sin(PITCH), Math.cos(PITCH)];
-const [CENTRE_X, CENTRE_Y, SCALE] = [180, 162, 90];
-// How far from the centre, in units of SCALE, the handles move.
-const RING = 1.35;
-const ARC = 1.08;
-const RAY = [[0.6, 0.56], [1, 0.82], [1.8, 1.64]];
-const PICTURE = 0.95; // longer side
+const [WIDTH, HEIGHT] = [360, 258];
+const [CENTRE_X, CENTRE_Y, SCALE] = [180, 136, 96];
+// How far from the centre, in units of SCALE, the handles move: apart, also where all three point to the front.
+const RING = 1.5;
+const ARC = 1.05;
+const RAY = [[0.6, 0.28], [1, 0.56], [1.8, 1.3]];
+const PICTURE = 0.9; // longer side
 const NAMES = { azimuth: "Side", elevation: "Height", distance: "Distance" };
 const HANDLES = Object.keys(NAMES);
 const NEUTRAL = { azimuth: 0, elevation: 0, distance: 1 };
@@ -109,7 +110,7 @@ export class Camera {
   build() {
     const ring = Array.from({ length: 73 }, (_, i) => onSphere(i * 5, 0, RING));
     const sides = [["front", 0], ["right", 90], ["back", 180], ["left", 270]].map(([text, azimuth]) => {
-      const [x, y] = project(onSphere(azimuth, 0, RING + 0.26));
+      const [x, y] = project(onSphere(azimuth, 0, RING + 0.36));
       return el("text", { x, y: y + 4, class: "side-name" }, text);
     });
     this.arc = el("polyline", { class: "height line" });
@@ -118,7 +119,9 @@ export class Camera {
     this.image = el("image", { width: 1, height: 1, preserveAspectRatio: "none" });
     this.ticks = el("g", { class: "ticks" });
     this.handles = Object.fromEntries(HANDLES.map((name) => [name, this.handle(name)]));
+    this.svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     this.svg.append(
+      el("circle", { cx: CENTRE_X, cy: CENTRE_Y, r: ARC * SCALE, class: "ball" }),
       el("polyline", { points: points(ring), class: "side line" }),
       el("g", { "aria-hidden": "true" }, ...sides),
       this.frame, this.image, this.arc, this.ray, this.ticks,
@@ -129,7 +132,7 @@ export class Camera {
 
   handle(name) {
     const values = this.values[name];
-    const shape = name === "distance" ? [el("path", { d: "M-11-7h13v14h-13zM2-2l8-5v14l-8-5z" })] : [el("circle", { r: 9 })];
+    const shape = name === "distance" ? [el("path", { d: "M-11-7h13v14h-13zM2-2l8-5v14l-8-5z" })] : [el("circle", { r: 8 })];
     return el("g", {
       class: `handle ${{ azimuth: "side", elevation: "height", distance: "distance" }[name]}`, role: "slider", tabindex: 0, "aria-label": `${NAMES[name]} of the camera`,
       "aria-valuemin": values[0], "aria-valuemax": values.at(-1), "data-name": name,
@@ -166,8 +169,8 @@ export class Camera {
 
   at(event) {
     const box = this.svg.getBoundingClientRect();
-    const scale = Math.min(box.width / 360, box.height / 296);
-    return [(event.clientX - box.left - (box.width - 360 * scale) / 2) / scale, (event.clientY - box.top - (box.height - 296 * scale) / 2) / scale];
+    const scale = Math.min(box.width / WIDTH, box.height / HEIGHT);
+    return [(event.clientX - box.left - (box.width - WIDTH * scale) / 2) / scale, (event.clientY - box.top - (box.height - HEIGHT * scale) / 2) / scale];
   }
 
   grab(event) {

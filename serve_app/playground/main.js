@@ -43,6 +43,13 @@ function requests(settings, number) {
   return plan(settings, number, camera.poses, maxEdits);
 }
 
+/** What the choice of views draws. */
+function viewsHint({ views, pose }) {
+  if (views === "one") return "One picture, as set above.";
+  if (views === "all") return "All sides, heights and distances: takes a while.";
+  return `${views} sides, ${pose ? "at the height and distance above" : "at eye level and a medium distance"}.`;
+}
+
 /** What follows from the form: the words that will be sent, and which choices there are. */
 function refresh() {
   const several = pictures.list.length > 1;
@@ -53,6 +60,7 @@ function refresh() {
     if (isBatch) input.checked = input.value === "one";
   }
   const settings = readForm(camera);
+  $("views-hint").textContent = viewsHint(settings);
   const planned = requests(settings, pictures.list.length);
   const poses = planned.flatMap((each) => each.poses);
   const first = poses[0] ? camera.words(poses[0]) : "";
@@ -73,6 +81,7 @@ async function showCode(part) {
 
 async function begin(settings, list) {
   clearErrors();
+  if (!list.length) return showError({ field: "image", message: "Add a picture first." }, pictures);
   const run = watch(new Run(newRecord(settings, list, requests(settings, list.length))));
   results.show(run);
   showHistory();
@@ -169,6 +178,7 @@ function listen() {
   $("sphere").addEventListener("change", refresh);
   $("tiles").addEventListener("change", () => {
     clearError($("file"));
+    $("examples").hidden = pictures.list.length > 0;
     camera.showPicture(pictures.list[0] ?? null);
     refresh();
   });

@@ -30,7 +30,7 @@ export class Turntable {
         this.turn("distance", Math.sign(event.deltaY));
       }, { passive: false });
     }
-    this.button = el("button", { type: "button", class: "quiet", onclick: () => this.play(this.timer === null) }, "Play");
+    this.button = el("button", { type: "button", onclick: () => this.play(this.timer === null) }, "Play");
     const more = [this.axes.elevation.length > 1 && "up and down for the height", this.axes.distance.length > 1 && "the wheel, + and - for the distance"];
     this.hint = el("span", { class: "hint" }, ["Drag or use the arrow keys", ...more.filter(Boolean)].join("; "));
     this.node = el("div", { class: "turn" }, this.stage, el("div", { class: "bar" }, this.button, this.hint));

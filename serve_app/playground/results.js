@@ -179,10 +179,19 @@ export class Results {
   }
 
   showCaption() {
+    if (this.mode === "grid") this.caption.replaceChildren(el("span", { class: "hint" }, "Choose a picture to compare it with the one before."));
+    else this.showPrompt();
+    this.showRewrites();
+  }
+
+  showPrompt() {
     const output = this.run.record.outputs[this.index];
     const pose = this.run.record.poses[this.index];
     const prompt = output?.prompt ?? [pose ? this.actions.words(pose) : "", this.run.record.settings.prompt].filter(Boolean).join(" ");
     this.caption.replaceChildren(el("q", {}, prompt), output ? ` seed ${output.seed}` : "");
+  }
+
+  showRewrites() {
     if (this.notes.childElementCount || this.run.isRunning) return;
     const seen = new Set();
     for (const { prompt: given, rewritten, reason } of this.run.record.rewrites) {
@@ -196,16 +205,16 @@ export class Results {
   showTools() {
     const { record } = this.run;
     const done = record.outputs.filter(Boolean).length;
-    const output = record.outputs[this.index];
+    const output = this.mode === "grid" ? null : record.outputs[this.index];
     const signature = `${done} ${Boolean(output)} ${this.mode} ${this.run.isRunning}`;
     if (this.tools.dataset.signature === signature) return;
     this.tools.dataset.signature = signature;
-    const button = (text, onclick, id) => el("button", { type: "button", id, onclick }, text);
+    const button = (text, onclick, id, title) => el("button", { type: "button", id, title, onclick }, text);
     this.tools.replaceChildren(
       ...[
         output && button("Download", () => this.download(), "download"),
-        done > 1 && button("Download all (zip)", () => this.downloadAll(), "download-all"),
-        this.mode === "turn" && button("Download orbit (WebP)", () => this.downloadOrbit(), "download-orbit"),
+        done > 1 && button("Download all", () => this.downloadAll(), "download-all", "All pictures in a zip archive"),
+        this.mode === "turn" && button("Download orbit", () => this.downloadOrbit(), "download-orbit", "One round as an animated WebP picture"),
         output && button("Use as input", () => this.actions.useAsInput(record.outputs[this.index].blob, this.name(this.index)), "use-as-input"),
         !this.run.isRunning && button("Same settings", () => this.actions.sameSettings(record), "same-settings"),
         !this.run.isRunning && record.state !== "COMPLETED" && button("Try again", () => this.actions.retry(this.run), "retry"),

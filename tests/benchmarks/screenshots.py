@@ -6,11 +6,13 @@ With a folder, also a screenshot of each of its states.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 from serve_app.config import TINY_FILE
 from serve_app.tiny.world import render
@@ -21,18 +23,25 @@ from tests.service.test_playground import CHROMIUM, Visit
 
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 SCREENSHOT, TURNTABLE = RESULTS / "playground.webp", RESULTS / "playground-orbit.webp"
+VIEWPORT: ViewportSize = {"width": 1280, "height": 900}
 STEPS = "60"  # so that progress can be seen
 
 
 def main(folder: Path | None) -> None:
+    with toy_service() as (browser, service):
+        walk(browser.new_page(viewport=VIEWPORT), service, folder)
+
+
+@contextmanager
+def toy_service() -> Iterator[tuple[Browser, Service]]:
+    """A browser, and a service with the toy weights that needs no key, until the end of the block."""
     with TemporaryDirectory() as place, sync_playwright() as playwright:
         store = {"kind": "sqlite", "path": f"{place}/jobs.sqlite3"}
         host = host_in(Path(place), shipped=TINY_FILE, jobs={"store": store})
         try:
             host.start()
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
-            walk(page, host.service, folder)
+            yield browser, host.service
             browser.close()
         finally:
             host.stop()
@@ -59,7 +68,7 @@ def walk(page: Page, service: Service, folder: Path | None) -> None:
     assert area is not None
     page.mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2)
     page.mouse.down()
-    page.mouse.move(area["x"] + 0.13 * area["width"], area["y"] + 0.5 * area["height"], steps=12)
+    page.mouse.move(area["x"] + 0.14 * area["width"], area["y"] + 0.41 * area["height"], steps=12)
     shoot("3-dragging")
     page.mouse.up()
     page.select_option("#elevation", "60")
