@@ -103,8 +103,8 @@ def _response(request: Request, file: _File) -> Response:
 
 
 def poses(*, needs_key: bool, has_playground: bool) -> dict[str, Any]:
-    """The 96 camera poses with the words that each puts in front of the prompt, whether the API needs a key, and whether
-    there is a page at /."""
+    """The 96 camera poses with the words that each puts in front of the prompt, whether the API needs a key, and
+    whether there is a page at /."""
     # Each words' smallest distance: 1.4 has those of 1.0.
     distances = {words: distance for distance, words in reversed(DISTANCE_WORDS.items())}
     grid = product(AZIMUTH_WORDS, ELEVATION_WORDS, sorted(distances.values()))

@@ -94,7 +94,7 @@ def frames_per_s(browser: Browser, service: Service) -> float:
     page.close()
     begin, end = (next(each["ts"] for each in events if each["name"] == name) for name in ("drag-begins", "drag-ends"))
     drawn = [each["ts"] for each in events if each["name"] == "DrawFrame" and begin <= each["ts"] <= end]
-    return len(drawn) / (end - begin) * 1e6
+    return len(drawn) / float(end - begin) * 1e6
 
 
 if __name__ == "__main__":
