@@ -67,7 +67,7 @@ export function showError(problem, pictures) {
   control.closest("details")?.setAttribute("open", "");
   control.setAttribute("aria-invalid", "true");
   control.focus({ preventScroll: true });
-  place.scrollIntoView({ block: "nearest" });
+  place.scrollIntoView({ block: "center" });
 }
 
 /** Forget what was wrong with a field that has changed. */

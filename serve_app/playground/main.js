@@ -171,11 +171,15 @@ function listen() {
   });
   $("form").addEventListener("input", (event) => {
     clearError(event.target);
+    clearError($("prompt")); // it may be empty beside a camera pose or several views
     refresh();
   });
   $("form").addEventListener("change", refresh);
   $("request").addEventListener("toggle", refresh);
-  $("sphere").addEventListener("change", refresh);
+  $("sphere").addEventListener("change", () => {
+    clearError($("prompt"));
+    refresh();
+  });
   $("tiles").addEventListener("change", () => {
     clearError($("file"));
     $("examples").hidden = pictures.list.length > 0;

@@ -179,7 +179,7 @@ export class Results {
   }
 
   showCaption() {
-    if (this.mode === "grid") this.caption.replaceChildren(el("span", { class: "hint" }, "Choose a picture to compare it with the one before."));
+    if (this.mode === "grid") this.caption.replaceChildren(el("span", { class: "hint" }, "Choose a picture to see it large beside the original."));
     else this.showPrompt();
     this.showRewrites();
   }
