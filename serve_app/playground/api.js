@@ -77,7 +77,8 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
   if (response.status === 401) {
     needsKey = true;
     if (key === storedKey()) sessionStorage.removeItem(KEY);
-    if (await askForKey(key ? message : "")) return call(path, { method, body, headers, signal });
+    const isReplaced = storedKey() !== null; // by an answer to another call, while this one was on its way
+    if (isReplaced || (await askForKey(key ? message : ""))) return call(path, { method, body, headers, signal });
   }
   const problem = new ApiError(response.status, message);
   problem.retryAfterMs = Number(response.headers.get("retry-after") ?? 0) * 1000;

@@ -319,6 +319,28 @@ def test_a_wrong_key_is_asked_for_again(visit: Visit) -> None:
     expect(page.locator("#key-dialog")).to_be_hidden()
 
 
+def test_a_late_refusal_of_an_old_key_does_not_ask_again(visit: Visit) -> None:
+    page = visit.page
+    visit.expected = ("401 (Unauthorized)",)
+    held: list[Route] = []
+
+    def hold_one(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer wrong" and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/settings.json", hold_one)
+    visit.open("wrong")
+    expect(page.locator("#error-key")).to_contain_text("The API key is missing or wrong.")
+    page.fill("#key", TOY_KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#model")).to_contain_text("lightning")
+    held[0].continue_()
+    expect(page.locator("html")).to_have_attribute("data-ready", "true")
+    expect(page.locator("#key-dialog")).to_be_hidden()
+
+
 def test_with_the_keyboard_alone(visit: Visit) -> None:
     page = visit.page
 
