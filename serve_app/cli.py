@@ -14,6 +14,7 @@ from pathlib import Path
 from serve_app import __version__
 from serve_app.errors import ServiceError, StartupError, UsageError
 from serve_app.tools.edit import arguments as edit_arguments
+from serve_app.tools.load import arguments as load_arguments
 
 FAILED = 1
 USAGE = 2  # argparse's exit status for a wrong command line
@@ -106,9 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(
         add(
             "bench",
-            "measure the engine's optimizations on this machine",
+            "measure the engine's optimizations on this machine, or a running server under load",
             "camera-edit bench engine",
             "camera-edit bench engine --rounds 1 --json figures.json --plot steps.png",
+            *load_arguments.EXAMPLES,
         )
     )
     _add_drain(
@@ -181,6 +183,9 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     engine.add_argument("--paper", action="store_true", help="compute each stage's roofline on a GPU; measures nothing")
     engine.add_argument("--card", choices=("h100", "h200", "l40s", "4090"), default="h200", help="default: h200")
     engine.set_defaults(command=_bench)
+    serve = parts.add_parser("serve", help=load_arguments.HELP, description=load_arguments.HELP)
+    load_arguments.add_load_arguments(serve)
+    serve.set_defaults(command=_bench_serve)
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -231,6 +236,12 @@ def _bench(arguments: argparse.Namespace) -> None:
 
     chosen = vars(arguments)
     run_bench(BenchOptions(**{field.name: chosen[field.name] for field in fields(BenchOptions)}))
+
+
+def _bench_serve(arguments: argparse.Namespace) -> int:
+    from serve_app.tools.load.run import run_load
+
+    return 0 if run_load(load_arguments.LoadOptions.of(arguments)) else FAILED
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -28,7 +28,8 @@ EXAMPLES = [
 ]
 RUN_ELSEWHERE = {
     "check": "tests/tools/check/test_check.py",
-    "bench": "tests/tools/bench/test_bench.py",
+    "bench engine": "tests/tools/bench/test_bench.py",
+    "bench serve": "tests/tools/load/test_bench_serve.py",
     "demo": "tests/tools/demo/test_demo.py",
     "doctor": "tests/tools/doctor/test_doctor.py",
     "drain": "tests/tools/test_drain.py",

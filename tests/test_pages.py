@@ -16,11 +16,13 @@ from serve_app.edits.picture_files import KINDS
 from serve_app.errors import listed
 from serve_app.ingress.openai.request import OpenAIForm
 from serve_app.ingress.runpod.request import RunPodInput
+from serve_app.tools.load.mix import read_mix
 from tests.conftest import ROOT
 from tests.pages import CONFIGS_README, PAGES, blocks, commands, inline, languages, programs, prose
 
 TESTED_BY = {
     "camera-edit bench engine": "tests/tools/bench/test_bench.py",
+    "camera-edit bench serve": "tests/tools/load/test_bench_serve.py",
     "camera-edit check": "tests/tools/check/test_check.py",
     "camera-edit demo": "tests/tools/demo/test_demo.py",
     "camera-edit doctor": "tests/tools/doctor/test_doctor.py",
@@ -56,7 +58,7 @@ BY_HAND = (
 )
 """Commands that take too long for a test, need the network, or install a program outside this environment."""
 
-LANGUAGES = {"bash", "js", "mermaid", "python", "yaml"}
+LANGUAGES = {"bash", "js", "json", "mermaid", "python", "yaml"}
 
 COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
 EACH_COMMAND = pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS}))
@@ -151,6 +153,15 @@ def test_settings_are_valid(text: str) -> None:
     assert set(settings) <= set(models)
     for name, given in settings.items():
         models[name].model_validate(given)
+
+
+def test_each_json_block_is_a_mix_of_edits(tmp_path: Path) -> None:
+    mixes = [text for page in PAGES for text in blocks(page, "json")]
+    assert mixes
+    for number, text in enumerate(mixes):
+        file = tmp_path / f"{number}.json"
+        file.write_text(text)
+        assert read_mix(file)
 
 
 def test_readme_documents_every_field_of_a_job_and_every_kind_of_picture() -> None:

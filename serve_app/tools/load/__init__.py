@@ -1,0 +1,1 @@
+"""`camera-edit bench serve`: load on a running server of either dialect."""
