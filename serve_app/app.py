@@ -6,13 +6,14 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
-from serve_app.config import AppSettings
+from serve_app.config import AppSettings, EditorSettings
 from serve_app.editor.deployment import Editor
 from serve_app.ingress.deployment import Ingress
 from serve_app.ingress.runpod.answers import webhook_body
 from serve_app.jobs.deployment import Jobs
 from serve_app.rewriter.deployment import Rewriter, open_rewriter
 from serve_app.serving.gpus import end_serve_run, require_gpus
+from serve_app.serving.picture_router import PICTURE_ROUTER
 
 # Defaults; the shipped Serve files set their own under `deployments:`. An edit may take minutes, so replicas get that
 # long to finish before they are killed. Requests that wait for the engine count as ongoing.
@@ -31,11 +32,18 @@ def build(args: AppSettings) -> Application:
         NoGpuError: the settings need a GPU that the cluster lacks and cannot get.
     """
     require_gpus(args)
-    editor = _deployment(Editor).bind(args.editor)
+    editor = _editor(args.editor).bind(args.editor)
     rewriter = _deployment(Rewriter).bind(args.rewriter) if args.rewriter_device is not None else None
     to_rewriter = partial(open_rewriter, args.rewriter)
     jobs = _deployment(Jobs).bind(args.jobs, editor, rewriter, webhook_body, to_rewriter)
     return _deployment(Ingress).bind(args, editor, rewriter, jobs, to_rewriter, end_serve_run)
+
+
+def _editor(settings: EditorSettings) -> Deployment:
+    deployment = _deployment(Editor)
+    if settings.routing == "balanced":
+        return deployment
+    return deployment.options(request_router_config={"request_router_class": PICTURE_ROUTER})
 
 
 def _deployment(cls: type) -> Deployment:

@@ -18,6 +18,7 @@ AttentionBackend = Literal["sdpa", "varlen", "fa3"]
 Quantization = Literal["none", "fp8", "int4"]
 VaeKind = Literal["still", "stock"]
 Scheduling = Literal["shortest", "arrival"]
+Routing = Literal["picture", "balanced"]
 ProvenanceKind = Literal["none", "mark", "full"]
 
 
@@ -150,6 +151,11 @@ class EditorSettings(Settings):
         default="shortest",
         description="Which edits a step runs. shortest: of the client that was served least, those with the least work "
         "left; longer ones pause. arrival: an edit that has begun runs to its end.",
+    )
+    routing: Routing = Field(
+        default="picture",
+        description="Which of several editors gets an edit. picture: the one that has encoded its pictures before, "
+        "unless it has much more to do than the others; balanced: Serve's own choice, the less busy one of two.",
     )
     max_paused_edits: int = Field(
         default=16,

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 from ray import serve
 
@@ -89,6 +90,10 @@ class Editor:
     async def stats(self) -> EngineStats:
         """The engine's counters."""
         return self._engine.stats
+
+    async def cache_stats(self) -> dict[str, Any]:
+        """Look-ups in the condition caches: CacheStats by the cache's name."""
+        return self._engine.cache_stats
 
     async def check_health(self) -> None:
         try:

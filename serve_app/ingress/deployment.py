@@ -22,10 +22,11 @@ from serve_app.ingress.mcp.calls import CallId, OpenCalls
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.pictures.decoders import DecoderPool
 from serve_app.ingress.pictures.prepare import Preparer
-from serve_app.serving.handles import EditorHandle, OpenRewriter, call_all, fault, jobs_port, share, worker_counts
+from serve_app.serving.handles import EditorHandle, OpenRewriter, call_all, fault, jobs_port, worker_counts
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
 from serve_app.serving.memory import return_freed_blocks
 from serve_app.serving.replica import join_serve_logs
+from serve_app.serving.shared import share
 
 logger = logging.getLogger(__name__)
 

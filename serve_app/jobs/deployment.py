@@ -14,9 +14,10 @@ from serve_app.edits.service import EditService
 from serve_app.jobs.metrics import JobMetrics
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store
-from serve_app.serving.handles import EditorHandle, OpenRewriter, share
+from serve_app.serving.handles import EditorHandle, OpenRewriter
 from serve_app.serving.memory import return_freed_blocks
 from serve_app.serving.replica import join_serve_logs
+from serve_app.serving.shared import share
 
 
 class Jobs:

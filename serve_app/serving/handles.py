@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
-import ray
 from ray import serve
 from ray.exceptions import (
     ActorAlreadyExistsError,
@@ -37,6 +36,7 @@ from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, 
 from serve_app.edits.service import OnProgress, RewriterPort
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.serving.cached_call import CachedCall
+from serve_app.serving.shared import PutPictures, put
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,6 @@ _LASTING = (
 )
 
 
-def share(pictures: Pictures) -> SharedPictures:
-    """Put pictures into Ray's object store, where each deployment reads them."""
-    return SharedPictures(ray.put(pictures))
-
-
 class EditorHandle:
     """The Editor deployment as an EditorPort."""
 
@@ -94,7 +89,9 @@ class EditorHandle:
     async def _edit(
         self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, timeout_s: float | None
     ) -> EditResult:
-        events = cast("DeploymentResponseGenerator[Any]", self._handle.edit.remote(request, pictures, timeout_s))
+        shared = cast(PutPictures, pictures)
+        handle = self._handle.options(session_id=shared.key)
+        events = cast("DeploymentResponseGenerator[Any]", handle.edit.remote(request, shared.reference, timeout_s))
         try:
             with _translated_errors(but=RayActorError):
                 async for event in events:
@@ -138,7 +135,7 @@ class RewriterHandle:
             raise ServiceUnavailable("The rewriter failed; the server's log has the reason.") from problem
 
     async def _rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
-        response = self._handle.rewrite.remote(job, pictures)
+        response = self._handle.rewrite.remote(job, cast(PutPictures, pictures).reference)
         limit = asyncio.timeout(self._timeout_s)
         try:
             async with limit:
@@ -174,7 +171,7 @@ class _JobsHandle:
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         # Ray resolves a reference only where it is an argument of its own.
-        job_id: str = await self._call("submit", 0.0, spec, *(share(each) for each in pictures))
+        job_id: str = await self._call("submit", 0.0, spec, *(put(each) for each in pictures))
         return job_id
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:

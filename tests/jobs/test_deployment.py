@@ -31,7 +31,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
     monkeypatch.setattr(deployment, "join_serve_logs", lambda: None)
     monkeypatch.setattr(deployment, "EditorHandle", lambda handle: handle)
     monkeypatch.setattr(deployment, "share", SharedPictures)
-    monkeypatch.setattr(handles, "share", SharedPictures)
+    monkeypatch.setattr(handles, "put", SharedPictures)
     return JobSettings(store=SqliteStoreSettings(path=str(tmp_path / "jobs.sqlite3")))
 
 

@@ -54,8 +54,10 @@ def main() -> int:
 
 
 @contextmanager
-def three_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
-    head = {"num_cpus": 4, "resources": {"head": 3}, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+def three_nodes(*, head_works: bool = False) -> Iterator[tuple[Cluster, list[Any]]]:
+    """A cluster and its nodes but for the head, which gets editors and ingresses, too, if it `head_works`."""
+    resources = {"head": 3, "worker": 4} if head_works else {"head": 3}
+    head = {"num_cpus": 4, "resources": resources, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [
         # Each has resources for all replicas, so that lost ones can be replaced.
@@ -71,14 +73,14 @@ def three_nodes() -> Iterator[tuple[Cluster, list[Any]]]:
         cluster.shutdown()
 
 
-def deploy(folder: Path) -> Service:
-    """Deploy the tiny app with two editors, and wait until it answers."""
+def deploy(folder: Path, num_replicas: int = 2, **editor: Any) -> Service:
+    """Deploy the tiny app with so many editors and ingresses, and wait until it answers."""
     port = free_port()
     jobs = {"store": {"kind": "sqlite", "path": str(folder / "jobs.sqlite3")}, "lease_s": 4}
-    config = yaml.safe_load(tiny_file(folder / "tiny.yaml", port, jobs=jobs).read_text())
+    config = yaml.safe_load(tiny_file(folder / "tiny.yaml", port, jobs=jobs, editor=editor).read_text())
     for deployment in config["applications"][0]["deployments"]:
         may_be_lost = deployment["name"] in ("Editor", "Ingress")
-        deployment["num_replicas"] = 2 if may_be_lost else 1
+        deployment["num_replicas"] = num_replicas if may_be_lost else 1
         deployment["ray_actor_options"]["resources"] = {"worker" if may_be_lost else "head": 1}
     schema = ServeDeploySchema.model_validate(config)
     client = serve_start(
@@ -87,7 +89,7 @@ def deploy(folder: Path) -> Service:
         controller_options=schema.controller_options,
     )
     client.deploy_apps(schema)
-    wait_for_editors(2)
+    wait_for_editors(num_replicas)
     service = Service(f"http://127.0.0.1:{port}", folder / "log")
     deadline = time.monotonic() + START_S
     while post(service, "/runsync", {"input": EDIT})[0].job_status != "COMPLETED":

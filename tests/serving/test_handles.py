@@ -28,11 +28,12 @@ from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.serving import handles
 from serve_app.serving.handles import EditorHandle, RewriterHandle, jobs_port
+from serve_app.serving.shared import PutPictures
 from tests import fakes
 from tests.jobs.replicas import spec
 
 JOB = RewriteJob("id", "a wish", 0)
-PICTURES = SharedPictures(None)
+PICTURES = SharedPictures(PutPictures("a reference", "a key"))
 ANSWER_OF_JAVA = SimpleNamespace(language=1, formatted_exception_string="x")
 LOST = ("00ff", None, "")
 
@@ -102,18 +103,27 @@ def in_replica(cause: Exception) -> Exception:
 
 @dataclass
 class FakeHandle:
-    """A DeploymentHandle whose calls return or raise what `answer` does."""
+    """A DeploymentHandle whose calls return or raise what `answer` does.
+
+    Attributes:
+        chosen: the options that were set last.
+        arguments: of each call.
+    """
 
     answer: Callable[[], Awaitable[Any]]
     responses: list["FakeResponse"] = field(default_factory=list)
+    chosen: dict[str, object] = field(default_factory=dict)
+    arguments: list[tuple[object, ...]] = field(default_factory=list)
 
     def options(self, **options: object) -> "FakeHandle":
+        self.chosen = options
         return self
 
     def __getattr__(self, name: str) -> "FakeHandle":
         return self
 
     def remote(self, *args: object) -> "FakeResponse":
+        self.arguments.append(args)
         self.responses.append(FakeResponse(self.answer))
         return self.responses[-1]
 
@@ -183,6 +193,17 @@ def test_the_table_holds_every_error_of_ray() -> None:
         if isinstance(cls, type) and issubclass(cls, (RayError, RayServeException))
     }
     assert {kind for kind, _, _ in RAY_ERRORS} == known - {RayTaskError}
+
+
+def test_pictures_go_by_reference_and_the_editors_router_gets_their_key() -> None:
+    editor, rewriter = (
+        answering(EditResult(b"x", "image/png", fakes.TIMINGS, fakes.TOKENS, worker_id="w")),
+        answering(Rewrite("x")),
+    )
+    edit(editor)
+    rewrite(rewriter)
+    assert editor.chosen == {"session_id": "a key"}
+    assert [call[1] for call in (*editor.arguments, *rewriter.arguments)] == ["a reference"] * 2
 
 
 @BY_NAME
@@ -371,7 +392,7 @@ def test_an_argument_of_the_jobs_port_may_be_named() -> None:
 
 def test_a_job_is_sent_to_the_successor_with_the_same_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handles, "_SUCCESSOR_POLL_S", 0.0)
-    monkeypatch.setattr(handles, "share", lambda pictures: ("shared", pictures))
+    monkeypatch.setattr(handles, "put", lambda pictures: ("shared", pictures))
     jobs, job, sets = FakeJobs(num_deaths=1), spec("job"), [(fakes.picture(),), (fakes.picture(), fakes.picture())]
     assert asyncio.run(jobs_port(jobs.as_handle).submit(job, sets)) == "submit"
     assert jobs.calls == [("submit", (job, *(("shared", each) for each in sets)))] * 2
