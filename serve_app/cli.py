@@ -15,6 +15,7 @@ from serve_app import __version__
 from serve_app.errors import ServiceError, StartupError, UsageError
 from serve_app.tools.edit import arguments as edit_arguments
 from serve_app.tools.load import arguments as load_arguments
+from serve_app.tools.plan import arguments as plan_arguments
 
 FAILED = 1
 USAGE = 2  # argparse's exit status for a wrong command line
@@ -113,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
             *load_arguments.EXAMPLES,
         )
     )
+    _add_plan(add("plan", plan_arguments.HELP, *plan_arguments.EXAMPLES))
     _add_drain(
         add(
             "drain",
@@ -147,6 +149,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_edit(edit: argparse.ArgumentParser) -> None:
     edit_arguments.add_edit_arguments(edit)
     edit.set_defaults(command=_edit)
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan_arguments.add_plan_arguments(plan)
+    plan.set_defaults(command=_plan)
 
 
 def _add_mcp(mcp: argparse.ArgumentParser) -> None:
@@ -242,6 +249,12 @@ def _bench_serve(arguments: argparse.Namespace) -> int:
     from serve_app.tools.load.run import run_load
 
     return 0 if run_load(load_arguments.LoadOptions.of(arguments)) else FAILED
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from serve_app.tools.plan.run import run_plan
+
+    run_plan(plan_arguments.PlanOptions.of(arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -35,6 +35,7 @@ RUN_ELSEWHERE = {
     "drain": "tests/tools/test_drain.py",
     "edit": "tests/tools/edit/test_edit.py",
     "generate": "tests/configs/test_kuberay.py",
+    "plan": "tests/tools/plan/test_plan_command.py",
     "mcp": "tests/tools/test_mcp.py",
     "run": "tests/service/test_sigterm.py",
     "tiny --train": "tests/tools/training/test_training.py",

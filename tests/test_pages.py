@@ -31,6 +31,7 @@ TESTED_BY = {
     "camera-edit generate": "tests/configs/test_kuberay.py",
     "camera-edit mcp": "tests/tools/test_mcp.py",
     "camera-edit openapi": "tests/configs/test_openapi.py",
+    "camera-edit plan": "tests/tools/plan/test_plan_command.py",
     "camera-edit run": "tests/service/test_sigterm.py",
     "camera-edit tiny --train": "tests/tools/training/test_training.py",
     "camera-edit tiny": "tests/test_cli.py",
@@ -53,8 +54,11 @@ TESTED_BY = {
 BY_HAND = (
     "pipx install pip-audit",
     "python -m tests.supply.lock",
-    *(f"python -m tests.benchmarks.{name}" for name in ("page_speed", "scheduling", "screenshots")),
-    *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster")),
+    *(
+        f"python -m tests.benchmarks.{name}"
+        for name in ("page_speed", "scheduling", "screenshots", "simulation", "stock")
+    ),
+    *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster", "routing")),
 )
 """Commands that take too long for a test, need the network, or install a program outside this environment."""
 

@@ -121,6 +121,7 @@ def stages(bench: Bench) -> None:
     pixels, latents = model.finish(draft), draft.latents.clone()
     flops_per_step = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
     bench.measure_rates()
+    bench.facts["picture tokens of one edit"] = float(edit.request.num_tokens(edit.pictures))
     bench.time_stage("prepare (CPU)", lambda: model.prepare(edit.request, edit.pictures))
     bench.time_device_stage("text encoder", lambda: model.prompt_encoder.encode(inputs))
     bench.time_device_stage("VAE encode", lambda: model.vae.encode(edit.pictures[0].vae_pixels))

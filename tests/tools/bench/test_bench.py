@@ -73,6 +73,7 @@ def test_the_command_measures_without_ray(tmp_path: Path) -> None:
     assert all(median > 0 for median in medians.values())
     step = next(row for row in figures["rows"] if row["name"] == "step")
     assert step["floor_fraction"] > 0
+    assert figures["facts"]["picture tokens of one edit"] == 32  # 64 x 64 pixels, and a reference of that size
     assert figures["versions"]["torch"] == torch.__version__.split("+")[0]
     assert "8 small unlike edits" in done.stdout
     with Image.open(tmp_path / "steps.png") as plot:
