@@ -153,9 +153,9 @@ class EditorSettings(Settings):
         "left; longer ones pause. arrival: an edit that has begun runs to its end.",
     )
     routing: Routing = Field(
-        default="picture",
-        description="Which of several editors gets an edit. picture: the one that has encoded its pictures before, "
-        "unless it has much more to do than the others; balanced: Serve's own choice, the less busy one of two.",
+        default="balanced",
+        description="Which of several editors gets an edit. balanced: Serve's own choice, the less busy one of two; "
+        "picture: the one that has encoded its pictures before, unless it has much more to do than the others.",
     )
     max_paused_edits: int = Field(
         default=16,
