@@ -20,6 +20,7 @@ VaeKind = Literal["still", "stock"]
 Scheduling = Literal["shortest", "arrival"]
 Routing = Literal["picture", "balanced"]
 ProvenanceKind = Literal["none", "mark", "full"]
+Apply = Literal["fused", "camera", "request"]
 
 
 def _origin(text: str) -> str:
@@ -69,13 +70,61 @@ class LoraSettings(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     source: WeightsSource
     file: str = Field(description="The safetensors file inside `source`.")
-    weight: float = Field(default=1.0, description="Strength with which the adapter is fused.")
+    apply: Apply = Field(
+        default="fused",
+        description="fused: part of the model; camera: only for edits with a camera pose; request: only for edits that "
+        "name it in `loras`. The last two adapt the transformer's blocks only.",
+    )
+    weight: float = Field(
+        default=1.0, description="Strength with which the adapter is fused, or is used where a request names none."
+    )
+    min_weight: float = Field(default=-2.0, description="The lowest weight that a request may name.")
+    max_weight: float = Field(default=2.0, description="The highest one.")
     expected_modules: int | None = Field(
         default=None, ge=1, description="The file must adapt exactly this number of modules."
     )
     sha256: str | None = Field(
         default=None, pattern="^[0-9a-f]{64}$", description="Of the file, in hexadecimal; another file is refused."
     )
+    licence: str | None = Field(default=None, description="Of the file, for clients that ask what there is.")
+    trigger_words: tuple[str, ...] = Field(
+        default=(), description="What a prompt must hold for the adapter to act, for clients that ask."
+    )
+
+    @model_validator(mode="after")
+    def _weight_within_bounds(self) -> Self:
+        if self.apply != "fused" and not self.min_weight <= self.weight <= self.max_weight:
+            raise ValueError(f"weight {self.weight:g} is not between min_weight and max_weight")
+        return self
+
+
+def _unique_names(loras: tuple[LoraSettings, ...]) -> tuple[LoraSettings, ...]:
+    names = [lora.name for lora in loras]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"there is more than one adapter called {twice[0]}")
+    return loras
+
+
+Loras = Annotated[tuple[LoraSettings, ...], AfterValidator(_unique_names)]
+
+
+class AdapterSettings(Settings):
+    """The `user_config` of Editor and Ingress, the same for both: Serve applies a new one without a restart."""
+
+    loras: Loras = Field(
+        description="The adapters that are not fused; they replace those of args.editor.loras. An empty list: none."
+    )
+
+    @model_validator(mode="after")
+    def _none_is_fused(self) -> Self:
+        fused = [lora.name for lora in self.loras if lora.apply == "fused"]
+        if fused:
+            raise ValueError(
+                f"{fused[0]} has apply: fused, which needs a restart: it belongs to args.editor.loras; here it must be "
+                "request or camera"
+            )
+        return self
 
 
 class SchedulerSettings(Settings):
@@ -108,7 +157,13 @@ class SizeSettings(Settings):
 
 class EditorSettings(Settings):
     base: WeightsSource
-    loras: tuple[LoraSettings, ...] = ()
+    loras: Loras = ()
+    adapters_bytes: int = Field(
+        default=2 * 2**30,
+        ge=1,
+        description="Memory on the device for adapters that are not fused. Above it, the least recently used ones are "
+        "in main memory only. Not taken where there is none.",
+    )
     scheduler: SchedulerSettings = SchedulerSettings()
     device: Device = "cuda"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -176,6 +231,14 @@ class EditorSettings(Settings):
     )
     max_batch_size: int = Field(default=16, ge=1, description="Edits in one batch of @serve.batch.")
     batch_wait_timeout_s: float = Field(default=0.005, ge=0)
+
+    @property
+    def fused_loras(self) -> tuple[LoraSettings, ...]:
+        return tuple(lora for lora in self.loras if lora.apply == "fused")
+
+    @property
+    def unfused_loras(self) -> tuple[LoraSettings, ...]:
+        return tuple(lora for lora in self.loras if lora.apply != "fused")
 
     @model_validator(mode="after")
     def _tiling_needs_the_stock_vae(self) -> Self:

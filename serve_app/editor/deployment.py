@@ -1,5 +1,6 @@
 """The editor as a Serve deployment: requests become tickets of the engine."""
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -8,13 +9,13 @@ from typing import Any
 
 from ray import serve
 
-from serve_app.config import EditorSettings
+from serve_app.config import AdapterSettings, EditorSettings
 from serve_app.editor.engine.stats import EngineStats
 from serve_app.editor.engine.ticket import ProgressChannel, Ticket
 from serve_app.editor.metrics import EngineMetrics
 from serve_app.edits.provenance import Provenance
 from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress
-from serve_app.errors import ServiceError, ServiceUnavailable
+from serve_app.errors import ServiceError, ServiceUnavailable, StartupError
 from serve_app.serving.gpus import assigned_gpu_share
 from serve_app.serving.replica import join_serve_logs, without_collection
 
@@ -28,12 +29,13 @@ class Editor:
         # Imported here because torch and diffusers take seconds, which building the application does not need.
         with without_collection():
             from serve_app.editor.engine.engine import Engine
+            from serve_app.editor.loading.adapters import Adapters
             from serve_app.editor.loading.load import load_at_low_priority
 
         join_serve_logs()
-        gpu_share = assigned_gpu_share()
+        gpu_share, self._adapters = assigned_gpu_share(), Adapters(settings)
         self._engine = Engine(
-            lambda: load_at_low_priority(settings, gpu_share),
+            lambda: load_at_low_priority(settings, self._adapters, gpu_share),
             max_pack_tokens=settings.max_pack_tokens,
             max_waiting=settings.max_waiting_edits,
             max_paused=settings.max_paused_edits,
@@ -42,6 +44,7 @@ class Editor:
         )
         self._engine.start()
         self._num_open = 0
+        self._was_healthy = False
         self._metrics = EngineMetrics()
         self._provenance = Provenance(settings)
         self._worker_id = serve.get_replica_context().replica_id.unique_id
@@ -57,7 +60,10 @@ class Editor:
         Raises:
             ServiceError: this edit failed; others in its pack are not affected.
         """
-        ticket = Ticket(request, pictures, timeout_s=timeout_s, xmp=self._provenance.packet(request))
+        library = self._adapters.library
+        request = replace(request, loras=library.named(request))
+        xmp = self._provenance.packet(request, library.settings_of(request.loras))
+        ticket = Ticket(request, pictures, timeout_s=timeout_s, xmp=xmp)
         channel = ProgressChannel(ticket)
         self._num_open += 1
         try:
@@ -72,6 +78,23 @@ class Editor:
         finally:
             ticket.cancel()  # no effect after its end
             self._num_open -= 1
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Use the adapters of a new user_config. Edits that are here already keep theirs. A running replica stays as
+        it was if they cannot be loaded, since Serve would replace it.
+
+        Raises:
+            StartupError, ValueError: when the replica starts.
+        """
+        try:
+            loras = AdapterSettings.model_validate(user_config).loras
+            await asyncio.to_thread(self._adapters.replace, loras)
+        except (StartupError, ValueError) as problem:
+            if not self._was_healthy:
+                raise
+            logger.error("user_config was not applied, the adapters stay as they were: %s", problem)
+            return
+        logger.info("adapters of user_config: %s", ", ".join(lora.name for lora in loras) or "none")
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=4)
     async def _submit_batch(self, tickets: list[Ticket]) -> list[ServiceError | None]:
@@ -102,6 +125,7 @@ class Editor:
             if self._num_open == 0:  # otherwise at a later check, after the open requests have ended
                 _exit()
             raise
+        self._was_healthy = True
         self._metrics.update(self._engine)
 
     def __del__(self) -> None:

@@ -43,15 +43,20 @@ class Provenance:
 
     def __init__(self, settings: EditorSettings) -> None:
         self._kind = settings.provenance
-        self._weights = _weights(settings)
+        self._base = _base(settings)
+        self._fused = settings.fused_loras
 
-    def packet(self, request: EditRequest) -> bytes:
-        """The XMP packet for the pictures of `request`; empty if the setting is "none"."""
+    def packet(self, request: EditRequest, loras: Sequence[LoraSettings] = ()) -> bytes:
+        """The XMP packet for the pictures of `request`; empty if the setting is "none".
+
+        Args:
+            loras: the adapters that it uses beside the fused ones, with their weights.
+        """
         if self._kind == "none":
             return b""
         if self._kind == "mark":
             return marking_packet()
-        properties = {**_MARK, **self._weights, **_parameters(request)}
+        properties = {**_MARK, **self._base, **_loras([*self._fused, *loras]), **_parameters(request)}
         return _PACKET.format(properties=_elements(properties)).encode()
 
 
@@ -72,19 +77,22 @@ def save_options(name: str, packet: bytes) -> dict[str, Any]:
     return {"pnginfo": chunks}
 
 
-def _weights(settings: EditorSettings) -> _Properties:
-    base = _source(settings.base)
+def _base(settings: EditorSettings) -> _Properties:
+    base = public_source(settings.base)
     system = {"Iptc4xmpExt:AISystemUsed": base["path"]}
     version = {"Iptc4xmpExt:AISystemVersionUsed": base["revision"]} if "revision" in base else {}
-    loras = {"cameraEdit:loras": [_lora(lora) for lora in settings.loras]} if settings.loras else {}
-    return {**system, **version, **loras}
+    return {**system, **version}
+
+
+def _loras(loras: Sequence[LoraSettings]) -> _Properties:
+    return {"cameraEdit:loras": [_lora(lora) for lora in loras]} if loras else {}
 
 
 def _lora(lora: LoraSettings) -> _Properties:
-    return _ours({"name": lora.name, **_source(lora.source), "file": lora.file, "weight": lora.weight})
+    return _ours({"name": lora.name, **public_source(lora.source), "file": lora.file, "weight": lora.weight})
 
 
-def _source(source: WeightsSource) -> dict[str, str]:
+def public_source(source: WeightsSource) -> dict[str, str]:
     """Path and revision as configured; of a folder only its name, since its path describes the server."""
     folder = Path(source.path)
     if source.path.startswith(("/", ".", "~")) or folder.is_dir():

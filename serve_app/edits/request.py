@@ -12,6 +12,9 @@ from serve_app.edits.sizes import OutputSize, Size
 Pixels = npt.NDArray[np.uint8]
 """An sRGB picture: uint8, shape (height, width, 3)."""
 
+MAX_LORAS = 4
+"""Adapters that one request may name."""
+
 LOW_PRIORITY_DELAY_S = 60.0
 """Low-priority edits queue as if they had arrived so much later: behind the others, but not forever."""
 
@@ -63,6 +66,14 @@ class Sampling:
     negative_prompt: str = " "
 
 
+@dataclass(frozen=True)
+class LoraUse:
+    """An adapter that a request names, and its weight."""
+
+    name: str
+    weight: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditOptions:
     """How one picture is drawn, independent of the dialect. The parsers create it, the engine reads it.
@@ -71,6 +82,7 @@ class EditOptions:
         prompt: the client's; EditService replaces it with the final one, rewritten and with camera tokens.
         low_priority: queued behind other edits, as if it had arrived `LOW_PRIORITY_DELAY_S` later.
         num_previews: pictures of the probable result to send while the edit runs.
+        loras: the adapters that the request names.
     """
 
     prompt: str = ""
@@ -80,6 +92,7 @@ class EditOptions:
     output: OutputFormat = OutputFormat()
     low_priority: bool = False
     num_previews: int = 0
+    loras: tuple[LoraUse, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

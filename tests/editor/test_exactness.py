@@ -22,8 +22,9 @@ from serve_app.editor.model import modulation
 from serve_app.editor.model.edit_model import Draft, EditModel
 from serve_app.editor.model.modulation import LiveModulation
 from serve_app.editor.model.prompt_encoder import PromptEncoder
+from serve_app.edits.camera import CameraPose
 from serve_app.edits.images import prepare
-from serve_app.edits.request import EditRequest, Pixels, Sampling
+from serve_app.edits.request import EditRequest, LoraUse, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from tests.pictures import difference, photograph
 
@@ -43,6 +44,8 @@ class Case:
     pictures: tuple[Image.Image, ...] = (ASTRONAUT,)
     size: Size = SQUARE
     sampling: Sampling = SEED_7
+    camera: CameraPose | None = None
+    loras: tuple[LoraUse, ...] = ()
 
 
 PLAIN = Case()
@@ -175,7 +178,14 @@ def test_references_at_a_wrong_timestep_are_noticed(
 
 def begin(model: EditModel, settings: AppSettings, case: Case) -> Draft:
     size = OutputSize(made=case.size, final=case.size)
-    job = EditRequest(request_id="test", prompt=case.prompt, sampling=case.sampling, size=size)
+    job = EditRequest(
+        request_id="test",
+        prompt=case.prompt,
+        sampling=case.sampling,
+        size=size,
+        camera=case.camera,
+        loras=case.loras,
+    )
     pictures = tuple(prepare(picture, settings.sizes) for picture in case.pictures)
     return model.begin([model.prepare(job, pictures)])[0]
 

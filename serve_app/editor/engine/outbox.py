@@ -10,7 +10,7 @@ from dataclasses import replace
 from serve_app.editor.engine.failures import service_error
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.edits.images import encode_picture, resample
-from serve_app.edits.request import EditResult, EditTimings, Pixels, Progress, TokenCounts
+from serve_app.edits.request import EditRequest, EditResult, EditTimings, Pixels, Progress, TokenCounts
 from serve_app.errors import DeadlineExceeded, EditCancelled, ServiceError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Outbox:
             return
         timings = replace(timings, compress_s=self._clock() - began)
         if self._claim(ticket, EditResult):
-            logger.info("edit %s done: %s", ticket.request.request_id, _describe(timings))
+            logger.info("edit %s done: %s%s", ticket.request.request_id, _describe(timings), _loras(ticket.request))
             ticket.future.set_result(EditResult(data, ticket.request.output.media_type, timings, tokens))
 
     def _report(self, ticket: Ticket, progress: Progress, preview: Pixels | None) -> None:
@@ -90,6 +90,12 @@ class Outbox:
 def _encode(pixels: Pixels, ticket: Ticket) -> bytes:
     request = ticket.request
     return encode_picture(resample(pixels, request.size.final), request.output, ticket.xmp)
+
+
+def _loras(request: EditRequest) -> str:
+    """The adapters that are not fused, for the log line."""
+    named = ",".join(f"{lora.name}:{lora.weight:g}" for lora in request.loras)
+    return f" loras={named}" if named else ""
 
 
 def _describe(timings: EditTimings) -> str:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from serve_app.config import EditorSettings
+from serve_app.editor.loading.adapters import Adapters
 from serve_app.editor.loading.quantize import choose_quantizer
 from serve_app.editor.loading.transformer import StreamedTransformer, stream_transformer
+from serve_app.editor.model.adapters import AdapterSlabs
 from serve_app.editor.model.attention import choose_attention
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.editor.model.modulation import LiveModulation, Modulation, TableModulation
@@ -24,7 +27,7 @@ from serve_app.editor.model.packed import PackedTransformer
 from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import tabled_timesteps
 from serve_app.editor.model.vae import Vae
-from serve_app.edits.request import EditRequest, PreparedPicture, Sampling
+from serve_app.edits.request import EditRequest, LoraUse, PreparedPicture, Sampling
 from serve_app.edits.sizes import TOKEN_PX, OutputSize, Size
 from serve_app.errors import CheckpointError, ConfigError
 from serve_app.weights.gpu_memory import prepare_gpu
@@ -33,11 +36,12 @@ from serve_app.weights.locate import MODEL_FILES, locate
 logger = logging.getLogger(__name__)
 
 
-def load_at_low_priority(settings: EditorSettings, gpu_share: float) -> EditModel:
+def load_at_low_priority(settings: EditorSettings, adapters: Adapters, gpu_share: float) -> EditModel:
     """Load the model on the thread that will run it. On a CPU, this thread and those that it starts get the lowest
     priority, so that requests are answered first on the same cores. On a GPU, limit torch to the replica's share.
 
     Args:
+        adapters: gets those that are not fused.
         gpu_share: part of a GPU whose memory this process may use.
 
     Raises:
@@ -47,20 +51,23 @@ def load_at_low_priority(settings: EditorSettings, gpu_share: float) -> EditMode
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     elif torch.cuda.is_available():  # otherwise `load_model` raises
         prepare_gpu(gpu_share)
-    return load_model(settings)
+    return load_model(settings, adapters)
 
 
-def load_model(settings: EditorSettings) -> EditModel:
-    """Load base model and adapters, fuse them, and put all on the configured device.
+def load_model(settings: EditorSettings, adapters: Adapters | None = None) -> EditModel:
+    """Load base model and adapters, fuse those that are to be, and put all on the configured device.
+
+    Args:
+        adapters: gets the others.
 
     Raises:
         CheckpointError: weights are missing or of another kind, or the device is not there.
         LoraAuditError: an adapter does not fit the transformer tensor by tensor.
-        ConfigError: the device does not support the settings.
+        ConfigError: the device does not support the settings, or has no room for the adapters.
     """
     started = time.monotonic()
     pipeline, transformer = _open_pipeline(settings)
-    model = _assemble(pipeline, settings, transformer)
+    model = _assemble(pipeline, settings, adapters, transformer)
     _warm_up(model, warm_up_side_px(settings))
     logger.info("edit model ready on %s after %.1f s", settings.device, time.monotonic() - started)
     return model
@@ -76,13 +83,16 @@ def warm_up_side_px(settings: EditorSettings) -> int:
 
 
 def _warm_up(model: EditModel, side_px: int) -> None:
-    """Run one edit, so that the first request does not wait for lazy imports and kernel selection."""
+    """Run one edit, and one with an adapter if there is any, so that the first request does not wait for lazy imports,
+    kernel selection and compilation."""
     size = Size(side_px, side_px)
     blank = np.zeros((side_px, side_px, 3), np.uint8)
     request = EditRequest(
         request_id="warm-up", prompt="warm up", sampling=Sampling(num_inference_steps=1), size=OutputSize(size, size)
     )
-    model.draw(model.begin([model.prepare(request, (PreparedPicture(blank, blank[:64, :64]),))]))
+    for loras in ((), *((LoraUse(lora.name, 1.0),) for lora, _ in model.library.current[:1])):
+        warming = replace(request, loras=loras)
+        model.draw(model.begin([model.prepare(warming, (PreparedPicture(blank, blank[:64, :64]),))]))
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
@@ -99,9 +109,12 @@ def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
     return pipeline
 
 
-def as_edit_model(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings) -> EditModel:
-    """The parts of a loaded pipeline behind the engine's interface. Tables and quantization change its transformer."""
-    return _assemble(pipeline, settings)
+def as_edit_model(
+    pipeline: QwenImageEditPlusPipeline, settings: EditorSettings, adapters: Adapters | None = None
+) -> EditModel:
+    """The parts of a loaded pipeline behind the engine's interface, and the adapters that are not fused. Tables and
+    quantization change its transformer."""
+    return _assemble(pipeline, settings, adapters)
 
 
 def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline, StreamedTransformer]:
@@ -111,7 +124,7 @@ def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline,
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     folder = locate(settings.base, MODEL_FILES)
     try:
-        transformer = stream_transformer(folder / "transformer", settings.loras, device, dtype)
+        transformer = stream_transformer(folder / "transformer", settings.fused_loras, device, dtype)
         text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder / "text_encoder",
             dtype=dtype,
@@ -129,17 +142,25 @@ def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline,
 
 
 def _assemble(
-    pipeline: QwenImageEditPlusPipeline, settings: EditorSettings, streamed: StreamedTransformer | None = None
+    pipeline: QwenImageEditPlusPipeline,
+    settings: EditorSettings,
+    adapters: Adapters | None = None,
+    streamed: StreamedTransformer | None = None,
 ) -> EditModel:
     """The pipeline's parts behind the engine's interface.
 
     Args:
+        adapters: gets those that are not fused.
         streamed: the pipeline's transformer, if its blocks are not loaded yet. Each is made smaller, as configured,
             before the next one is taken.
     """
     for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)
     device = torch.device(settings.device)
+    slabs = AdapterSlabs(pipeline.transformer, settings.adapters_bytes, device)  # of the layers as they are now
+    adapters = Adapters(settings) if adapters is None else adapters
+    adapters.library.max_rank = slabs.max_rank
+    adapters.replace(settings.loras)
     blocks = pipeline.transformer.transformer_blocks if streamed is None else streamed.blocks
     read = None if streamed is None else streamed.modulation
     modulation = choose_modulation(pipeline.transformer, settings, _quantized(blocks, settings), read)
@@ -149,6 +170,7 @@ def _assemble(
         pipeline.transformer,
         modulation,
         choose_attention(settings.attention, device),
+        slabs,
         compiled=settings.compile,
     )
     return EditModel(
@@ -164,6 +186,7 @@ def _assemble(
         ),
         scheduler=settings.scheduler,
         latent_channels=pipeline.vae.config.z_dim,
+        library=adapters.library,
         device=device,
         dtype=getattr(torch, settings.dtype),
         latents_cache_bytes=settings.latents_cache_bytes,

@@ -41,6 +41,7 @@ _SUFFIXES: dict[str, Role] = {
 }
 _METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps a LoraConfig in a safetensors header
 _MAX_LISTED = 20
+_APPLIED = {"fused": "fused", "camera": "with a camera pose", "request": "on request"}
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,12 @@ def audit(
 
 
 def describe(adapter: Adapter, settings: LoraSettings) -> str:
-    """A log line with the number of modules, their ranks and scales, and the fusing weight."""
+    """A log line with the number of modules, their ranks and scales, and how the adapter is applied."""
     ranks = sorted({factors.rank for factors in adapter.values()})
     scales = sorted({round(factors.scale, 6) for factors in adapter.values()})
     return (
         f"LoRA {settings.name}: {len(adapter)} modules, rank {'/'.join(map(str, ranks))}, "
-        f"alpha/rank {'/'.join(map(str, scales))}, fused at weight {settings.weight}"
+        f"alpha/rank {'/'.join(map(str, scales))}, {_APPLIED[settings.apply]} at weight {settings.weight}"
     )
 
 

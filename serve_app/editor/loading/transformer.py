@@ -57,7 +57,7 @@ def stream_transformer(
         LoraAuditError: an adapter does not fit the transformer; while iterating, a weight was fused wrongly.
         OSError, ValueError, SafetensorError: a file is missing or invalid.
     """
-    model = _empty_model(folder)
+    model = empty_model(folder)
     weights = Shards(folder)
     names = model.state_dict()
     weights.require(names)
@@ -100,7 +100,7 @@ def _blocks(model: QwenImageTransformer2DModel, weights: Shards, read: Read, unr
         raise LoraAuditError(f"These weights were adapted but not loaded: {', '.join(sorted(unread))}.")
 
 
-def _empty_model(folder: Path) -> QwenImageTransformer2DModel:
+def empty_model(folder: Path) -> QwenImageTransformer2DModel:
     """The configured transformer with its parameters on the meta device."""
     config = QwenImageTransformer2DModel.load_config(folder)
     if config.get("_class_name") != QwenImageTransformer2DModel.__name__:

@@ -9,6 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import BatchFeature
 
 from serve_app.config import SchedulerSettings
+from serve_app.editor.model.adapters import AdapterLibrary, Uses
 from serve_app.editor.model.cache import CacheStats, Key, TensorCache, content_key
 from serve_app.editor.model.layout import Grid, SpanShape
 from serve_app.editor.model.packed import PackedTransformer, Span
@@ -29,6 +30,7 @@ class Prepared:
         pictures: cache key and pixels of each reference, at the VAE's size.
         noise: the seed's noise, shape (output tokens, channels), on the CPU.
         embeds: the prompts' embeddings, where the text encoder runs on the CPU beside the device; otherwise empty.
+        uses: the adapters that are not fused.
     """
 
     size: Size
@@ -38,6 +40,7 @@ class Prepared:
     pictures: tuple[tuple[Key, Pixels], ...]
     noise: torch.Tensor
     embeds: dict[Key, torch.Tensor] = field(default_factory=dict)
+    uses: Uses = ()
 
 
 @dataclass(eq=False)
@@ -56,6 +59,7 @@ class Draft:
     prompts: tuple["Prompt", ...]
     references: torch.Tensor
     latents: torch.Tensor
+    uses: Uses = ()
     index: int = 0
     velocity: torch.Tensor | None = None
 
@@ -72,7 +76,10 @@ class Draft:
     def spans(self) -> list[Span]:
         """The edit's sequences in the next pack: the conditional one and, under CFG, the unconditional one."""
         timestep = self.schedule.steps[self.index]
-        return [Span(self.latents, self.references, prompt.embeds, prompt.shape, timestep) for prompt in self.prompts]
+        return [
+            Span(self.latents, self.references, prompt.embeds, prompt.shape, timestep, self.uses)
+            for prompt in self.prompts
+        ]
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class Prompt:
 
 
 class EditModel:
-    """Transformer, VAE and prompt encoder of one checkpoint, LoRAs fused.
+    """Transformer, VAE and prompt encoder of one checkpoint, with its adapters.
 
     Not thread-safe: one thread owns it. Only `prepare` may be called by one other thread at the same time.
     """
@@ -96,6 +103,7 @@ class EditModel:
         prompt_encoder: PromptEncoder,
         scheduler: SchedulerSettings,
         latent_channels: int,
+        library: AdapterLibrary | None = None,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -107,6 +115,7 @@ class EditModel:
         self.prompt_encoder = prompt_encoder
         self._scheduler = scheduler
         self._latent_channels = latent_channels
+        self.library = AdapterLibrary() if library is None else library
         self._device = device
         self._wait = completion_of(device)
         self._dtype = dtype
@@ -119,7 +128,7 @@ class EditModel:
         runs on the CPU, encode the prompts, too, while the device runs steps.
 
         Raises:
-            InvalidInput: the prompt is too long for the model.
+            InvalidInput: the prompt is too long for the model, or there is no adapter of a requested name.
         """
         size, sampling = request.size.made, request.sampling
         seen = [picture.condition_pixels for picture in pictures]
@@ -133,6 +142,7 @@ class EditModel:
             pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
             noise=self._noise(sampling.seed, size),
             embeds=self._encoded(dict(prompts)) if self._encodes_beside else {},
+            uses=self.library.uses(request),
         )
 
     @torch.inference_mode()
@@ -147,6 +157,11 @@ class EditModel:
     def step(self, drafts: Sequence[Draft]) -> None:
         """Advance every draft by one step of its own schedule, in one packed transformer call. Returns when the device
         has done it, so that timings and progress are true and no step is queued that a cancelled edit is in."""
+        for part in self._transformer.parts(drafts):
+            self._step(part)
+        self._wait()
+
+    def _step(self, drafts: Sequence[Draft]) -> None:
         spans = [draft.spans for draft in drafts]
         predictions = iter(self._transformer([span for own in spans for span in own]))
         for draft, own in zip(drafts, spans, strict=True):
@@ -154,7 +169,6 @@ class EditModel:
             moved = draft.latents.float() + draft.schedule.deltas[draft.index] * velocity
             draft.latents, draft.velocity = moved.to(velocity.dtype), velocity
             draft.index += 1
-        self._wait()
 
     @torch.inference_mode()
     def preview(self, draft: Draft) -> Pixels:
@@ -228,6 +242,7 @@ class EditModel:
             prompts=tuple(Prompt(each, replace(shape, num_text=len(each))) for each in prompts),
             references=torch.cat([self._encode_picture(key, pixels) for key, pixels in prepared.pictures]),
             latents=prepared.noise.to(self._device),
+            uses=prepared.uses,
         )
 
     def _encode_picture(self, key: Key, pixels: Pixels) -> torch.Tensor:

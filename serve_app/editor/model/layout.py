@@ -44,7 +44,8 @@ class Layout:
 
     Attributes:
         num_tokens: of all spans.
-        image_rows, text_rows: each token's modulation row; row i is span i's timestep, the last row is t = 0.
+        image_rows, text_rows: each token's modulation row; row i is span i's timestep, the next row is t = 0. With
+            `own_zeros`, each span has a row of its own for that.
         targets: positions of the output pictures' tokens in the image stream; `target_rows` are their rows.
         joint_order: for each row in joint order, its position in text stream + image stream + padding; None for a
             single span, whose streams are in joint order.
@@ -90,10 +91,10 @@ class Layouts:
         self._bucket = bucket
         self.of = lru_cache(_MAX_LAYOUTS)(self._make)
 
-    def _make(self, shapes: tuple[SpanShape, ...]) -> Layout:
+    def _make(self, shapes: tuple[SpanShape, ...], own_zeros: bool = False) -> Layout:
         device = self._model.device
         texts, images = [shape.num_text for shape in shapes], [shape.num_image for shape in shapes]
-        image_rows = self._image_rows(shapes)
+        image_rows = self._image_rows(shapes, own_zeros)
         is_target = _repeat([1, 0] * len(shapes), _target_lengths(shapes)).bool()
         joint_order, stream_order = None, None
         num_padding = self._num_padding(sum(texts) + sum(images))
@@ -130,10 +131,11 @@ class Layouts:
         # Zeros: what a kernel reads beyond a span, and masks, must not be infinite.
         return torch.zeros(shape, dtype=self._model.dtype, device=self._model.device)
 
-    def _image_rows(self, shapes: Sequence[SpanShape]) -> torch.Tensor:
+    def _image_rows(self, shapes: Sequence[SpanShape], own_zeros: bool) -> torch.Tensor:
         rows: list[int] = []
         for row in range(len(shapes)):
-            rows += [row, len(shapes) if self._model.zero_cond_t else row]
+            zero = len(shapes) + (row if own_zeros else 0)
+            rows += [row, zero if self._model.zero_cond_t else row]
         return _repeat(rows, _target_lengths(shapes))
 
     def _angles(

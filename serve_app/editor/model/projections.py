@@ -1,5 +1,6 @@
 """Query, key and value of a block's two streams, by three linear layers each or by one."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 Angles = tuple[torch.Tensor, torch.Tensor]
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Stream = Literal["text", "image"]
+AddAdapters = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # The names that diffusers gives the layers: query, key, value, and all three in one.
 _LAYERS = {"text": ("add_q_proj", "add_k_proj", "add_v_proj"), "image": ("to_q", "to_k", "to_v")}
@@ -33,12 +35,17 @@ def fuse_projections(block: QwenImageTransformerBlock) -> None:
             delattr(attn, name)
 
 
-def project(attn: Attention, x: torch.Tensor, stream: Stream) -> Heads:
-    """Query, key and value of shape (tokens, heads, head_dim), query and key normalised."""
+def project(attn: Attention, x: torch.Tensor, stream: Stream, add: AddAdapters) -> Heads:
+    """Query, key and value of shape (tokens, heads, head_dim), query and key normalised.
+
+    Args:
+        add: adds the adapters' part to the output of a layer, by the layer's name.
+    """
     if hasattr(attn, _FUSED[stream]):
         parts = getattr(attn, _FUSED[stream])(x).chunk(3, dim=-1)
     else:
         parts = [getattr(attn, name)(x) for name in _LAYERS[stream]]
+    parts = [add(f"attn.{name}", x, part) for name, part in zip(_LAYERS[stream], parts, strict=True)]
     query, key, value = (part.unflatten(-1, (attn.heads, -1)) for part in parts)
     norm_query, norm_key = (getattr(attn, name) for name in _NORMS[stream])
     return norm_query(query), norm_key(key), value

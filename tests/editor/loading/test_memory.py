@@ -132,7 +132,7 @@ def _to_fp8(block: nn.Module) -> int:
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[LivingStorages]:
     storages = LivingStorages()
-    make: Callable[[Path], QwenImageTransformer2DModel] = transformer._empty_model
+    make: Callable[[Path], QwenImageTransformer2DModel] = transformer.empty_model
 
     def make_uncounted(folder: Path) -> QwenImageTransformer2DModel:
         storages.making_skeletons = True
@@ -141,7 +141,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[LivingStorages]:
         finally:
             storages.making_skeletons = False
 
-    monkeypatch.setattr(transformer, "_empty_model", make_uncounted)
+    monkeypatch.setattr(transformer, "empty_model", make_uncounted)
     with storages:
         yield storages
 
