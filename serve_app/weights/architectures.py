@@ -6,6 +6,7 @@ folder that holds it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def _read_rewriter(folder: Path) -> Qwen3VLForConditionalGeneration:
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(folder))
 
 
-def _edit_2511() -> EditArchitecture:
-    """Qwen/Qwen-Image-Edit-2511 by its public config.json files; transformer and VAE have the classes' defaults."""
+def _edit_model(*, zero_cond_t: bool) -> EditArchitecture:
+    """Qwen/Qwen-Image-Edit-2511 by its public config.json files; transformer and VAE have the classes' defaults. The
+    other models of its pipeline's class have the same sizes."""
     config = Qwen2_5_VLConfig(
         text_config={
             "hidden_size": 3584,
@@ -91,7 +93,7 @@ def _edit_2511() -> EditArchitecture:
         },
     )
     return EditArchitecture(
-        QwenImageTransformer2DModel(zero_cond_t=True),
+        QwenImageTransformer2DModel(zero_cond_t=zero_cond_t),
         AutoencoderKLQwenImage(),
         Qwen2_5_VLForConditionalGeneration(config),
     )
@@ -132,7 +134,11 @@ class _Rewriter:
         return Qwen3VLForConditionalGeneration(config)
 
 
-_EDIT_MODELS: dict[str, Callable[[], EditArchitecture]] = {"Qwen-Image-Edit-2511": _edit_2511}
+_EDIT_MODELS: dict[str, Callable[[], EditArchitecture]] = {
+    "Qwen-Image-Edit-2511": partial(_edit_model, zero_cond_t=True),
+    "Qwen-Image-Edit-2509": partial(_edit_model, zero_cond_t=False),
+    "FireRed-Image-Edit-1.1": partial(_edit_model, zero_cond_t=False),
+}
 _REWRITERS: dict[str, Callable[[], Qwen3VLForConditionalGeneration]] = {
     "Qwen3-VL-2B-Instruct": _Rewriter(2048, 28, 16, 6144, 24, 1024, 4096, (5, 11, 17), tied=True),
     "Qwen3-VL-4B-Instruct": _Rewriter(2560, 36, 32, 9728, 24, 1024, 4096, (5, 11, 17), tied=True),

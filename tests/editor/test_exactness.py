@@ -67,6 +67,10 @@ UNLIKE = [
     Case("A much longer wish, " * 12, (CHELSEA,), Size(128, 224), Sampling(seed=3, num_inference_steps=5)),
     Case("make it rain", (TALL, ASTRONAUT, COFFEE), Size(160, 160), Sampling(seed=4, num_inference_steps=8)),
 ]
+SMALL_PACK = [
+    replace(PLAIN, size=Size(64, 64)),
+    Case("x", (COFFEE, TALL), Size(96, 64), Sampling(seed=2, num_inference_steps=3, true_cfg_scale=1.5)),
+]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

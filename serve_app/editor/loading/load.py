@@ -1,5 +1,6 @@
 """Loads the configured model onto its device, in the same way for the tiny checkpoint and the real one."""
 
+import json
 import logging
 import math
 import os
@@ -7,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -123,6 +125,7 @@ def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline,
         raise CheckpointError("editor.device is cuda, but torch sees no CUDA device on this node; use device: cpu.")
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     folder = locate(settings.base, MODEL_FILES)
+    _require_pipeline(folder)
     try:
         transformer = stream_transformer(folder / "transformer", settings.fused_loras, device, dtype)
         text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -139,6 +142,22 @@ def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline,
         raise CheckpointError(f"{folder} is not a Qwen-Image-Edit pipeline folder: {problem}") from problem
     pipeline.vae.to(device)
     return pipeline, transformer
+
+
+def _require_pipeline(folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: the folder's pipeline is of another class, whose prompts or steps differ.
+    """
+    try:
+        found = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as problem:
+        raise CheckpointError(f"{folder} is not a Qwen-Image-Edit pipeline folder: {problem}") from problem
+    if found != QwenImageEditPlusPipeline.__name__:
+        raise CheckpointError(
+            f"{folder} is not a Qwen-Image-Edit pipeline folder this engine can run: it holds a {found}, and only "
+            f"{QwenImageEditPlusPipeline.__name__} is supported (Qwen-Image-Edit-2509, -2511, FireRed-Image-Edit-1.1)."
+        )
 
 
 def _assemble(

@@ -25,6 +25,7 @@ from serve_app.weights.locate import locate
 logger = logging.getLogger(__name__)
 
 _BLOCKS = "transformer_blocks"
+_UNSUPPORTED = ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope")  # of other models of the same class
 Read = Callable[[str], torch.Tensor]
 
 
@@ -105,6 +106,9 @@ def empty_model(folder: Path) -> QwenImageTransformer2DModel:
     config = QwenImageTransformer2DModel.load_config(folder)
     if config.get("_class_name") != QwenImageTransformer2DModel.__name__:
         raise CheckpointError(f"{folder} holds a {config.get('_class_name')} as its transformer.")
+    switched = [name for name in _UNSUPPORTED if config.get(name)]
+    if switched:
+        raise CheckpointError(f"{folder} has a transformer with {', '.join(switched)}, which this engine does not run.")
     with torch.device("meta"):
         model: QwenImageTransformer2DModel = QwenImageTransformer2DModel.from_config(config)
     # The rotary table is in no file: neither a parameter nor a buffer, and computed when it is made.
