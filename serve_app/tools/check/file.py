@@ -18,7 +18,14 @@ from serve_app.tools.check.manifests import check_manifests
 from serve_app.tools.check.plan import GpuPlan
 from serve_app.tools.check.plans import make_plans
 from serve_app.tools.check.reading import find_serve_config, read_documents
-from serve_app.tools.check.rules import actor_options, check_application, emptied, most_replicas
+from serve_app.tools.check.rules import (
+    ADAPTED,
+    actor_options,
+    check_application,
+    emptied,
+    most_replicas,
+    user_config_of,
+)
 from serve_app.tools.check.schema import Problems, entries, find_unknown_keys, join, validate
 
 SQLITE_WARNING = (
@@ -105,6 +112,7 @@ def describe(path: Path) -> str:
             lines.append(f"  {SQLITE_WARNING}")
         lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
         lines += [f"  {line}" for line in _describe_models(settings)]
+        lines.append(f"  {_describe_changes(app)}")
         lines += [f"  {line}" for plan in plans for line in plan.table]
         lines += [f"  {line}" for line in _describe_speeds(app, settings, plans)]
         lines += [f"  {line}" for line in _describe_host(settings)]
@@ -159,11 +167,21 @@ def _describe_speeds(app: ServeApplicationSchema, settings: AppSettings, plans: 
             yield warning
 
 
+def _describe_changes(app: ServeApplicationSchema) -> str:
+    here = any(each.name in ADAPTED and user_config_of(each) is not None for each in app.deployments)
+    where = "" if here else ", which this file does not set"
+    return (
+        "what a new version of this file changes without a restart: the adapters in the user_config of "
+        f"{' and '.join(ADAPTED)}{where}, and numbers of replicas; a change of args restarts every deployment"
+    )
+
+
 def _describe_models(settings: AppSettings) -> Iterator[str]:
     editor, rewriter = settings.editor, settings.rewriter
     yield f"editor model: {editor.base.path} on {editor.device} in {editor.dtype}"
     for lora in editor.loras:
-        yield f"adapter {lora.name}: {lora.source.path} ({lora.file}) at {lora.weight:g}"
+        when = "" if lora.apply == "fused" else f", apply: {lora.apply}"
+        yield f"adapter {lora.name}: {lora.source.path} ({lora.file}) at {lora.weight:g}{when}"
     if rewriter is None:
         yield "rewriter model: none"
     elif rewriter.source is None:

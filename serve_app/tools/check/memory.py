@@ -68,6 +68,8 @@ def editor_rows(settings: AppSettings) -> tuple[Row, ...]:
     if model is not None and editor.scheduling == "shortest":
         paused = editor.max_paused_edits * draft_bytes(model.transformer, settings)
         rows.append(Row(f"paused edits ({editor.max_paused_edits})", paused))
+    if editor.unfused_loras:
+        rows.append(Row("adapters that are not fused", editor.adapters_bytes))
     caches = Row("caches", editor.latents_cache_bytes + editor.prompts_cache_bytes)
     return (*rows, caches, Row("CUDA context and slack", CONTEXT_BYTES))
 

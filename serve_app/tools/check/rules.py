@@ -6,11 +6,13 @@ from pydantic import BaseModel
 from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, GangSchedulingConfig, RequestRouterConfig
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema
 
-from serve_app.config import AppSettings
+from serve_app.config import AdapterSettings, AppSettings
 from serve_app.tools.check.schema import Problems, RawMapping, entries, find_unknown_keys, suggest, validate
 
 IMPORT_PATH = "serve_app.app:build"
 DEPLOYMENT_NAMES = ("Ingress", "Rewriter", "Editor", "Jobs")
+ADAPTED = ("Editor", "Ingress")
+"""The deployments whose user_config lists adapters."""
 
 # DeploymentSchema accepts any mapping here; Serve validates these models only when it deploys.
 _LATE_MODELS: dict[str, type[BaseModel]] = {
@@ -37,9 +39,39 @@ def check_application(app: object, at: str, problems: Problems) -> AppSettings |
         return None  # ServeApplicationSchema reports this.
     find_unknown_keys(args, AppSettings, f"{at}.args", problems)
     settings = validate(AppSettings, args, f"{at}.args", problems)
-    if settings is not None:
-        _check_together(settings, deployments, f"{at}.deployments", problems)
-    return settings
+    adapters = _check_adapters(deployments, f"{at}.deployments", problems)
+    if settings is None:
+        return None
+    _check_together(settings, deployments, f"{at}.deployments", problems)
+    if adapters is None:
+        return settings
+    for index, lora in enumerate(settings.editor.loras):
+        if lora.apply != "fused":
+            problems.add(
+                f"{at}.args.editor.loras[{index}]",
+                f"has apply: {lora.apply}, and user_config replaces such adapters: move it there",
+            )
+    editor = settings.editor.model_copy(update={"loras": settings.editor.fused_loras + adapters.loras})
+    return settings.model_copy(update={"editor": editor})
+
+
+def _check_adapters(deployments: Deployments, at: str, problems: Problems) -> AdapterSettings | None:
+    """The user_config of Editor and Ingress, which must be the same."""
+    configs = {name: None if entry is None else user_config_of(entry) for name, (_, entry) in deployments.items()}
+    if not any(config is not None for config in configs.values()):
+        return None
+    for name, config in configs.items():
+        if config is not None and name not in ADAPTED:
+            problems.add(f"{deployments[name][0]}.user_config", f"has no effect; {' and '.join(ADAPTED)} have one")
+    editor_at, config = deployments.get("Editor", (at, None))[0], configs.get("Editor")
+    if any(configs.get(name) != config for name in ADAPTED):
+        problems.add(
+            at, f"{' and '.join(ADAPTED)} need the same user_config: name one with & and refer to it with * in YAML"
+        )
+    if not isinstance(config, dict):
+        return None
+    find_unknown_keys(config, AdapterSettings, f"{editor_at}.user_config", problems)
+    return validate(AdapterSettings, config, f"{editor_at}.user_config", problems)
 
 
 def _check_deployments(listed: object, at: str, problems: Problems) -> Deployments:
@@ -103,6 +135,11 @@ def _check_gpus(name: str, device: str, deployments: Deployments, at: str, probl
     if wants_gpu != (device == "cuda"):
         expected = "0 or absent" if wants_gpu else "above 0"
         problems.add(f"{deployment_at}.ray_actor_options.num_gpus", f"must be {expected}: {reason}")
+
+
+def user_config_of(deployment: DeploymentSchema) -> object:
+    """What the file has; None: nothing. An option that it does not set holds Serve's default marker."""
+    return deployment.user_config if "user_config" in deployment.model_fields_set else None
 
 
 def actor_options(deployment: DeploymentSchema) -> RayActorOptionsSchema:
