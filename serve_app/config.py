@@ -66,6 +66,33 @@ class WeightsSource(Settings):
     revision: str | None = Field(default=None, description="Commit, tag or branch; used for repository ids only.")
 
 
+CameraPart = Literal["trigger", "azimuth", "elevation", "distance"]
+_POSES = {
+    "azimuth": (0, 45, 90, 135, 180, 225, 270, 315),
+    "elevation": (-30, 0, 30, 60),
+    "distance": (0.6, 1.0, 1.4, 1.8),
+}
+
+
+class CameraWords(Settings):
+    """The words of camera poses in a prompt, for an adapter that was trained with others than fal's. A pose with a part
+    that a table lacks is an error of the request; an empty text puts nothing into the prompt."""
+
+    trigger: str = ""
+    azimuth: dict[float, str] = Field(description="By degrees: 0, 45, 90, 135, 180, 225, 270, 315.")
+    elevation: dict[float, str] = Field(description="By degrees: -30, 0, 30, 60.")
+    distance: dict[float, str] = Field(description="By 0.6, 1.0, 1.4, 1.8.")
+    order: tuple[CameraPart, ...] = ("trigger", "azimuth", "elevation", "distance")
+
+    @model_validator(mode="after")
+    def _of_known_poses(self) -> Self:
+        for part, known in _POSES.items():
+            unknown = sorted(getattr(self, part).keys() - set(known))
+            if unknown:
+                raise ValueError(f"{part} {unknown[0]:g} is none of {', '.join(f'{value:g}' for value in known)}")
+        return self
+
+
 class LoraSettings(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     source: WeightsSource
@@ -89,6 +116,11 @@ class LoraSettings(Settings):
     licence: str | None = Field(default=None, description="Of the file, for clients that ask what there is.")
     trigger_words: tuple[str, ...] = Field(
         default=(), description="What a prompt must hold for the adapter to act, for clients that ask."
+    )
+    camera: CameraWords | None = Field(
+        default=None,
+        description="The words of camera poses, of the first adapter that has some. null for all adapters: those of "
+        "fal's for 2511.",
     )
 
     @model_validator(mode="after")

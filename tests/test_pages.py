@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from serve_app.cli import main
-from serve_app.config import FetchSettings, JobSettings, LimitSettings, RewriterSettings, Settings
+from serve_app.config import AdapterSettings, FetchSettings, JobSettings, LimitSettings, RewriterSettings, Settings
 from serve_app.edits.picture_files import KINDS
 from serve_app.errors import listed
 from serve_app.ingress.openai.request import OpenAIForm
@@ -154,6 +154,8 @@ def test_settings_are_valid(text: str) -> None:
     settings = yaml.safe_load(text)
     assert settings
     models: dict[str, type[Settings]] = {"fetch": FetchSettings, "jobs": JobSettings, "rewriter": RewriterSettings}
+    for deployment in settings.pop("deployments", []):
+        AdapterSettings.model_validate(deployment["user_config"])
     assert set(settings) <= set(models)
     for name, given in settings.items():
         models[name].model_validate(given)

@@ -1,11 +1,13 @@
 """Camera poses: the 96 that the angles adapter was trained on, and their words in the prompt.
 
 The words are from the model card of `fal/Qwen-Image-Edit-2511-Multiple-Angles-LoRA`. Synonyms turn the subject instead
-of the camera, so nothing may rephrase them.
+of the camera, so nothing may rephrase them. An adapter with other words has a table in the settings (`CameraWords`).
 """
 
 import re
 from dataclasses import dataclass
+
+from serve_app.config import CameraWords
 
 TRIGGER = "<sks>"
 
@@ -93,12 +95,31 @@ def _gap(listed: float, distance: float) -> float:
     return round(abs(listed - distance), 9)
 
 
-def camera_prompt(pose: CameraPose | None, prompt: str) -> str:
+def words_of(pose: CameraPose, table: CameraWords) -> str:
+    """The prompt's words for a pose.
+
+    Raises:
+        KeyError: the table lacks a part of it; the key is the part's name.
+    """
+    parts = {"trigger": table.trigger}
+    for part in ("azimuth", "elevation", "distance"):
+        words = getattr(table, part).get(getattr(pose, part))
+        if words is None:
+            raise KeyError(part)
+        parts[part] = words
+    return " ".join(filter(None, (parts[part] for part in table.order)))
+
+
+def camera_prompt(pose: CameraPose | None, prompt: str, tokens: str | None = None) -> str:
     """Camera tokens, one space, the prompt. Trigger words in the client's prompt are removed, so that it cannot add
-    another pose."""
+    another pose.
+
+    Args:
+        tokens: in place of the pose's own.
+    """
     if pose is None:
         return prompt
     words = prompt.strip()
     while _TRIGGER_LIKE.search(words):  # removing one may form another
         words = " ".join(filter(None, map(str.strip, _TRIGGER_LIKE.split(words))))
-    return f"{pose.tokens} {words}".rstrip()
+    return f"{pose.tokens if tokens is None else tokens} {words}".strip()

@@ -83,6 +83,7 @@ class EditOptions:
         low_priority: queued behind other edits, as if it had arrived `LOW_PRIORITY_DELAY_S` later.
         num_previews: pictures of the probable result to send while the edit runs.
         loras: the adapters that the request names.
+        camera_words: the pose in the prompt's words, where they are not fal's.
     """
 
     prompt: str = ""
@@ -93,6 +94,7 @@ class EditOptions:
     low_priority: bool = False
     num_previews: int = 0
     loras: tuple[LoraUse, ...] = ()
+    camera_words: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

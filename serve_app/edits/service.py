@@ -150,7 +150,7 @@ class EditService:
             ServiceError: the edit failed.
         """
         prompt = rewrite.prompt if rewrite is not None and rewrite.prompt is not None else request.prompt
-        final_prompt = camera_prompt(request.camera, prompt)
+        final_prompt = camera_prompt(request.camera, prompt, request.camera_words)
         final = replace(request, prompt=final_prompt)
         result = await self._editor.edit(final, pictures, on_progress, timeout_s)
         return EditOutcome(result, request.prompt, final_prompt, request.sampling.seed, rewrite)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from serve_app.config import AppSettings
+from serve_app.config import AppSettings, LoraSettings
 from serve_app.edits.job import JobsPort
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
@@ -46,6 +46,17 @@ class Draining:
         return self.num_requests
 
 
+@dataclass
+class Reconfigured:
+    """What has changed since the start.
+
+    Attributes:
+        loras: the adapters that are not fused; None: those of the settings.
+    """
+
+    loras: tuple[LoraSettings, ...] | None = None
+
+
 async def _no_fault() -> str | None:
     return None
 
@@ -73,6 +84,7 @@ class Backend:
         outgoing: the budget of responses that clients have not taken yet.
         calls: the tool calls that this replica runs.
         cancel_elsewhere: cancels a tool call in any replica; None: there is only this one.
+        reconfigured: what has changed since the start.
     """
 
     settings: AppSettings
@@ -95,6 +107,13 @@ class Backend:
     outgoing: OutgoingBytes = field(default_factory=OutgoingBytes)
     calls: OpenCalls = field(default_factory=OpenCalls)
     cancel_elsewhere: CancelElsewhere | None = None
+    reconfigured: Reconfigured = field(default_factory=Reconfigured)
+
+    @property
+    def loras(self) -> tuple[LoraSettings, ...]:
+        """All adapters of now, the fused ones first."""
+        editor, changed = self.settings.editor, self.reconfigured.loras
+        return editor.fused_loras + (editor.unfused_loras if changed is None else changed)
 
     @cached_property
     def job_bodies(self) -> JobBodies:

@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.config import AppSettings
+from serve_app.config import AdapterSettings, AppSettings
 from serve_app.edits.fair_editor import FairEditor
 from serve_app.edits.service import EditService
 from serve_app.errors import StartupError
@@ -75,6 +75,13 @@ class Ingress:
             calls=self._calls,
             cancel_elsewhere=partial(call_all, me.app_name, me.deployment, "cancel_call"),
         )
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Let requests name the adapters of a new user_config; a wrong one changes nothing."""
+        try:
+            self._backend.reconfigured.loras = AdapterSettings.model_validate(user_config).loras
+        except ValueError as problem:
+            logger.error("user_config was not applied, the adapters stay as they were: %s", problem)
 
     async def begin_drain(self) -> int:
         """Reject new work; returns this replica's number of requests in flight."""

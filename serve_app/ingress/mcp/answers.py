@@ -45,11 +45,11 @@ class McpPictures(BaseModel):
 
 class McpAdapter(BaseModel):
     name: str
-    weight: float = Field(description="Strength with which the adapter is fused into the model.")
+    weight: float = Field(description="Its strength, in edits that name no other.")
 
 
 class McpAdapters(BaseModel):
-    """The adapters that every edit uses."""
+    """The adapters of the model."""
 
     adapters: list[McpAdapter]
 

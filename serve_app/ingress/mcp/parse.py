@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from serve_app.config import AppSettings, LimitSettings
+from serve_app.config import AppSettings, LimitSettings, LoraSettings
 from serve_app.edits.camera import CameraPose, orbit_azimuths, snap
 from serve_app.errors import InvalidInput, MissingField
 from serve_app.ingress.mcp.request import EditImage, MoveCamera, Orbit, ToolFields
 from serve_app.ingress.parsing.fields import MAX_ORBIT, checked_seed, checked_size, output_format
+from serve_app.ingress.parsing.loras import posed
 from serve_app.ingress.parsing.validation import checked_prompt, default, within
 from serve_app.ingress.pictures.prepare import ParsedRequest, PictureSource
 
@@ -15,8 +16,11 @@ Tool = EditImage | MoveCamera | Orbit
 """The arguments of a tool that makes pictures."""
 
 
-def parse_tool(fields: Tool, settings: AppSettings) -> ParsedRequest:
+def parse_tool(fields: Tool, settings: AppSettings, adapters: Sequence[LoraSettings]) -> ParsedRequest:
     """Check a tool's arguments and give every absent one its default; an absent seed becomes a random one.
+
+    Args:
+        adapters: all that there are.
 
     Raises:
         MissingField: no picture, no prompt for `edit_image`, or no pose for `move_camera`.
@@ -28,13 +32,13 @@ def parse_tool(fields: Tool, settings: AppSettings) -> ParsedRequest:
     width, height = checked_size(fields.size, limits, "size")
     quality = within(default(fields.output_compression, 90), 0, 100, "output_compression")
     options = replace(
-        fields.options(checked_seed(fields.seed, -1, "seed"), limits),
+        fields.options(checked_seed(fields.seed, -1, "seed"), limits, adapters),
         prompt=_prompt(fields, limits),
         output=output_format(default(fields.output_format, "jpeg"), quality, "output_format"),
     )
     return ParsedRequest(
         picture_sets=(pictures,),
-        edits=tuple(replace(options, camera=camera) for camera in cameras),
+        edits=tuple(posed(options, camera, adapters, "") for camera in cameras),
         pictures_of=(0,) * len(cameras),
         width=width,
         height=height,

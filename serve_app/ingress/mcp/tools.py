@@ -36,7 +36,10 @@ _DESCRIPTIONS = {
         "elevation 0 and distance 1 is its own view from the front at eye level.",
     ),
     "orbit": ("Orbit around the subject", "Draw what a picture shows from several sides, one picture for each."),
-    "list_adapters": ("List the adapters", "The LoRA adapters that the model runs with, and their weights."),
+    "list_adapters": (
+        "List the adapters",
+        "The LoRA adapters of the model: those of all edits, and those that `loras` may name.",
+    ),
 }
 
 
@@ -68,8 +71,8 @@ async def call_tool(
     """
     fields = validated(ARGUMENTS[name], arguments)
     if isinstance(fields, ListAdapters):
-        return adapters_result(backend.settings.editor.loras)
-    parsed = parse_tool(fields, backend.settings)
+        return adapters_result(backend.loras)
+    parsed = parse_tool(fields, backend.settings, backend.loras)
     deadline = Deadline.after(parsed.timeout_s)
     with backend.edit_places.take(CLIENT.get(), len(parsed.edits)):
         prepared = await deadline.bound(backend.prepare(request_id, parsed))

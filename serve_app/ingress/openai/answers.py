@@ -8,7 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from serve_app.config import Apply, LoraSettings
 from serve_app.edits.images import ENCODER_OPTIONS
+from serve_app.edits.provenance import public_source
 from serve_app.edits.request import EditOutcome, EditTimings, TokenCounts
 from serve_app.errors import ServiceError
 
@@ -101,11 +103,39 @@ class OpenAIModel(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "qwen-camera-edit"
+    parent: str | None = Field(default=None, description="Of an adapter: the model that it adapts.")
 
 
 class OpenAIModels(BaseModel):
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
+
+
+class OpenAIAdapter(BaseModel):
+    name: str
+    object: Literal["adapter"] = "adapter"
+    apply: Apply = Field(
+        description="fused: part of the model; camera: for edits with a camera pose; request: for edits that name it."
+    )
+    weight: float = Field(description="Its strength where a request names none.")
+    min_weight: float
+    max_weight: float
+    trigger_words: list[str] = Field(description="What a prompt must hold for the adapter to act.")
+    licence: str | None
+    source: str = Field(description="A repository, or the name of a folder.")
+    revision: str | None
+    file: str
+
+    @classmethod
+    def of(cls, lora: LoraSettings) -> Self:
+        source = public_source(lora.source)
+        shown = lora.model_dump(include=set(cls.model_fields) - {"source"})
+        return cls(**shown, source=source["path"], revision=source.get("revision"))
+
+
+class OpenAIAdapters(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[OpenAIAdapter]
 
 
 def images(outcomes: Sequence[EditOutcome], created: float, look: OpenAILook) -> OpenAIImages:

@@ -14,7 +14,7 @@ from serve_app.errors import EditCancelled, InvalidInput
 from serve_app.ingress.openai.form import FORMS, Part, read_form
 from serve_app.ingress.openai.request import OpenAIEdit, OpenAIForm, OpenAIJson
 from serve_app.ingress.parsing.bodies import BodyReader, check_json, read_json, validated
-from serve_app.ingress.parsing.fields import View
+from serve_app.ingress.parsing.fields import Lora, View
 from serve_app.ingress.parsing.validation import echo, echo_name
 from serve_app.ingress.pictures.prepare import PictureSource
 
@@ -152,4 +152,5 @@ _READERS: dict[object, Callable[[str, str], object]] = {
     float | None: _number,
     bool | None: _flag,
     list[View] | None: _list,
+    list[Lora] | None: _list,
 }

@@ -3,20 +3,33 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from serve_app.config import AppSettings, LimitSettings
+from serve_app.config import AppSettings, LimitSettings, LoraSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput, MissingField
 from serve_app.ingress.openai.body import OpenAIBody
 from serve_app.ingress.openai.request import OpenAIEdit
-from serve_app.ingress.parsing.fields import MAX_PARTIAL_IMAGES, MAX_SEED, checked_seed, checked_size, output_format
+from serve_app.ingress.parsing.fields import (
+    MAX_PARTIAL_IMAGES,
+    MAX_SEED,
+    Lora,
+    checked_seed,
+    checked_size,
+    output_format,
+)
+from serve_app.ingress.parsing.loras import posed
 from serve_app.ingress.parsing.validation import checked_prompt, default, echo, within
 from serve_app.ingress.pictures.prepare import ParsedRequest
 
 MAX_VARIANTS = 10
 
 
-def parse_body(body: OpenAIBody, settings: AppSettings) -> ParsedRequest:
+def parse_body(
+    body: OpenAIBody, settings: AppSettings, adapters: Sequence[LoraSettings] | None = None
+) -> ParsedRequest:
     """Check an edit against the limits and give every absent field its default; an absent seed becomes a random one.
+
+    Args:
+        adapters: all that there are; None: those of the settings.
 
     Raises:
         MissingField: no prompt and no camera, or no picture.
@@ -26,9 +39,10 @@ def parse_body(body: OpenAIBody, settings: AppSettings) -> ParsedRequest:
     cameras = edit.cameras()
     prompt = _prompt(edit, cameras, limits)
     _check_pictures(len(body.pictures), limits)
-    _check_model(edit.model, settings.served_model_names)
+    adapters = settings.editor.loras if adapters is None else adapters
+    edit = _with_model(edit, settings.served_model_names, adapters)
     seeds = _seeds(edit, len(cameras), limits)
-    options = edit.options(seeds[0], limits)
+    options = edit.options(seeds[0], limits, adapters)
     width, height = checked_size(edit.size, limits, "size")
     num_previews = within(default(edit.partial_images, 0), 0, MAX_PARTIAL_IMAGES, "partial_images")
     quality = within(default(edit.output_compression, 100), 0, 100, "output_compression")
@@ -39,7 +53,7 @@ def parse_body(body: OpenAIBody, settings: AppSettings) -> ParsedRequest:
         num_previews=num_previews if edit.stream else 0,
     )
     edits = tuple(
-        replace(options, camera=camera, sampling=replace(options.sampling, seed=seed))
+        replace(posed(options, camera, adapters, ""), sampling=replace(options.sampling, seed=seed))
         for camera in cameras
         for seed in seeds
     )
@@ -72,10 +86,18 @@ def _check_pictures(num_pictures: int, limits: LimitSettings) -> None:
         raise InvalidInput(f"{num_pictures} pictures; at most {most} can be references of one edit.", "image")
 
 
-def _check_model(model: str | None, served: Sequence[str]) -> None:
-    if model is not None and model not in served:
-        names = " or ".join(repr(name) for name in served)
-        raise InvalidInput(f"model {echo(model)} is not served here. Use {names}, or leave it out.", "model")
+def _with_model(edit: OpenAIEdit, served: Sequence[str], adapters: Sequence[LoraSettings]) -> OpenAIEdit:
+    """The edit with the adapter that its `model` names among its loras."""
+    model, named = edit.model, [*(edit.loras or [])]
+    if model is None or model in served:
+        return edit
+    names = [*served, *(lora.name for lora in adapters if lora.apply != "fused")]
+    if model not in names:
+        known = " or ".join(repr(name) for name in names)
+        raise InvalidInput(f"model {echo(model)} is not served here. Use {known}, or leave it out.", "model")
+    if any(lora.name == model for lora in named):
+        return edit
+    return edit.model_copy(update={"loras": [*named, Lora(name=model, weight=None)]})
 
 
 def _seeds(edit: OpenAIEdit, num_poses: int, limits: LimitSettings) -> Sequence[int]:

@@ -15,7 +15,16 @@ from serve_app.errors import ModelNotFound
 from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.openai.answers import OpenAIError, OpenAIImages, OpenAILook, OpenAIModel, OpenAIModels, images
+from serve_app.ingress.openai.answers import (
+    OpenAIAdapter,
+    OpenAIAdapters,
+    OpenAIError,
+    OpenAIImages,
+    OpenAILook,
+    OpenAIModel,
+    OpenAIModels,
+    images,
+)
 from serve_app.ingress.openai.body import read_body
 from serve_app.ingress.openai.jobs import draw_as_job, find_or_submit, result_of, wait_for_end
 from serve_app.ingress.openai.parse import parse_body
@@ -102,7 +111,7 @@ def openai_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=_ERRORS)  # type: ignore[arg-type]
     _add_edits(router, backend)
-    _add_models(router, backend.settings.served_model_names)
+    _add_models(router, backend)
     return router
 
 
@@ -132,7 +141,7 @@ async def _edit(backend: Backend, admission: JobAdmission, request: Request, rep
         await admission.refuse_early(repeat_key)
     # FastAPI keeps its own request object, and that would keep the body.
     body = await read_body(Request(request.scope, request.receive), backend.bodies, settings.limits.max_body_bytes)
-    parsed = parse_body(body, settings)
+    parsed = parse_body(body, settings, backend.loras)
     deadline = Deadline.after(parsed.timeout_s)
     draw: Draw
     with ExitStack() as held:
@@ -182,17 +191,29 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _add_models(router: APIRouter, names: tuple[str, ...]) -> None:
-    models = {name: OpenAIModel(id=name, created=int(time.time())) for name in names}
+def _add_models(router: APIRouter, backend: Backend) -> None:
+    created = int(time.time())
 
-    @router.get("/models")
+    def models() -> dict[str, OpenAIModel]:
+        served = backend.settings.served_model_names
+        adapters = [lora.name for lora in backend.loras if lora.apply != "fused"]
+        parents = {**dict.fromkeys(served), **dict.fromkeys(adapters, served[0])}
+        return {name: OpenAIModel(id=name, created=created, parent=parent) for name, parent in parents.items()}
+
+    @router.get("/models", response_model_exclude_none=True)
     async def list_models() -> OpenAIModels:
-        """The names by which clients may call the model."""
-        return OpenAIModels(data=list(models.values()))
+        """The names by which clients may call the model, alone or with one of its adapters."""
+        return OpenAIModels(data=list(models().values()))
 
-    @router.get("/models/{model:path}")
+    @router.get("/models/{model:path}", response_model_exclude_none=True)
     async def retrieve_model(model: str) -> OpenAIModel:
         """One of them."""
-        if model not in models:
+        known = models()
+        if model not in known:
             raise ModelNotFound(f"There is no model {echo(model)} here; GET /v1/models lists what there is.", "model")
-        return models[model]
+        return known[model]
+
+    @router.get("/adapters")
+    async def list_adapters() -> OpenAIAdapters:
+        """The LoRA adapters of the model, and which of them a request may name."""
+        return OpenAIAdapters(data=[OpenAIAdapter.of(lora) for lora in backend.loras])

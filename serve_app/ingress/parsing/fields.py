@@ -3,17 +3,19 @@ count. Null means absent."""
 
 import re
 import secrets
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve_app.config import LimitSettings
+from serve_app.config import LimitSettings, LoraSettings
 from serve_app.edits.camera import CameraPose, orbit_azimuths, snap
 from serve_app.edits.images import ENCODER_OPTIONS
-from serve_app.edits.request import EditOptions, OutputFormat, Sampling
+from serve_app.edits.request import MAX_LORAS, EditOptions, OutputFormat, Sampling
 from serve_app.errors import InvalidInput, listed
+from serve_app.ingress.parsing.loras import checked_loras
 from serve_app.ingress.parsing.validation import checked_prompt, default, echo, within, wrong
 
 MAX_SEED = 2**63 - 1
@@ -180,6 +182,25 @@ class StrictModel(BaseModel):
         return value
 
 
+class Lora(StrictModel):
+    """An adapter to use."""
+
+    name: str = Field(max_length=MAX_NAME_CHARS, description="As GET /v1/adapters lists it.")
+    weight: Number = Field(None, description="Its strength; negative ones turn it around. Default the adapter's own.")
+
+
+def _loras(value: object) -> object:
+    check_length(value)
+    if value is None or isinstance(value, list):
+        return value
+    raise wrong('a list like [{"name": "…", "weight": 1.0}]', value)
+
+
+_LORAS_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "array", "items": Lora.model_json_schema(), "maxItems": MAX_LORAS}, {"type": "null"}]
+}
+
+
 class DrawFields(StrictModel):
     """How a picture is drawn, whatever the camera. Absent and null mean the same."""
 
@@ -190,6 +211,10 @@ class DrawFields(StrictModel):
     guidance_scale: Number = Field(None, description="Classifier-free guidance, active above 1. Default 1.0.")
     true_cfg_scale: Number = Field(None, description="The same setting by the model's own name; it takes precedence.")
     negative_prompt: Text = Field(None, description="What guidance steers away from. Default one space.")
+    loras: Annotated[list[Lora] | None, BeforeValidator(_loras), WithJsonSchema(_LORAS_SCHEMA)] = Field(
+        None,
+        description=f"Adapters to use for this edit, at most {MAX_LORAS} (in a form: as JSON text).",
+    )
     timeout_s: Number = Field(
         None,
         description="Seconds from the request's arrival after which it is cancelled and answered with 504. At most, "
@@ -206,8 +231,13 @@ class DrawFields(StrictModel):
             return None
         return within(self.timeout_s, MIN_TIMEOUT_S, limits.request_timeout_s, f"{prefix}timeout_s")
 
-    def options(self, seed: int, limits: LimitSettings, prefix: str = "") -> EditOptions:
+    def options(
+        self, seed: int, limits: LimitSettings, adapters: Iterable[LoraSettings], prefix: str = ""
+    ) -> EditOptions:
         """These fields, as options of an edit with this seed.
+
+        Args:
+            adapters: all that there are.
 
         Raises:
             InvalidInput: a value is out of bounds; `prefix` precedes its field's name in the message.
@@ -223,7 +253,9 @@ class DrawFields(StrictModel):
             true_cfg_scale=within(guidance, 0.0, limits.max_guidance_scale, f"{prefix}{guidance_field}"),
             negative_prompt=checked_prompt(default(self.negative_prompt, " "), f"{prefix}negative_prompt", limits),
         )
-        return EditOptions(rewrite_prompt=bool(self.rewrite_prompt), sampling=sampling)
+        named = [(lora.name, lora.weight) for lora in self.loras or []]
+        loras = checked_loras(named, adapters, f"{prefix}loras")
+        return EditOptions(rewrite_prompt=bool(self.rewrite_prompt), sampling=sampling, loras=loras)
 
 
 class CameraFields(StrictModel):

@@ -34,6 +34,7 @@ _OTHER_NAMES = {
     "steps": "num_inference_steps",
     "text": "prompt",
 }
+_OTHER_LORA_NAMES = {"path": "name", "scale": "weight", "strength": "weight"}
 _MIN_LIKENESS = 0.66
 """Of a name and a field that is suggested for it, as difflib computes it."""
 _PARTS_OF_A_REQUEST = ("body", "query", "path", "header")
@@ -180,7 +181,7 @@ def _unknown_field(location: Sequence[str | int], model: type[BaseModel]) -> Unk
     known = _fields_at(parents, model)
     # Forms write lists and objects as `name[]` and `name[key]`.
     name = str(last).partition("[")[0]
-    name = _OTHER_NAMES.get(name, name)
+    name = (_OTHER_LORA_NAMES if "weight" in known else _OTHER_NAMES).get(name, name)
     likely = difflib.get_close_matches(name[:_MAX_ECHO_CHARS], known, n=1, cutoff=_MIN_LIKENESS)
     close = [name] if name in known else likely
     hint = f" Did you mean '{close[0]}'?" if close else f" Known fields: {', '.join(sorted(known))}."

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from serve_app.config import LimitSettings
+from serve_app.config import LimitSettings, LoraSettings
 from serve_app.edits.request import EditOptions
 from serve_app.errors import InvalidInput
 from serve_app.ingress.parsing.fields import MAX_PARTIAL_IMAGES, checked_seed, checked_size, output_format
+from serve_app.ingress.parsing.loras import posed
 from serve_app.ingress.parsing.validation import checked_prompt, default, within
 from serve_app.ingress.pictures.prepare import ParsedRequest, PictureSource
 from serve_app.ingress.runpod.request import RunPodInput
@@ -14,22 +15,27 @@ from serve_app.ingress.runpod.request import RunPodInput
 DEFAULT_SEED = 42
 
 
-def parse_input(fields: RunPodInput, limits: LimitSettings, *, low_priority: bool = False) -> ParsedRequest:
+def parse_input(
+    fields: RunPodInput, limits: LimitSettings, adapters: Sequence[LoraSettings] = (), *, low_priority: bool = False
+) -> ParsedRequest:
     """Check an `input` against the limits and give every absent field its default.
+
+    Args:
+        adapters: all that there are.
 
     Raises:
         InvalidInput: naming the field and the fix.
     """
-    options = fields.options(checked_seed(fields.seed, DEFAULT_SEED, "input.seed"), limits, "input.")
-    cameras = fields.cameras("input.")
+    options = fields.options(checked_seed(fields.seed, DEFAULT_SEED, "input.seed"), limits, adapters, "input.")
+    moved = [posed(options, camera, adapters, "input.") for camera in fields.cameras("input.")]
     pictures = _pictures(fields)
     if isinstance(fields.prompt, list):
         _check_batch(fields, len(pictures), len(fields.prompt))
         sets: tuple[tuple[PictureSource, ...], ...] = tuple((picture,) for picture in pictures)
-        edits = [replace(options, prompt=prompt, camera=cameras[0]) for prompt in fields.prompt]
+        edits = [replace(moved[0], prompt=prompt) for prompt in fields.prompt]
     else:
         sets = (pictures,)
-        edits = [replace(options, prompt=fields.prompt or "", camera=camera) for camera in cameras]
+        edits = [replace(each, prompt=fields.prompt or "") for each in moved]
     _check(sets, edits, isinstance(fields.prompt, list), limits)
     width, height, side_fields = _sides(fields, limits)
     quality = within(default(fields.output_quality, 95), 1, 100, "input.output_quality")

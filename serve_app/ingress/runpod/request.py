@@ -53,9 +53,6 @@ class RunPodInput(EditFields):
     # Options of that provider itself, which it also sends.
     maxPollAttempts: Hint = None  # noqa: N815
     pollIntervalMillis: Hint = None  # noqa: N815
-    loras: Annotated[
-        Any, refused("is not supported: the server's configuration names the LoRA files. Leave it out")
-    ] = Field(None, description="Refused: the server's configuration names the LoRA files.")
 
 
 class RunPodPolicy(StrictModel):

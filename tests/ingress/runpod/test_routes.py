@@ -352,7 +352,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "size beside width": ({"size": "64x64", "width": 64}, "input.size cannot be combined with width and height."),
     "another server's name": ({"steps": 4}, "Unknown field 'input.steps'. Did you mean 'num_inference_steps'?"),
     "a hint with a list": ({"enable_sync_mode": [1]}, "input.enable_sync_mode must be a text, a number or a boolean"),
-    "loras": ({"loras": [{"path": "x", "scale": 1}]}, "input.loras is not supported: the server's configuration"),
+    "loras": ({"loras": [{"path": "x", "scale": 1}]}, "Unknown field 'input.loras[0].path'. Did you mean 'name'?"),
     "seed -2": ({"seed": -2}, "input.seed must be between 0 and"),
     "azimuth word": ({"azimuth": "left"}, "input.azimuth must be a finite number, got 'left'."),
     "rewrite word": ({"rewrite_prompt": "yes"}, "input.rewrite_prompt must be true or false, got 'yes'."),
