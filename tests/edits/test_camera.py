@@ -6,8 +6,9 @@ from fractions import Fraction
 
 import pytest
 
+from serve_app.config import CameraWords
 from serve_app.edits import camera
-from serve_app.edits.camera import CameraPose, camera_prompt, snap
+from serve_app.edits.camera import CameraPose, camera_prompt, snap, words_of
 
 AZIMUTHS = {
     0: "front view",
@@ -143,3 +144,39 @@ def test_nor_can_what_is_left_when_another_is_taken_out(monkeypatch: pytest.Monk
 def test_other_words_stay_as_they_are(prompt: str) -> None:
     pose = CameraPose(0, 0, 1.0)
     assert camera_prompt(pose, prompt) == f"{pose.tokens} {prompt}"
+
+
+MOVES = CameraWords(
+    azimuth={0: "", 45: "Rotate the camera to the right."},
+    elevation={0: ""},
+    distance={1.0: "", 0.6: "Turn the camera to a close-up."},
+    order=("distance", "azimuth"),
+)
+
+
+def test_an_adapter_may_have_other_words() -> None:
+    assert words_of(CameraPose(45, 0, 0.6), MOVES) == "Turn the camera to a close-up. Rotate the camera to the right."
+    assert camera_prompt(CameraPose(45, 0, 1.0), "<sks> a hat", "Rotate.") == "Rotate. a hat"
+    assert camera_prompt(CameraPose(0, 0, 1.0), "a hat", words_of(CameraPose(0, 0, 1.0), MOVES)) == "a hat"
+
+
+def test_the_default_words_as_a_table_are_the_default_words() -> None:
+    table = CameraWords(
+        trigger=camera.TRIGGER,
+        azimuth=camera.AZIMUTH_WORDS,
+        elevation=camera.ELEVATION_WORDS,
+        distance=camera.DISTANCE_WORDS,
+    )
+    for azimuth, elevation, distance in itertools.product(AZIMUTHS, ELEVATIONS, DISTANCES):
+        pose = CameraPose(azimuth, elevation, distance)
+        assert words_of(pose, table) == pose.tokens
+
+
+def test_a_pose_without_words_is_named() -> None:
+    with pytest.raises(KeyError, match="elevation"):
+        words_of(CameraPose(45, 30, 1.0), MOVES)
+
+
+def test_a_table_names_known_poses_only() -> None:
+    with pytest.raises(ValueError, match="azimuth 46 is none of 0, 45, 90"):
+        CameraWords(azimuth={46: "x"}, elevation={}, distance={})

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import AppSettings, LoraSettings, WeightsSource
+from serve_app.config import AppSettings, CameraWords, LoraSettings, WeightsSource
 from serve_app.edits.request import LoraUse
 from tests.ingress.openai_harness import DATA_URL, Harness, error_of, harness
 
@@ -95,7 +95,7 @@ PROBLEMS: dict[str, tuple[object, str, str]] = {
 
 @pytest.mark.parametrize(("loras", "field", "message"), PROBLEMS.values(), ids=PROBLEMS.keys())
 def test_what_is_wrong_names_the_field(app: Harness, loras: Any, field: str, message: str) -> None:
-    problem = error_of(app.edit("json", loras=loras), 400 if field != "loras[0].path" else 422)
+    problem = error_of(app.edit("json", loras=loras), 400)
     assert message in problem["message"]
     assert problem["param"] == field
 
@@ -146,3 +146,16 @@ def test_a_new_user_config_counts_at_once(app: Harness) -> None:
     assert used(app) == (LoraUse("ink", 0.3),)
     assert "no adapter 'woodcut' here" in error_of(app.edit("json", loras=[{"name": "woodcut"}]), 400)["message"]
     assert {each["name"] for each in app.client.get("/v1/adapters").json()["data"]} == {"lightning", "ink"}
+
+
+def test_an_adapters_own_camera_words_reach_the_prompt(app: Harness) -> None:
+    words = CameraWords(azimuth={0: "", 45: "Rotate right."}, elevation={0: ""}, distance={1.0: ""})
+    app.backend.reconfigured.loras = (ANGLES.model_copy(update={"camera": words}),)
+    assert app.edit("json", prompt="a hat", azimuth=45).status_code == 200
+    assert app.editor.requests[-1].prompt == "Rotate right. a hat"
+    assert app.client.post("/run", json={"input": {"image": DATA_URL, "azimuth": 45}}).status_code == 200
+    (job,) = app.jobs.specs.values()
+    assert job.edits[0].camera_words == "Rotate right."
+    problem = error_of(app.edit("form", azimuth=90), 400)
+    assert problem["param"] == "azimuth"
+    assert "azimuth 90 is unknown to this server's camera adapter, angles; it knows 0, 45." in problem["message"]

@@ -185,7 +185,8 @@ class StrictModel(BaseModel):
 class Lora(StrictModel):
     """An adapter to use."""
 
-    name: str = Field(max_length=MAX_NAME_CHARS, description="As GET /v1/adapters lists it.")
+    # Required, but first an unknown field is named: other servers have `path` and `scale`.
+    name: Name = Field(None, description="As GET /v1/adapters lists it. Required.")
     weight: Number = Field(None, description="Its strength; negative ones turn it around. Default the adapter's own.")
 
 

@@ -15,7 +15,7 @@ _MAX_COMPARED_CHARS = 100
 
 
 def checked_loras(
-    named: Sequence[tuple[str, float | None]] | None, adapters: Iterable[LoraSettings], field: str
+    named: Sequence[tuple[str | None, float | None]], adapters: Iterable[LoraSettings], field: str
 ) -> tuple[LoraUse, ...]:
     """The adapters that a request names, with their weights.
 
@@ -24,15 +24,16 @@ def checked_loras(
         adapters: all that there are.
 
     Raises:
-        InvalidInput: too many, one of them twice, one that requests may not name, or a weight out of bounds.
+        InvalidInput: too many, one without a name or twice, one that requests may not name, a weight out of bounds.
     """
-    named = named or []
     if len(named) > MAX_LORAS:
         raise InvalidInput(f"{field} holds {len(named)} adapters; at most {MAX_LORAS} go into one edit.", field)
     known = {lora.name: lora for lora in adapters}
     uses: dict[str, LoraUse] = {}
     for index, (name, weight) in enumerate(named):
         place = f"{field}[{index}]"
+        if name is None:
+            raise InvalidInput(f"{place}.name is required.", f"{place}.name")
         if name in uses:
             raise InvalidInput(f"{place}.name is {echo(name)} once more. Name each adapter once.", f"{place}.name")
         lora = _known_lora(name, known, f"{place}.name")

@@ -27,8 +27,8 @@ class RunPodJobs:
     """The work of RunPod's routes. All responses that are not errors are HTTP 200."""
 
     def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._settings = backend.settings
-        self._loras = lambda: backend.loras
         self._jobs = backend.jobs
         self._bodies = backend.job_bodies
         self.admission = JobAdmission(backend)
@@ -41,7 +41,7 @@ class RunPodJobs:
         """
         limits, jobs = self._settings.limits, self._settings.jobs
         policy = request.policy or RunPodPolicy(executionTimeout=None, ttl=None, lowPriority=None)
-        parsed = parse_input(request.input, limits, self._loras(), low_priority=bool(policy.lowPriority))
+        parsed = parse_input(request.input, limits, self._backend.loras, low_priority=bool(policy.lowPriority))
         webhook = _checked_webhook(request.webhook, jobs.webhook_origins)
         deadline = Deadline.after(parsed.timeout_s)
         spec = await self.admission.find_or_submit(

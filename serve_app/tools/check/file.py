@@ -112,7 +112,7 @@ def describe(path: Path) -> str:
             lines.append(f"  {SQLITE_WARNING}")
         lines += [f"  {_describe_deployment(deployment)}" for deployment in app.deployments]
         lines += [f"  {line}" for line in _describe_models(settings)]
-        lines.append(f"  {_describe_changes(app)}")
+        lines += [f"  {line}" for line in _describe_changes(app, settings)]
         lines += [f"  {line}" for plan in plans for line in plan.table]
         lines += [f"  {line}" for line in _describe_speeds(app, settings, plans)]
         lines += [f"  {line}" for line in _describe_host(settings)]
@@ -167,13 +167,13 @@ def _describe_speeds(app: ServeApplicationSchema, settings: AppSettings, plans: 
             yield warning
 
 
-def _describe_changes(app: ServeApplicationSchema) -> str:
-    here = any(each.name in ADAPTED and user_config_of(each) is not None for each in app.deployments)
-    where = "" if here else ", which this file does not set"
-    return (
-        "what a new version of this file changes without a restart: the adapters in the user_config of "
-        f"{' and '.join(ADAPTED)}{where}, and numbers of replicas; a change of args restarts every deployment"
-    )
+def _describe_changes(app: ServeApplicationSchema, settings: AppSettings) -> Iterator[str]:
+    """What needs a restart, where some adapters may change without."""
+    where = f"the user_config of {' and '.join(ADAPTED)}"
+    if any(each.name in ADAPTED and user_config_of(each) is not None for each in app.deployments):
+        yield f"a change of the adapters in {where} needs no restart; a change of args restarts every deployment"
+    elif settings.editor.unfused_loras:
+        yield f"a change of these adapters restarts every deployment, as they are in args; in {where}, it would not"
 
 
 def _describe_models(settings: AppSettings) -> Iterator[str]:

@@ -105,10 +105,59 @@ def test_key_unlike_any_other_is_refused_with_those_that_there_are(write: Edit) 
     assert re.fullmatch(r"logging_config\.zzz: unknown key \(known: encoding, .*\)", lines[0])
 
 
-def test_runtime_env_and_user_config_are_left_free(write: Edit) -> None:
-    free = "      - name: Editor\n        user_config: {any: thing}"
-    text = with_runtime_env("{env_vars: {A: b}, any: thing}").replace("      - name: Editor", free)
-    assert check_file(write(text)).serve.applications[0].deployments[2].user_config == {"any": "thing"}
+def test_runtime_env_is_left_free(write: Edit) -> None:
+    assert check_file(write(with_runtime_env("{env_vars: {A: b}, any: thing}")))
+
+
+WOODCUT = "{name: woodcut, source: {path: x}, file: f, apply: request}"
+
+
+def with_user_config(**by_deployment: str) -> str:
+    text = GPU_FILE.read_text()
+    for name, config in by_deployment.items():
+        text = text.replace(f"      - name: {name}\n", f"      - name: {name}\n        user_config: {config}\n")
+    return text
+
+
+def test_adapters_may_stand_in_user_config(write: Edit) -> None:
+    path = write(with_user_config(Ingress=f"&adapters {{loras: [{WOODCUT}]}}", Editor="*adapters"))
+    file = check_file(path)
+    assert [lora.name for lora in file.settings[0].editor.loras] == ["lightning", "angles", "woodcut"]
+    assert "adapters that are not fused" in {row.name for plan in file.plans[0] for row in plan.rows}
+    text = describe(path)
+    assert "adapter woodcut: x (f) at 1, apply: request" in text
+    assert "a change of the adapters in the user_config of Editor and Ingress needs no restart" in text
+
+
+USER_CONFIGS = {
+    "of one alone": ({"Editor": f"{{loras: [{WOODCUT}]}}"}, f"{APP}.deployments", "need the same user_config"),
+    "unknown": (
+        {"Editor": "{lora: []}", "Ingress": "{lora: []}"},
+        f"{EDITOR}.user_config.lora",
+        "did you mean 'loras'",
+    ),
+    "fused": (
+        dict.fromkeys(("Editor", "Ingress"), f"{{loras: [{WOODCUT.replace('request', 'fused')}]}}"),
+        f"{EDITOR}.user_config.loras",
+        "needs a restart",
+    ),
+    "of another": ({"Jobs": "{loras: []}"}, f"{APP}.deployments[3].user_config", "has no effect"),
+}
+
+
+@pytest.mark.parametrize(("configs", "at", "message"), USER_CONFIGS.values(), ids=USER_CONFIGS.keys())
+def test_a_wrong_user_config_is_refused(write: Edit, configs: dict[str, str], at: str, message: str) -> None:
+    lines = problems_of(write(with_user_config(**configs)))
+    assert [line for line in lines if line.startswith(at) and message in line], lines
+
+
+def test_adapters_stand_in_one_place(write: Edit) -> None:
+    config = f"{{loras: [{WOODCUT}]}}"
+    text = with_user_config(Editor=config, Ingress=config).replace(
+        "weight: 0.9", "weight: 0.9\n            apply: camera"
+    )
+    (line,) = problems_of(write(text))
+    assert line.startswith(f"{APP}.args.editor.loras[1]: has apply: camera, and user_config replaces such adapters")
 
 
 BROKEN_RULES = [
