@@ -79,8 +79,8 @@ class CameraWords(Settings):
     that a table lacks is an error of the request; an empty text puts nothing into the prompt."""
 
     trigger: str = ""
-    azimuth: dict[float, str] = Field(description="By degrees: 0, 45, 90, 135, 180, 225, 270, 315.")
-    elevation: dict[float, str] = Field(description="By degrees: -30, 0, 30, 60.")
+    azimuth: dict[int, str] = Field(description="By degrees: 0, 45, 90, 135, 180, 225, 270, 315.")
+    elevation: dict[int, str] = Field(description="By degrees: -30, 0, 30, 60.")
     distance: dict[float, str] = Field(description="By 0.6, 1.0, 1.4, 1.8.")
     order: tuple[CameraPart, ...] = ("trigger", "azimuth", "elevation", "distance")
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 
 from serve_app.config import AppSettings, LoraSettings, WeightsSource
 from serve_app.editor.loading.load import as_edit_model, load_pipeline
@@ -230,3 +232,24 @@ def test_omitted_modulation_is_noticed(
     monkeypatch.setattr(PackAdapters, "modulate", without)
     case = replace(SMALL, loras=uses(angles=0.7))
     assert difference(draw(adapted, settings, case), draw_stock_with(stock, case)) > 1
+
+
+@pytest.mark.timeout(600)
+def test_all_combinations_run_the_same_compiled_code(
+    adapted: EditModel, settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for a GPU, but not lowered to machine code, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = load(settings, compile=True)
+    packs = [[1], [2, 1], [0, 3], [3, 2, 0, 1], [0], [0, 0]]
+    for pack in packs:
+        cases = [replace(SMALL, size=Size(64 + 16 * index, 64), loras=WEIGHTS[index]) for index in pack]
+        pairs = zip(
+            *(model.draw([begin(model, settings, case) for case in cases]) for model in (compiled, adapted)),
+            strict=True,
+        )
+        assert [levels for levels in (difference(*pair) for pair in pairs) if levels > 1] == []
+    # Before and after attention, each with adapters and without.
+    assert counters["stats"]["unique_graphs"] == 4

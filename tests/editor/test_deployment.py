@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import serve
 
 from serve_app.config import AppSettings, LoraSettings
 from serve_app.editor import deployment
@@ -22,7 +23,7 @@ from tests.pictures import photograph
 class Editor(deployment.Editor):
     """Without Serve's batches, which need a replica. The test closes it."""
 
-    async def _submit_batch(self, ticket: Ticket) -> ServiceError | None:  # type: ignore[override]
+    async def _submit_batch(self, ticket: Ticket) -> ServiceError | None:
         return self._submit(ticket)
 
     _submit_batch.set_max_batch_size = lambda size: None  # type: ignore[attr-defined]
@@ -56,7 +57,7 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployment, "join_serve_logs", lambda: None)
     monkeypatch.setattr(deployment, "assigned_gpu_share", lambda: 0.0)
     monkeypatch.setattr(deployment, "EngineMetrics", lambda: metrics)
-    monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
 
 
 def config(*loras: LoraSettings) -> dict[str, Any]:
@@ -79,7 +80,7 @@ async def draw(editor: Editor, settings: AppSettings, *loras: LoraUse, steps: in
     return result.data
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_adapters_change_while_edits_run(tiny_settings: AppSettings, lora: LoraSettings) -> None:
     async def scenario() -> None:
         use = LoraUse("angles", 1.0)
@@ -106,7 +107,7 @@ def test_adapters_change_while_edits_run(tiny_settings: AppSettings, lora: LoraS
     asyncio.run(scenario())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_camera_adapters_weight_changes(tiny_settings: AppSettings, lora: LoraSettings) -> None:
     """The engine has the named adapter's weight; the settings' one is for edits that name none."""
 
@@ -122,7 +123,7 @@ def test_a_camera_adapters_weight_changes(tiny_settings: AppSettings, lora: Lora
     asyncio.run(scenario())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_wrong_user_config_changes_nothing_in_a_running_replica(
     tiny_settings: AppSettings, lora: LoraSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,7 +133,9 @@ def test_a_wrong_user_config_changes_nothing_in_a_running_replica(
             with pytest.raises(LoraAuditError):  # Serve reports a replica that does not start
                 await editor.reconfigure(config(wrong))
             await editor.check_health()
-            for bad in (config(wrong), {"lora": []}, config(lora.model_copy(update={"apply": "fused"}))):
+            fused = lora.model_copy(update={"apply": "fused"})
+            others: list[dict[str, Any]] = [config(wrong), {"lora": []}, config(fused)]
+            for bad in others:
                 with caplog.at_level(logging.ERROR):
                     await editor.reconfigure(bad)
                 assert "the adapters stay as they were" in caplog.text
