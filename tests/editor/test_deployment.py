@@ -4,20 +4,23 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from ray import serve
 
 from serve_app.config import AppSettings, LoraSettings
 from serve_app.editor import deployment
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.edits.images import prepare
-from serve_app.edits.request import EditRequest, EditResult, LoraUse, Sampling
+from serve_app.edits.request import EditRequest, EditResult, LoraUse, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import InvalidInput, LoraAuditError, ServiceError
-from tests.pictures import photograph
+from tests.pictures import difference, photograph
 
 
 class Editor(deployment.Editor):
@@ -64,8 +67,7 @@ def config(*loras: LoraSettings) -> dict[str, Any]:
     return {"loras": [lora.model_dump() for lora in loras]}
 
 
-async def draw(editor: Editor, settings: AppSettings, *loras: LoraUse, steps: int = 2) -> bytes:
-    """The picture's file."""
+async def draw(editor: Editor, settings: AppSettings, *loras: LoraUse, steps: int = 2) -> Pixels:
     side = Size(64, 64)
     request = EditRequest(
         request_id="id",
@@ -77,7 +79,7 @@ async def draw(editor: Editor, settings: AppSettings, *loras: LoraUse, steps: in
     pictures = (prepare(photograph("astronaut", 64, 64), settings.sizes),)
     *_, result = [each async for each in editor.edit(request, pictures, None)]
     assert isinstance(result, EditResult)
-    return result.data
+    return np.asarray(Image.open(BytesIO(result.data)))
 
 
 @pytest.mark.timeout(300)
@@ -92,17 +94,17 @@ def test_adapters_change_while_edits_run(tiny_settings: AppSettings, lora: LoraS
             long = asyncio.create_task(draw(editor, tiny_settings, steps=12))
             await editor.reconfigure(config(lora))
             used = await draw(editor, tiny_settings, use)
-            assert used != plain
+            assert difference(used, plain) > 5
             running = asyncio.create_task(draw(editor, tiny_settings, use, steps=12))
             await asyncio.sleep(0)
             await editor.reconfigure(config())
-            assert len(await long) > 0
-            assert await draw(editor, tiny_settings, use) == used, "edits that were accepted before may still come"
-            assert len(await running) > 0
+            # Edits that were accepted before may still come.
+            assert difference(await draw(editor, tiny_settings, use), used) <= 1
+            assert difference(await long, await running) > 5
             await editor.reconfigure(config())
             with pytest.raises(InvalidInput, match="no adapter angles now"):
                 await draw(editor, tiny_settings, use)
-            assert await draw(editor, tiny_settings) == plain
+            assert difference(await draw(editor, tiny_settings), plain) <= 1
 
     asyncio.run(scenario())
 
@@ -140,6 +142,6 @@ def test_a_wrong_user_config_changes_nothing_in_a_running_replica(
                     await editor.reconfigure(bad)
                 assert "the adapters stay as they were" in caplog.text
                 caplog.clear()
-                assert len(await draw(editor, tiny_settings, LoraUse("angles", 1.0))) > 0
+                await draw(editor, tiny_settings, LoraUse("angles", 1.0))
 
     asyncio.run(scenario())

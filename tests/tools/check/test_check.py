@@ -138,10 +138,10 @@ USER_CONFIGS = {
     ),
     "fused": (
         dict.fromkeys(("Editor", "Ingress"), f"{{loras: [{WOODCUT.replace('request', 'fused')}]}}"),
-        f"{EDITOR}.user_config.loras",
+        f"{EDITOR}.user_config: ",
         "needs a restart",
     ),
-    "of another": ({"Jobs": "{loras: []}"}, f"{APP}.deployments[3].user_config", "has no effect"),
+    "of another": ({"Rewriter": "{loras: []}"}, f"{APP}.deployments[1].user_config", "has no effect"),
 }
 
 
