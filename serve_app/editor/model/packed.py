@@ -223,10 +223,13 @@ def _after_attention(
     add_text, add_image = adders(adapters)
     text_params1, text_params2 = text_params.chunk(2, dim=-1)
     image_params1, image_params2 = image_params.chunk(2, dim=-1)
-    text_out = add_text("attn.to_add_out", attended_text, block.attn.to_add_out(attended_text))
-    text = text + _gate(text_params1, layout.text_rows) * text_out
-    image_out = add_image("attn.to_out.0", attended_image, block.attn.to_out[0](attended_image))
-    image = image + _gate(image_params1, layout.image_rows) * image_out
+    # Without names for the layers' outputs, which would keep them until the MLPs have run.
+    text = text + _gate(text_params1, layout.text_rows) * add_text(
+        "attn.to_add_out", attended_text, block.attn.to_add_out(attended_text)
+    )
+    image = image + _gate(image_params1, layout.image_rows) * add_image(
+        "attn.to_out.0", attended_image, block.attn.to_out[0](attended_image)
+    )
     text_in = _modulate(block.txt_norm2(text), text_params2, layout.text_rows)
     image_in = _modulate(block.img_norm2(image), image_params2, layout.image_rows)
     # The MLPs first: their hidden layers are the peak of memory, at which the gates need not be there.
