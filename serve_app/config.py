@@ -119,8 +119,8 @@ class LoraSettings(Settings):
     )
     camera: CameraWords | None = Field(
         default=None,
-        description="The words of camera poses, of the first adapter that has some. null for all adapters: those of "
-        "fal's for 2511.",
+        description="The words of camera poses, of the first adapter that has some. null for all adapters: the "
+        "words of fal's adapter for 2511.",
     )
 
     @model_validator(mode="after")
@@ -194,7 +194,7 @@ class EditorSettings(Settings):
         default=2 * 2**30,
         ge=1,
         description="Memory on the device for adapters that are not fused. Above it, the least recently used ones are "
-        "in main memory only. Not taken where there is none.",
+        "in main memory only. Allocated when the first such adapter is used.",
     )
     scheduler: SchedulerSettings = SchedulerSettings()
     device: Device = "cuda"
@@ -271,6 +271,14 @@ class EditorSettings(Settings):
     @property
     def unfused_loras(self) -> tuple[LoraSettings, ...]:
         return tuple(lora for lora in self.loras if lora.apply != "fused")
+
+    def with_adapters(self, loras: tuple[LoraSettings, ...]) -> Self:
+        """These settings with other adapters that are not fused.
+
+        Raises:
+            ValueError: two adapters have one name.
+        """
+        return self.model_copy(update={"loras": _unique_names(self.fused_loras + loras)})
 
     @model_validator(mode="after")
     def _tiling_needs_the_stock_vae(self) -> Self:

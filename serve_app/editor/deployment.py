@@ -33,6 +33,7 @@ class Editor:
             from serve_app.editor.loading.load import load_at_low_priority
 
         join_serve_logs()
+        self._settings = settings
         gpu_share, self._adapters = assigned_gpu_share(), Adapters(settings)
         self._engine = Engine(
             lambda: load_at_low_priority(settings, self._adapters, gpu_share),
@@ -61,7 +62,7 @@ class Editor:
             ServiceError: this edit failed; others in its pack are not affected.
         """
         library = self._adapters.library
-        request = replace(request, loras=library.named(request))
+        request = replace(request, loras=library.named(request), has_all_loras=True)
         xmp = self._provenance.packet(request, library.settings_of(request.loras))
         ticket = Ticket(request, pictures, timeout_s=timeout_s, xmp=xmp)
         channel = ProgressChannel(ticket)
@@ -80,19 +81,21 @@ class Editor:
             self._num_open -= 1
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Use the adapters of a new user_config. Edits that are here already keep theirs. A running replica stays as
-        it was if they cannot be loaded, since Serve would replace it.
+        """Use the adapters of a new user_config. Edits that are here already keep the names and weights of theirs. A
+        running replica stays as it was if they cannot be loaded, since Serve would replace it.
 
         Raises:
             StartupError, ValueError: when the replica starts.
         """
         try:
-            loras = AdapterSettings.model_validate(user_config).loras
+            loras = self._settings.with_adapters(AdapterSettings.model_validate(user_config).loras).unfused_loras
             await asyncio.to_thread(self._adapters.replace, loras)
-        except (StartupError, ValueError) as problem:
+        except Exception as problem:
             if not self._was_healthy:
                 raise
-            logger.error("user_config was not applied, the adapters stay as they were: %s", problem)
+            is_known = isinstance(problem, StartupError | ValueError)
+            text = "user_config was not applied, the adapters stay as they were: %s"
+            logger.error(text, problem, exc_info=None if is_known else problem)
             return
         logger.info("adapters of user_config: %s", ", ".join(lora.name for lora in loras) or "none")
 

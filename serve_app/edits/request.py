@@ -104,11 +104,13 @@ class EditRequest(EditOptions):
     Attributes:
         client: the name of the API key that sent it, never the key; empty if no key is needed. Clients take turns; the
             picture does not depend on it.
+        has_all_loras: `loras` holds those for its camera pose, too. The editor sets it.
     """
 
     request_id: str
     size: OutputSize
     client: str = ""
+    has_all_loras: bool = False
 
     @property
     def prompts(self) -> tuple[str, ...]:

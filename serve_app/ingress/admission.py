@@ -14,11 +14,11 @@ The 429 says `overloaded` where all places are taken, `key_places_taken` where t
 where its pictures would not fit.
 
 Everything else that answers 429 only does so earlier or bounds a part of the service. Earlier: `QueuePlaces` repeats a
-refusal to its client for `FULL_S`, and the proxy repeats `overloaded` to all clients (`QueueFullMiddleware` in
-`ingress/proxy.py`). Bounds: the proxy limits open requests and their bytes (`ingress/limits/requests.py`). Work within
-the places reaches the others only where several ingress replicas share few editors: Serve's queue of each deployment
-(`max_queued_requests`) and the engine's (`max_waiting_edits`). A job that these refuse waits in Jobs and is tried
-again.
+refusal to its client for `FULL_S`, and the proxy repeats `overloaded` to all clients and `key_places_taken` to its own
+(`QueueFullMiddleware` in `ingress/proxy.py`). Bounds: the proxy limits open requests and their bytes
+(`ingress/limits/requests.py`). Work within the places reaches the others only where several ingress replicas share few
+editors: Serve's queue of each deployment (`max_queued_requests`) and the engine's (`max_waiting_edits`). A job that
+these refuse waits in Jobs and is tried again.
 """
 
 import asyncio

@@ -79,7 +79,8 @@ class Ingress:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Let requests name the adapters of a new user_config; a wrong one changes nothing."""
         try:
-            self._backend.reconfigured.loras = AdapterSettings.model_validate(user_config).loras
+            loras = AdapterSettings.model_validate(user_config).loras
+            self._backend.reconfigured.loras = self._backend.settings.editor.with_adapters(loras).unfused_loras
         except ValueError as problem:
             logger.error("user_config was not applied, the adapters stay as they were: %s", problem)
 

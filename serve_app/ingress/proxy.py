@@ -195,7 +195,7 @@ class QueueFullMiddleware:
         async def send_and_learn(message: Message) -> None:
             if message["type"] == "http.response.start":
                 count(False)
-                self._learn(dialect, queue, credentials(Headers(scope=scope)), message)
+                self._learn(dialect, queue, Headers(scope=scope), message)
             await send(message)
 
         try:
@@ -203,16 +203,17 @@ class QueueFullMiddleware:
         finally:
             count(False)
 
-    def _learn(self, dialect: Dialect, queue: _Queue, client: bytes, message: Message) -> None:
+    def _learn(self, dialect: Dialect, queue: _Queue, request: Headers, message: Message) -> None:
         report = LimitsReport.read(message)
-        if report is None:
+        # In a dialect whose work makes no jobs, a request with a key is one, and waits in their queue.
+        if report is None or (not dialect.makes_jobs and "idempotency-key" in request):
             return
         if dialect.makes_jobs:
             queue.max_jobs = report.max_jobs
         if report.queue_full:
             now, retry_after = self._clock(), Headers(raw=list(message["headers"])).get("retry-after", "1")
             if report.queue_full == FULL_FOR_CLIENT:
-                queue.refuse_client(client, _Refusal(_FULL_FOR_CLIENT, now + FULL_S, retry_after), now)
+                queue.refuse_client(credentials(request), _Refusal(_FULL_FOR_CLIENT, now + FULL_S, retry_after), now)
             else:
                 queue.full = _Refusal(_FULL, now + FULL_S, retry_after)
 

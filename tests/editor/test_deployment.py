@@ -19,7 +19,7 @@ from serve_app.editor.engine.ticket import Ticket
 from serve_app.edits.images import prepare
 from serve_app.edits.request import EditRequest, EditResult, LoraUse, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size
-from serve_app.errors import InvalidInput, LoraAuditError, ServiceError
+from serve_app.errors import LoraAuditError, ServiceError, ServiceUnavailable
 from tests.pictures import difference, photograph
 
 
@@ -89,7 +89,7 @@ def test_adapters_change_while_edits_run(tiny_settings: AppSettings, lora: LoraS
         async with editor_of(tiny_settings) as editor:
             await editor.check_health()
             plain = await draw(editor, tiny_settings)
-            with pytest.raises(InvalidInput, match="no adapter angles now"):
+            with pytest.raises(ServiceUnavailable, match="no adapter angles now"):
                 await draw(editor, tiny_settings, use)
             long = asyncio.create_task(draw(editor, tiny_settings, steps=12))
             await editor.reconfigure(config(lora))
@@ -102,7 +102,7 @@ def test_adapters_change_while_edits_run(tiny_settings: AppSettings, lora: LoraS
             assert difference(await draw(editor, tiny_settings, use), used) <= 1
             assert difference(await long, await running) > 5
             await editor.reconfigure(config())
-            with pytest.raises(InvalidInput, match="no adapter angles now"):
+            with pytest.raises(ServiceUnavailable, match="no adapter angles now"):
                 await draw(editor, tiny_settings, use)
             assert difference(await draw(editor, tiny_settings), plain) <= 1
 

@@ -150,6 +150,14 @@ def test_a_store_that_is_full_for_one_client_is_no_full_queue(behind: Behind) ->
     assert [behind.client.post(RUN).status_code for _ in range(2)] == [429, 200]
 
 
+def test_a_job_of_openais_dialect_that_found_no_place_closes_no_other_queue(behind: Behind) -> None:
+    """There, work without an Idempotency-Key waits in another queue."""
+    behind.statuses = [429, 200, 429]
+    statuses = [behind.client.post(EDITS, headers=headers).status_code for headers in ({"idempotency-key": "1"}, {})]
+    assert statuses == [429, 200]
+    assert [behind.client.post(EDITS).json().get("from") for _ in range(2)] == ["app", None]
+
+
 def test_a_client_whose_places_are_taken_is_refused_alone(behind: Behind) -> None:
     behind.statuses, behind.reported = [429, 200, 200, 200], FULL_FOR_CLIENT
     mine, other = {"authorization": "Bearer mine"}, {"authorization": "Bearer other"}

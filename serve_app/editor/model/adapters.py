@@ -19,7 +19,7 @@ from serve_app.config import LoraSettings
 from serve_app.editor.model.modulation import BlockRows
 from serve_app.editor.model.projections import AddAdapters
 from serve_app.edits.request import MAX_LORAS, EditRequest, LoraUse
-from serve_app.errors import ConfigError, InvalidInput
+from serve_app.errors import ConfigError, ServiceUnavailable
 
 BLOCKS = "transformer_blocks."
 _MIN_ROWS = 2  # compiled code is special for tensors of one row
@@ -91,8 +91,9 @@ class AdapterLibrary:
                 f"editor.adapters_bytes has room for adapters of rank {self.max_rank} altogether, and those of one "
                 f"edit may take {always + sum(named)}: make it larger."
             )
-        last, self._current = self._current, {lora.name: (lora, adapter) for lora, adapter in adapters}
-        self._known = {**last, **self._current}
+        current = {lora.name: (lora, adapter) for lora, adapter in adapters}
+        self._known = {**self._current, **current}  # first, so that another thread finds all that it may name
+        self._current = current
 
     @property
     def current(self) -> list[tuple[LoraSettings, Adapter]]:
@@ -102,7 +103,7 @@ class AdapterLibrary:
         """The adapters that an edit names and, with a camera pose, those for the camera, in one order: that of a
         request must not change how their sum is rounded."""
         weights = {}
-        if request.camera is not None:
+        if request.camera is not None and not request.has_all_loras:
             weights = {lora.name: lora.weight for lora, _ in self.current if lora.apply == "camera"}
         weights.update({lora.name: lora.weight for lora in request.loras})
         return tuple(LoraUse(name, weight) for name, weight in sorted(weights.items()))
@@ -111,7 +112,7 @@ class AdapterLibrary:
         """What an edit uses.
 
         Raises:
-            InvalidInput: it names an adapter that is not here.
+            ServiceUnavailable: it names an adapter that is not here.
         """
         return tuple(Use(self._find(use.name)[1], use.weight) for use in self.named(request) if use.weight != 0)
 
@@ -119,14 +120,14 @@ class AdapterLibrary:
         """The adapters' settings, with the weights of an edit.
 
         Raises:
-            InvalidInput: one of them is not here.
+            ServiceUnavailable: one of them is not here.
         """
         return [self._find(use.name)[0].model_copy(update={"weight": use.weight}) for use in loras]
 
     def _find(self, name: str) -> tuple[LoraSettings, Adapter]:
         found = self._known.get(name)
-        if found is None:
-            raise InvalidInput(f"loras: the editor has no adapter {name} now.", "loras")
+        if found is None:  # The ingress knew it: replicas get a new user_config in turn.
+            raise ServiceUnavailable(f"The editor has no adapter {name} now; try again.")
         return found
 
 
@@ -283,16 +284,21 @@ class AdapterSlabs:
     def _rebuild(self, adapters: Iterable[Adapter]) -> None:
         """Slabs, larger if they must be, in which these adapters follow each other without gaps."""
         ends = list(accumulate((adapter.rank for adapter in adapters), initial=0))
-        self._num_rows = max(self._num_rows, ends[-1], _MIN_ROWS, min(self.max_rank, 2 * self._num_rows))
-        self._slabs, self._places = [], {}  # freed before there are others
-        self._slabs = [{name: self._slab(*shape) for name, shape in block.items()} for block in self._shapes]
+        num_rows = max(self._num_rows, ends[-1], _MIN_ROWS, min(self.max_rank, 2 * self._num_rows))
+        self.clear()  # freed before there are others, whose allocation may fail
+        self._slabs = [{name: self._slab(num_rows, *shape) for name, shape in block.items()} for block in self._shapes]
+        self._num_rows = num_rows
         for adapter, place in zip(adapters, pairwise(ends), strict=False):
             self._put(adapter, range(*place))
 
-    def _slab(self, num_out: int, num_in: int) -> Factors:
+    def clear(self) -> None:
+        """Free the slabs. The next pack with adapters makes others."""
+        self._num_rows, self._slabs, self._places = 0, [], {}
+
+    def _slab(self, num_rows: int, num_out: int, num_in: int) -> Factors:
         return Factors(
-            torch.zeros(self._num_rows, num_in, dtype=self._dtype, device=self._device),
-            torch.zeros(self._num_rows, num_out, dtype=self._dtype, device=self._device),
+            torch.zeros(num_rows, num_in, dtype=self._dtype, device=self._device),
+            torch.zeros(num_rows, num_out, dtype=self._dtype, device=self._device),
         )
 
     def _put(self, adapter: Adapter, place: range) -> None:

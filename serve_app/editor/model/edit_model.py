@@ -209,7 +209,8 @@ class EditModel:
             torch.cuda.empty_cache()
 
     def forget(self) -> None:
-        """Empty the caches."""
+        """Empty the caches, and take the adapters that are not fused off the device."""
+        self._transformer.forget()
         self._latents_cache.clear()
         if not self._encodes_beside:  # what is in main memory is the preparing thread's
             self._prompts_cache.clear()

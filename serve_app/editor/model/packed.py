@@ -107,6 +107,11 @@ class PackedTransformer:
         drawn = _norm_out(model.norm_out, image[layout.targets], rows.embeds, layout.target_rows)
         return list(model.proj_out(drawn).split([len(span.latents) for span in spans]))
 
+    def forget(self) -> None:
+        """Free the adapters' room on the device."""
+        if self._slabs is not None:
+            self._slabs.clear()
+
     def _adapters_of(self, spans: Sequence[Span]) -> PackAdapters | None:
         if self._slabs is None or not any(span.uses for span in spans):
             return None

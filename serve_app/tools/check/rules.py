@@ -51,8 +51,11 @@ def check_application(app: object, at: str, problems: Problems) -> AppSettings |
                 f"{at}.args.editor.loras[{index}]",
                 f"has apply: {lora.apply}, and user_config replaces such adapters: move it there",
             )
-    editor = settings.editor.model_copy(update={"loras": settings.editor.fused_loras + adapters.loras})
-    return settings.model_copy(update={"editor": editor})
+    try:
+        return settings.model_copy(update={"editor": settings.editor.with_adapters(adapters.loras)})
+    except ValueError as problem:
+        problems.add(f"{at}.deployments", f"user_config and args.editor.loras: {problem}")
+        return settings
 
 
 def _check_adapters(deployments: Deployments, at: str, problems: Problems) -> AdapterSettings | None:

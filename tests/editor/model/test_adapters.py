@@ -1,5 +1,7 @@
 """Adapters that are not fused: which rows use which, room on the device, and what a step costs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -14,7 +16,7 @@ from serve_app.editor.model.packed import PackedTransformer, Span
 from serve_app.edits.camera import CameraPose
 from serve_app.edits.request import EditRequest, LoraUse
 from serve_app.edits.sizes import OutputSize, Size
-from serve_app.errors import ConfigError, InvalidInput
+from serve_app.errors import ConfigError, ServiceUnavailable
 
 CPU = torch.device("cpu")
 ADD = torch.ops.camera_edit.add_low_rank
@@ -108,7 +110,7 @@ def test_the_library_keeps_what_accepted_edits_may_name(transformer: QwenImageTr
     library.replace([(lora("new", apply="request"), new)])
     assert library.uses(request(LoraUse("old", 0.5), LoraUse("new", 1.0))) == ((new, 1.0), (old, 0.5))
     library.replace([(lora("new", apply="request"), new)])
-    with pytest.raises(InvalidInput, match="no adapter old now"):
+    with pytest.raises(ServiceUnavailable, match="no adapter old now"):
         library.uses(request(LoraUse("old", 0.5)))
 
 
@@ -121,6 +123,36 @@ def test_the_camera_brings_its_adapter(transformer: QwenImageTransformer2DModel)
     assert library.uses(request(camera=pose)) == ((angles, 0.9),)
     assert library.uses(request(LoraUse("angles", 0.5), camera=pose)) == ((angles, 0.5),)
     assert library.uses(request(LoraUse("angles", 0.0), camera=pose)) == ()
+
+
+def test_an_edit_that_waits_keeps_the_camera_adapter_it_came_with(transformer: QwenImageTransformer2DModel) -> None:
+    old, new = (adapter_of(transformer, name, 2, 1.0) for name in ("old", "new"))
+    library = AdapterLibrary()
+    library.replace([(lora("old", apply="camera"), old)])
+    posed = request(camera=CameraPose(0, 0, 1.0))
+    accepted = replace(posed, loras=library.named(posed), has_all_loras=True)
+    library.replace([(lora("new", apply="camera"), new)])
+    assert library.uses(accepted) == ((old, 1.0),)
+    assert library.uses(posed) == ((new, 1.0),)
+
+
+def test_slabs_that_found_no_memory_are_made_again(
+    transformer: QwenImageTransformer2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slabs = slabs_of(transformer, rank=8)
+    one, two = (adapter_of(transformer, name, rank, 1.0) for name, rank in (("one", 2), ("two", 4)))
+    expected = use_in(slabs, one)
+
+    def fail(*_: object) -> Factors:
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slabs, "_slab", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            use_in(slabs, two)
+    assert use_in(slabs, one) == expected
+    slabs.clear()
+    assert use_in(slabs, one) == expected
 
 
 def test_too_little_room_for_one_edit_is_an_error_of_the_settings(transformer: QwenImageTransformer2DModel) -> None:

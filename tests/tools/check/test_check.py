@@ -141,6 +141,11 @@ USER_CONFIGS = {
         f"{EDITOR}.user_config: ",
         "needs a restart",
     ),
+    "with the name of a fused one": (
+        dict.fromkeys(("Editor", "Ingress"), f"{{loras: [{WOODCUT.replace('woodcut', 'angles')}]}}"),
+        f"{APP}.deployments",
+        "more than one adapter called angles",
+    ),
     "of another": ({"Rewriter": "{loras: []}"}, f"{APP}.deployments[1].user_config", "has no effect"),
 }
 
