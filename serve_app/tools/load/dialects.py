@@ -49,7 +49,7 @@ def prepare_runpod(http: httpx2.AsyncClient, edit: LoadEdit) -> Send:
         given["partial_images"] = kind.previews
     body = json.dumps({"input": given | kind.fields}).encode()
     stream = bool(kind.previews)
-    return lambda: _answer(_stream_job(http, body) if stream else _run_job(http, body))
+    return lambda: _answer(http, _stream_job(http, body) if stream else _run_job(http, body))
 
 
 def prepare_openai(http: httpx2.AsyncClient, edit: LoadEdit) -> Send:
@@ -67,7 +67,7 @@ def prepare_openai(http: httpx2.AsyncClient, edit: LoadEdit) -> Send:
     path = "/images/edits" if http.base_url.path.rstrip("/").endswith("/v1") else "/v1/images/edits"
     request = http.build_request("POST", path, data=data, files=files)
     stream = bool(kind.previews)
-    return lambda: _answer(_stream_edit(http, request) if stream else _run_edit(http, request))
+    return lambda: _answer(http, _stream_edit(http, request) if stream else _run_edit(http, request))
 
 
 DIALECTS: dict[str, Prepare] = {"runpod": prepare_runpod, "openai": prepare_openai}
@@ -88,9 +88,13 @@ def _fields(edit: LoadEdit) -> dict[str, Any]:
     return fields
 
 
-async def _answer(sent: Awaitable[float | None]) -> Answer:
+async def _answer(http: httpx2.AsyncClient, sent: Awaitable[float | None]) -> Answer:
+    """The client's timeout is for each exchange; here it is for all of a request, polls included."""
     try:
-        return Answer(first_preview_at=await sent)
+        async with asyncio.timeout(http.timeout.read):
+            return Answer(first_preview_at=await sent)
+    except TimeoutError:
+        return Answer("no answer in time")
     except _Failed as problem:
         return Answer(str(problem))
     except httpx2.HTTPError as problem:

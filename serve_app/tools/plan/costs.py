@@ -28,7 +28,7 @@ class Costs:
     Attributes:
         source: where the figures are from.
         step_s: of each step, whatever it packs.
-        step_token_s, step_square_s: of each edit in a step, for its tokens and for their square (attention).
+        step_token_s, step_square_s: of each sequence in a step, for its tokens and for their square (attention).
         encode_token_s: of the VAE, for each token of a reference.
         text_s: of the text encoder, for each prompt.
         decode_token_s: of the VAE, for each token of the output.
@@ -43,7 +43,8 @@ class Costs:
     decode_token_s: float
 
     def step(self, tokens: Iterable[int]) -> float:
-        """Of one step of edits with so many tokens each."""
+        """Of one step of sequences with so many tokens each. A guided edit has two, which do not attend to each
+        other."""
         return self.step_s + sum(self.step_token_s * each + self.step_square_s * each**2 for each in tokens)
 
     def times(self, factor: float) -> "Costs":

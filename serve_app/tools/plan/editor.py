@@ -66,7 +66,8 @@ class SimulatedEditor:
         for edit in pack:
             if edit.draft is None:
                 now += self._begin(edit)
-        step_s = self._costs.step(edit.num_tokens for edit in pack)
+        prompts = {edit: len(edit.ticket.request.prompts) for edit in pack}
+        step_s = self._costs.step(edit.num_tokens // num for edit, num in prompts.items() for _ in range(num))
         now += step_s
         self._scheduler.count_step(pack, step_s)
         done = []

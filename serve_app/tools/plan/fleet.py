@@ -73,7 +73,8 @@ def plan_fleet(gpus: int, mix: Mix, setup: Setup, settings: AppSettings, costs: 
         assumed.load * cell_capacity(*each, mix, setup, costs, assumed) for each in zip(editors, rewriters, strict=True)
     ]
     cores = INGRESS_CORES * INGRESS_LOAD
-    ingresses = sum(max(1, math.ceil(rate * assumed.cpu_s / cores)) for rate in rates)
+    fewest = 1 if gpus == 1 else 2  # of a cell: one may be replaced
+    ingresses = sum(max(fewest, math.ceil(rate * assumed.cpu_s / cores)) for rate in rates)
     redis = [redis_bytes(rate, mix, setup, settings.jobs) / GIB for rate in rates]
     hourly = gpus * assumed.gpu_price + ingresses * INGRESS_CORES * assumed.core_price + sum(redis) * assumed.gib_price
     return Fleet(
@@ -111,7 +112,8 @@ def engine_s(kind: EditKind, setup: Setup, costs: Costs) -> float:
     tokens, views = setup.tokens(kind), kind.views if setup.routing == "picture" else 1
     num_packed = max(1, setup.max_pack_tokens // tokens)
     encode_s = costs.encode_token_s * sum(setup.reference_tokens(kind)) / views
-    step_s = costs.step([tokens] * num_packed) / num_packed
+    num_sequences = setup.num_prompts(kind)
+    step_s = costs.step([tokens // num_sequences] * num_sequences * num_packed) / num_packed
     decode_s = costs.decode_token_s * kind.output.num_tokens
     return costs.text_s * setup.num_prompts(kind) + encode_s + kind.num_inference_steps * step_s + decode_s
 

@@ -14,11 +14,12 @@ from serve_app.tools.load.mix import EditKind
 
 @dataclass(frozen=True)
 class Autoscaling:
-    """Serve's settings of the Editor, and how long a new editor takes to start. Times in seconds."""
+    """Serve's settings of the Editor with Serve's defaults, and how long a new editor takes to start. Times in
+    seconds."""
 
-    min_replicas: int
-    max_replicas: int
-    target_ongoing_requests: float
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_ongoing_requests: float = 2.0
     upscale_delay_s: float = 30.0
     downscale_delay_s: float = 600.0
     look_back_s: float = 30.0
@@ -71,5 +72,7 @@ def read_setup(file: Path) -> tuple[AppSettings, Setup]:
         scheduling=editor.scheduling,
         routing=editor.routing,
         max_ongoing_requests=options.get("max_ongoing_requests", 288),
-        autoscaling=None if scaling is None else Autoscaling(**{name: scaling[name] for name in names}),
+        autoscaling=None
+        if scaling is None
+        else Autoscaling(**{name: scaling[name] for name in names if name in scaling}),
     )

@@ -132,6 +132,19 @@ def ask(dialect: str, answers: Answers, kind: EditKind, base: str = "http://othe
     return done
 
 
+def test_a_job_that_never_runs_is_an_error_in_time() -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json={"id": "1", "status": "IN_QUEUE"})
+
+    async def run() -> Answer:
+        transport = httpx2.MockTransport(answer)
+        async with httpx2.AsyncClient(base_url="http://other", transport=transport, timeout=0.5) as http:
+            (edit,) = islice(edits_of((EditKind(size="64x64"),), 0), 1)
+            return await DIALECTS["runpod"](http, edit)()
+
+    assert asyncio.run(run()).error == "no answer in time"
+
+
 PLAIN, STREAMED = EditKind(size="64x64"), EditKind(size="64x64", previews=1)
 EDITS = "POST /v1/images/edits"
 

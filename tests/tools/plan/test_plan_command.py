@@ -1,6 +1,7 @@
 """Costs from both kinds of results, the arithmetic of fleets, and the command."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,21 @@ def test_an_edits_time_is_its_share_of_full_steps() -> None:
     encoding = replace(COSTS, encode_token_s=1 / 4096)
     assert engine_s(views, replace(SETUP, routing="picture"), encoding) == pytest.approx(EDIT_S + 1 / 8)
     assert engine_s(views, replace(SETUP, routing="balanced"), encoding) == pytest.approx(EDIT_S + 1)
+
+
+def test_a_guided_edits_two_sequences_do_not_attend_to_each_other() -> None:
+    costs = replace(COSTS, step_token_s=0.0, step_square_s=1e-9)
+    plain, guided = (engine_s(EditKind(true_cfg_scale=scale), SETUP, costs) for scale in (1.0, 4.0))
+    assert guided == pytest.approx(2 * plain)
+
+
+def test_a_serve_file_may_leave_autoscaling_to_serves_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    text = (CONFIGS / "gpu-8x80gb.yaml").read_text(encoding="utf-8")
+    file.write_text(re.sub(r"\n +(up|down)scale_delay_s:.*", "", text))
+    autoscaling = read_setup(file)[1].autoscaling
+    assert autoscaling is not None
+    assert (autoscaling.upscale_delay_s, autoscaling.downscale_delay_s) == (30.0, 600.0)
 
 
 def test_cells_are_nearly_equal_and_at_most_32() -> None:
