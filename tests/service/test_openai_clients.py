@@ -133,7 +133,7 @@ def test_a_random_seed_is_returned_and_reproduces_the_picture(client: OpenAI) ->
 
 
 def test_models(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [f"Qwen/{MODEL}", MODEL]
+    assert [model.id for model in client.models.list()] == [f"Qwen/{MODEL}", MODEL, "gpt-image-qwen"]
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(NotFoundError):
         client.models.retrieve("dall-e-2")
