@@ -14,7 +14,7 @@ import yaml
 
 from serve_app.config import CONFIGS, AppSettings
 from serve_app.tools.check import check_file
-from serve_app.tools.doctor.weights import weights_of
+from serve_app.tools.doctor.weights import is_repository, weights_of
 
 Yaml = Any  # A parsed document of any shape.
 
@@ -72,16 +72,30 @@ def _changed(config: Yaml, *changes: Callable[[Yaml], None]) -> Yaml:
 
 
 def _for_pods(app: Yaml) -> None:
-    args = app["args"]
-    sources = [args["editor"]["base"], *(lora["source"] for lora in args["editor"]["loras"])]
-    if "source" in args.get("rewriter", {}):
-        sources.append(args["rewriter"]["source"])
-    for source in sources:
-        source.update(path=_folder(source["path"]), revision=None)
+    for source in _sources(app):
+        # A source that an anchor shares between Editor and Ingress comes twice, and is a folder by then.
+        if is_repository(source["path"]):
+            source.update(path=_folder(source["path"], source.get("revision")), revision=None)
     _with_redis("redis://camera-edit-jobs-redis:6379/0")(app)
     for deployment in app["deployments"]:
-        if not deployment["ray_actor_options"]["num_gpus"]:
-            deployment["ray_actor_options"]["label_selector"] = CPU_GROUP
+        if not _num_gpus(deployment):
+            deployment.setdefault("ray_actor_options", {})["label_selector"] = CPU_GROUP
+
+
+def _sources(app: Yaml) -> Iterator[Yaml]:
+    """The sources of weights that an application names, in `args` and in `user_config`."""
+    editor, rewriter = app["args"]["editor"], app["args"].get("rewriter") or {}
+    configs = [deployment.get("user_config") or {} for deployment in app["deployments"]]
+    yield editor["base"]
+    for each in (editor, *configs):
+        yield from (lora["source"] for lora in each.get("loras") or ())
+    if rewriter.get("source"):
+        yield rewriter["source"]
+
+
+def _num_gpus(deployment: Yaml) -> float:
+    options = deployment.get("ray_actor_options") or {}
+    return float(options.get("num_gpus") or 0)
 
 
 def _with_redis(url: str) -> Callable[[Yaml], None]:
@@ -103,7 +117,7 @@ def _surging(app: Yaml) -> None:
 def _fixed(app: Yaml) -> None:
     """As many replicas as there may be, and updates that replace one editor after another in its place."""
     for deployment in app["deployments"]:
-        if deployment["ray_actor_options"]["num_gpus"] and "autoscaling_config" in deployment:
+        if _num_gpus(deployment) and "autoscaling_config" in deployment:
             deployment["num_replicas"] = deployment.pop("autoscaling_config")["max_replicas"]
     editor = _editor(app)
     # Serve rounds down, and replaces at least one.
@@ -116,18 +130,21 @@ def _editor(app: Yaml) -> Yaml:
 
 
 def _weights(settings: AppSettings) -> Iterator[str]:
-    """Lines of a folder, its repository and commit, and of a LoRA the file, as `FILE` or `FILE:SHA256`."""
-    for weights in weights_of(settings):
-        source = weights.source
-        files = () if weights.parts else weights.files
+    """Lines of a folder, its repository and commit, and of LoRAs the files, as `FILE` or `FILE:SHA256`."""
+    lines: dict[str, dict[str, None]] = {}
+    for weights in filter(lambda each: each.is_repository, weights_of(settings)):
+        path, revision = weights.source.path, weights.source.revision
         checksum = "" if weights.sha256 is None else f":{weights.sha256}"
-        yield " ".join(
-            [_folder(source.path), source.path, source.revision or "main", *(f"{each}{checksum}" for each in files)]
-        )
+        files = lines.setdefault(f"{_folder(path, revision)} {path} {revision or 'main'}", {})
+        files.update(dict.fromkeys(() if weights.parts else (f"{each}{checksum}" for each in weights.files)))
+    for line, files in lines.items():
+        yield " ".join([line, *files])
 
 
-def _folder(repository: str) -> str:
-    return str(WEIGHTS_FOLDER / PurePosixPath(repository).name)
+def _folder(repository: str, revision: str | None) -> str:
+    """OWNER/COMMIT/NAME: its last part is the repository's name, by which the check and pictures' metadata know it."""
+    commit = (revision or "main")[:12].replace("/", "--")
+    return str(WEIGHTS_FOLDER / PurePosixPath(repository).parent / commit / PurePosixPath(repository).name)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -48,7 +48,11 @@ class Weights:
 
     @property
     def is_repository(self) -> bool:
-        return not self.source.path.startswith(("/", ".", "~"))
+        return is_repository(self.source.path)
+
+
+def is_repository(path: str) -> bool:
+    return not path.startswith(("/", ".", "~"))
 
 
 @dataclass(frozen=True)
