@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
 
 from serve_app.config import AppSettings, SqliteStoreSettings
-from serve_app.tools.check.pods import Group, Manifest, dig, groups_of, head_of
+from serve_app.tools.check.pods import Group, Manifest, dig, groups_of, head_of, is_selected
 from serve_app.tools.check.rules import actor_options, least_replicas, most_replicas
 
 POOL = "camera-edit/gpu-pool"
@@ -25,7 +25,8 @@ GPU_LABELS = (
 """Labels of nodes that name their GPU."""
 
 CARD_GB = {
-    "h200": 141, "h100": 80, "a100": 40, "l40s": 48, "l40": 48, "a6000": 48, "a40": 48, "a10": 24, "l4": 24, "t4": 16
+    "b200": 180, "h200": 141, "h100": 80, "a100": 40, "l40s": 48, "l40": 48, "a6000": 48, "a40": 48, "a10": 24,
+    "l4": 24, "t4": 16,
 }  # fmt: skip
 """Memory of GPUs whose label does not say it."""
 
@@ -90,8 +91,8 @@ def check_manifests(
 def check_budgets(cluster: Cluster) -> Found:
     """A RayCluster has no scale subresource, so only an integer minAvailable can be computed (kuberay#2662)."""
     for budget in cluster.documents:
-        selector = dig(budget, "spec", "selector", "matchLabels") or {}
-        pods = [each for each in (cluster.head, *cluster.groups) if selector.items() <= each.labels.items()]
+        selector = dig(budget, "spec", "selector") or {}
+        pods = [each for each in (cluster.head, *cluster.groups) if is_selected(each.labels, selector)]
         if budget.get("kind") != "PodDisruptionBudget" or not pods:
             continue
         at = f"PodDisruptionBudget {dig(budget, 'metadata', 'name')}: spec"
@@ -167,7 +168,7 @@ def check_upgrade(cluster: Cluster) -> Found:
         return
     more = 0.0
     if kind == "NewCluster":
-        more = sum(each.least * each.num_gpus for each in cluster.groups)
+        more = sum(each.first * each.num_gpus for each in cluster.groups)
     elif kind == "NewClusterWithIncrementalUpgrade":
         percent = dig(cluster.upgrade, "clusterUpgradeOptions", "maxSurgePercent")
         more = math.ceil((100 if percent is None else percent) * cluster.num_gpus / 100)
@@ -201,9 +202,9 @@ def check_cards(cluster: Cluster) -> Found:
 
 def memory_gb(name: str) -> float | None:
     """The memory of a GPU by its name in a node's label, such as `nvidia-h100-80gb`; None if unknown."""
-    said = re.search(r"(\d+)gb", name.lower())
-    if said is not None:
-        return float(said[1])
+    said = re.findall(r"(\d+)gb", name.lower())
+    if said:
+        return float(said[-1])  # Of a MIG slice, whose card's memory comes before.
     words = re.split(r"[^a-z0-9]+", name.lower())
     return next((float(CARD_GB[word]) for word in words if word in CARD_GB), None)
 

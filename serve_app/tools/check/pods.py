@@ -1,6 +1,7 @@
 """The pods of a RayService's manifests, as far as the lints read them."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,6 +61,11 @@ class Group:
         return bool(dig(self.template, "metadata", "annotations", PREEMPTIBLE) == "true")
 
     @property
+    def first(self) -> int:
+        """How many pods a new cluster starts."""
+        return max(self.least, int(self.entry.get("replicas") or 0))
+
+    @property
     def num_gpus(self) -> float:
         """Of one pod."""
         return quantity(dig(self.container, "resources", "limits", GPU))
@@ -70,9 +76,14 @@ class Group:
 
     @property
     def pre_stop_s(self) -> float:
-        command = dig(self.container, "lifecycle", "preStop", "exec", "command") or [""]
-        word, _, seconds = str(command[-1]).partition("sleep ")
-        return float(seconds) if not word and seconds.isdigit() else 0.0
+        """The longest time of preStop: `sleep` or `timeout` with its seconds, with a shell or without; otherwise 0."""
+        pre_stop = dig(self.container, "lifecycle", "preStop")
+        seconds = dig(pre_stop, "sleep", "seconds")
+        if seconds is not None:
+            return float(seconds)
+        command = " ".join(map(str, dig(pre_stop, "exec", "command") or ()))
+        found = re.match(r"(?:\S*sh -\w*c )?(?:sleep (\d+)$|timeout (\d+) )", command)
+        return 0.0 if found is None else float(found[1] or found[2])
 
     @property
     def drain_s(self) -> float:
@@ -124,6 +135,19 @@ def groups_of(service: Manifest) -> Sequence[Group]:
         )
         for index, each in enumerate(entries)
     ]
+
+
+def is_selected(labels: Manifest, selector: Manifest) -> bool:
+    """Whether a label selector of Kubernetes selects pods with these labels."""
+    exact, rules = selector.get("matchLabels") or {}, selector.get("matchExpressions") or ()
+    return exact.items() <= labels.items() and all(_fits(labels, each) for each in rules)
+
+
+def _fits(labels: Manifest, rule: Manifest) -> bool:
+    operator: str = rule["operator"]
+    if operator in ("Exists", "DoesNotExist"):
+        return (rule["key"] in labels) == (operator == "Exists")
+    return (labels.get(rule["key"]) in (rule.get("values") or ())) == (operator == "In")
 
 
 def dig(value: Any, *keys: object) -> Any:

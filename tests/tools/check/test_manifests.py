@@ -11,7 +11,7 @@ import yaml
 from serve_app.errors import ConfigError
 from serve_app.tools.check import check_file
 from serve_app.tools.check.manifests import POOL, check_manifests, memory_gb
-from serve_app.tools.check.pods import quantity
+from serve_app.tools.check.pods import head_of, quantity
 from tests.configs.kustomize import KUBERAY, Yaml, render, serve_app_of
 
 HEAD = "spec.rayClusterConfig.headGroupSpec"
@@ -70,6 +70,7 @@ def shm_of(group: Yaml) -> Yaml:
     return volume
 
 
+COMPONENT = "app.kubernetes.io/component"
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 SQLITE = {"kind": "sqlite", "path": "/data/jobs.sqlite3"}
 CARD = {"name": "NVIDIA H200", "memory_gb": 141}
@@ -91,6 +92,22 @@ FAULTS: list[tuple[str, Callable[[Manifests], object], str, str]] = [
     (
         "minAvailable of all",
         lambda each: each.budget("gpu").update(minAvailable=2),
+        "PodDisruptionBudget camera-edit-gpu: spec.minAvailable",
+        "below minReplicas (2)",
+    ),
+    (
+        "minAvailable of all, by an expression",
+        lambda each: each.budget("gpu").update(
+            minAvailable=2,
+            selector={
+                "matchExpressions": [
+                    {"key": COMPONENT, "operator": "In", "values": ["gpu"]},
+                    {"key": COMPONENT, "operator": "NotIn", "values": ["cpu"]},
+                    {"key": COMPONENT, "operator": "Exists"},
+                    {"key": "other", "operator": "DoesNotExist"},
+                ]
+            },
+        ),
         "PodDisruptionBudget camera-edit-gpu: spec.minAvailable",
         "below minReplicas (2)",
     ),
@@ -185,6 +202,12 @@ FAULTS: list[tuple[str, Callable[[Manifests], object], str, str]] = [
         "is NewCluster, which needs 2 GPUs beside 9, and the pool has 10",
     ),
     (
+        "no GPUs for a second cluster of more replicas than it must have",
+        lambda each: each.gpu.update(replicas=3),
+        "spec.upgradeStrategy",
+        "is NewCluster, which needs 3 GPUs beside 9, and the pool has 11",
+    ),
+    (
         "a second cluster by default",
         lambda each: (each.spec.pop("upgradeStrategy"), each.service["metadata"]["annotations"].update({POOL: "10"})),
         "spec.upgradeStrategy",
@@ -263,11 +286,38 @@ def test_a_fixed_pool_needs_no_second_cluster(manifests: Manifests) -> None:
     assert manifests.problems() == []
 
 
-def test_a_budget_of_other_pods_is_not_judged(manifests: Manifests) -> None:
+@pytest.mark.parametrize(
+    "selector",
+    [
+        {"matchLabels": {"app": "other"}},
+        {"matchExpressions": [{"key": COMPONENT, "operator": "In", "values": ["redis"]}]},
+        {"matchExpressions": [{"key": COMPONENT, "operator": "NotIn", "values": ["head", "cpu", "gpu"]}]},
+        {"matchExpressions": [{"key": "app", "operator": "Exists"}]},
+        {"matchExpressions": [{"key": COMPONENT, "operator": "DoesNotExist"}]},
+    ],
+)
+def test_a_budget_of_other_pods_is_not_judged(manifests: Manifests, selector: Yaml) -> None:
     other = copy.deepcopy(manifests.find("PodDisruptionBudget", "camera-edit-gpu"))
-    other["spec"] = {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "other"}}}
+    other["spec"] = {"maxUnavailable": 1, "selector": selector}
     manifests.documents.append(other)
     assert manifests.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("pre_stop", "seconds"),
+    [
+        ({"exec": {"command": ["bash", "-c", "sleep 1950"]}}, 1950),
+        ({"exec": {"command": ["/bin/sh", "-c", "sleep 1950"]}}, 1950),
+        ({"exec": {"command": ["sleep", "1950"]}}, 1950),
+        ({"sleep": {"seconds": 1950}}, 1950),
+        ({"exec": {"command": ["timeout", "1950", "bash", "-c", "until true; do sleep 5; done"]}}, 1950),
+        ({"exec": {"command": ["bash", "-c", "until true; do sleep 5; done"]}}, 0),
+        ({"httpGet": {"path": "/", "port": 8000}}, 0),
+    ],
+)
+def test_how_long_a_pre_stop_lasts(manifests: Manifests, pre_stop: Yaml, seconds: float) -> None:
+    pod(manifests.head)["containers"][0]["lifecycle"]["preStop"] = pre_stop
+    assert head_of(manifests.service).pre_stop_s == seconds
 
 
 def test_check_reports_them_with_the_file(tmp_path: Path, manifests: Manifests) -> None:
@@ -288,6 +338,8 @@ def test_check_reports_them_with_the_file(tmp_path: Path, manifests: Manifests) 
         ("nvidia-l4", 24),
         ("l40s", 48),
         ("NVIDIA-A100-SXM4-40GB", 40),
+        ("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", 10),
+        ("b200", 180),
         ("unheard-of", None),
     ],
 )
