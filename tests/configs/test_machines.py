@@ -137,6 +137,16 @@ def test_serve_config_keeps_its_jobs_in_the_redis_beside_it() -> None:
     assert environment()["RAY_REDIS_ADDRESS"].endswith(f":{port[0]}")
 
 
+def test_nodes_wait_for_a_head_whose_machine_starts_again() -> None:
+    assert float(environment()["RAY_gcs_rpc_server_reconnect_timeout_s"]) == 600
+
+
+def test_the_worker_has_a_folder_for_weights_that_its_user_may_write_to() -> None:
+    worker = section(VM / "camera-edit-worker.service")
+    (folder,) = worker["StateDirectory"]
+    assert f"HF_HOME=/var/lib/{folder}/huggingface" in worker["Environment"]
+
+
 def environment() -> dict[str, str]:
     parser = configparser.ConfigParser()
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # keep capitals
@@ -196,6 +206,11 @@ def test_the_launchers_commands_pass_valid_options() -> None:
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
         (line,) = [each for each in commands if "ray start" in each]
         scripts.start.make_context("start", line.partition("ray start ")[2].split())
+        # The environment names the token, which `serve deploy` needs, too.
+        for each in commands:
+            assert each.endswith("ray stop") or each.startswith(
+                "set -a && . /etc/camera-edit/environment && set +a && "
+            )
 
 
 def test_haproxy_accepts_the_load_balancers_configuration(tmp_path: Path) -> None:
