@@ -6,10 +6,14 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+from ray.util.state.common import NodeState
+from ray.util.state.state_cli import format_list_api_output, ray_list
 
 from serve_app.config import AppSettings, RedisStoreSettings, WeightsSource
 from serve_app.tools.check import check_file
@@ -104,7 +108,7 @@ def test_serve_config_passes_the_check_and_all_weights_are_on_the_volume() -> No
     (settings,) = check_file(KUBERAY / "base" / "serve-config.yaml").settings
     paths = [source.path for source in sources_of(settings)]
     assert len(set(paths)) == 4
-    assert all(re.fullmatch(r"/weights/[\w.-]+", path) for path in paths)
+    assert all(re.fullmatch(r"/weights/[\w.-]+/[0-9a-f]{12}/[\w.-]+", path) for path in paths)
 
 
 def test_job_fetches_each_configured_file_from_its_configured_repository(documents: list[Yaml], service: Yaml) -> None:
@@ -114,6 +118,64 @@ def test_job_fetches_each_configured_file_from_its_configured_repository(documen
     files = [[], *([f"{lora.file}:{lora.sha256}"] for lora in mounted.editor.loras), []]
     expected = zip(sources_of(mounted), sources_of(default), files, strict=True)
     assert lines == [" ".join([folder.path, hub.path, hub.revision or "", *file]) for folder, hub, file in expected]
+
+
+def test_the_weights_can_be_applied_before_what_reads_them(documents: list[Yaml]) -> None:
+    page = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    pattern = r"kubectl delete job (\S+) .*\nkubectl apply -k DIR -l ([^= ]+)=(\w+) .*\nkubectl wait .* job/(\S+)\n"
+    ((deleted, label, value, awaited),) = re.findall(pattern, page)
+    selected = {each["kind"]: each for each in documents if each["metadata"].get("labels", {}).get(label) == value}
+    assert selected.keys() == {"ConfigMap", "Job"}
+    assert {deleted, awaited} == {selected["Job"]["metadata"]["name"]}
+
+
+def generated_pods(change: Callable[[Yaml], object], folder: Path) -> tuple[Yaml, list[str]]:
+    """The application of the pods for a changed serve_config.yaml, and the lines of weights.txt."""
+    config = load(DEFAULT)
+    change(config["applications"][0])
+    (folder / "serve_config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    files = generate(folder / "serve_config.yaml", ROOT / "configs")
+    service = yaml.safe_load(files["kuberay/base/serve-config.yaml"])
+    (app,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    return app, files["kuberay/base/weights.txt"].splitlines()
+
+
+def test_another_commit_or_owner_has_another_folder(tmp_path: Path) -> None:
+    def change(app: Yaml) -> None:
+        app["args"]["editor"]["base"]["revision"] = "0123456789abcdef"
+        app["args"]["rewriter"]["source"]["path"] = "other/Qwen3-VL-8B-Instruct"
+
+    app, lines = generated_pods(change, tmp_path)
+    assert app["args"]["editor"]["base"] == {
+        "path": "/weights/Qwen/0123456789ab/Qwen-Image-Edit-2511",
+        "revision": None,
+    }
+    assert app["args"]["rewriter"]["source"]["path"].startswith("/weights/other/")
+    assert lines[0] == "/weights/Qwen/0123456789ab/Qwen-Image-Edit-2511 Qwen/Qwen-Image-Edit-2511 0123456789abcdef"
+
+
+def test_adapters_of_user_config_are_on_the_volume_too(tmp_path: Path) -> None:
+    def adapter(name: str, path: str) -> Yaml:
+        return {"name": name, "source": {"path": path}, "file": f"{name}.safetensors", "apply": "request"}
+
+    def change(app: Yaml) -> None:
+        del app["args"]["editor"]["loras"]
+        app["args"]["rewriter"] = None
+        app["deployments"] = [each for each in app["deployments"] if each["name"] != "Rewriter"]
+        # One object for both, as by an anchor of YAML.
+        adapters = {
+            "loras": [adapter("ink", "ann/styles"), adapter("oil", "ann/styles"), adapter("own", "/weights/own")]
+        }
+        for each in app["deployments"]:
+            if each["name"] in ("Editor", "Ingress"):
+                each["user_config"] = adapters
+
+    app, lines = generated_pods(change, tmp_path)
+    for name in ("Editor", "Ingress"):
+        (config,) = [each["user_config"] for each in app["deployments"] if each["name"] == name]
+        paths = [each["source"]["path"] for each in config["loras"]]
+        assert paths == ["/weights/ann/main/styles", "/weights/ann/main/styles", "/weights/own"]
+    assert lines[1:] == ["/weights/ann/main/styles ann/styles main ink.safetensors oil.safetensors"]
 
 
 def test_fixed_overlay_keeps_all_but_one_editor_during_an_update() -> None:
@@ -192,6 +254,18 @@ def test_job_downloads_and_verifies_each_folder_once(documents: list[Yaml], tmp_
     assert len(scripts.calls.read_text().splitlines()) == 4
 
 
+def test_only_folders_of_another_owner_get_a_new_one(documents: list[Yaml], tmp_path: Path) -> None:
+    job = find(documents, "Job", "camera-edit-weights")["spec"]["template"]["spec"]
+    *shell, script = job["initContainers"][0]["command"]
+    (tmp_path / "stat").write_text('#!/bin/bash\n[[ "$3" == /cache ]] && echo 1000:1000 || echo 0:0\n')
+    (tmp_path / "chown").write_text('#!/bin/bash\necho "$@"\n')
+    for tool in tmp_path.iterdir():
+        tool.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([*shell, script], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "1000:1000 /weights\n")
+
+
 def test_weights_with_another_checksum_are_not_served(documents: list[Yaml], tmp_path: Path) -> None:
     scripts = Scripts(tmp_path, documents, checksum="0" * 64)
     assert scripts.fetch() != 0
@@ -234,6 +308,7 @@ def test_the_image_has_the_configs_a_numeric_user_and_a_health_check() -> None:
     text = (KUBERAY / "Dockerfile").read_text(encoding="utf-8")
     for line in ("COPY configs ./configs", "USER 1000:1000", "--require-hashes", "/health/ready", "R580"):
         assert line in text
+    assert "ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in text  # GKE's driver
     # torch brings the CUDA version that the driver must support.
     cuda = {name: version for name, version in locked().items() if name == "nvidia-cuda-runtime"}
     assert f'NVIDIA_REQUIRE_CUDA="cuda>={cuda["nvidia-cuda-runtime"].rpartition(".")[0]}"' in text
@@ -325,6 +400,43 @@ def test_nothing_but_gpu_pods_takes_a_gpu_node(documents: list[Yaml], head: Yaml
         (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
         absent = {each["key"] for each in term["matchExpressions"] if each["operator"] == "DoesNotExist"}
         assert absent >= {"nvidia.com/gpu.present", "cloud.google.com/gke-accelerator"}
+
+
+def test_head_stops_when_no_worker_is_left_or_its_time_is_over(head: Yaml, tmp_path: Path) -> None:
+    (container,) = head["template"]["spec"]["containers"]
+    timeout, _, *command = container["lifecycle"]["preStop"]["exec"]["command"]
+    (line,) = re.findall(r"ray list (.*) \|", command[-1])
+    ray_list.make_context("list", line.split())
+    none = format_list_api_output([], schema=NodeState)  # type: ignore[arg-type]
+    # The first calls fail and list a node.
+    answers = f'echo >> calls; case $(wc -l < calls) in 1) exit 1;; 2) echo node;; *) echo "{none}";; esac'
+    (tmp_path / "ray").write_text(f"#!/bin/bash\n{answers}\n")
+    (tmp_path / "sleep").write_text("#!/bin/bash\n")
+    for tool in tmp_path.iterdir():
+        tool.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run([timeout, "60", *command], cwd=tmp_path, env=env).returncode == 0
+    assert len((tmp_path / "calls").read_text().splitlines()) == 3
+    (tmp_path / "ray").write_text("#!/bin/bash\nexec /bin/sleep 60\n")
+    assert subprocess.run([timeout, "1", *command], cwd=tmp_path, env=env).returncode == 124
+
+
+def test_a_head_that_hangs_restarts_without_its_wait_for_workers(head: Yaml) -> None:
+    (container,) = head["template"]["spec"]["containers"]
+    assert container["livenessProbe"]["terminationGracePeriodSeconds"] == 10
+    assert container["livenessProbe"]["httpGet"] == {
+        "path": "/api/healthz",
+        "port": DEFAULT_DASHBOARD_AGENT_LISTEN_PORT,
+    }
+
+
+def test_alerts_expect_the_one_value_that_conditions_of_kuberay_have(documents: list[Yaml]) -> None:
+    groups = find(documents, "PrometheusRule", "camera-edit-kubernetes")["spec"]["groups"]
+    queries = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    # KubeRay exports a condition's present status alone, as a label, with the value 1.
+    of_conditions = [each for each in queries.values() if "kuberay_service_condition_" in each]
+    assert all(each.endswith("== 1") for each in of_conditions)
+    assert 'condition_ready{name="camera-edit", condition="false"}' in queries["CameraEditServiceNotReady"]
 
 
 def test_every_pod_of_ray_limits_its_disk(head: Yaml, groups: dict[str, Yaml]) -> None:
