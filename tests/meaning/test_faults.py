@@ -53,7 +53,7 @@ def mirrored_azimuths(patch: pytest.MonkeyPatch, settings: AppSettings, folder: 
 
 
 def camera_words_behind(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
-    def behind(pose: CameraPose | None, prompt: str) -> str:
+    def behind(pose: CameraPose | None, prompt: str, words: str | None) -> str:
         return prompt if pose is None else f"{prompt} {pose.tokens}".lstrip()
 
     patch.setattr(service, "camera_prompt", behind)
