@@ -13,6 +13,7 @@ EXAMPLES = (
     "camera-edit edit photos --azimuth 45 --azimuth 315 --out views",
     "camera-edit edit photo.jpg --orbit 4 --elevation 30 --animate gif --out orbit",
     "camera-edit edit --list prompts.csv --format jpeg --json",
+    'camera-edit edit photo.jpg --prompt "Make it night" --lora woodcut=0.8',
     'camera-edit edit room.jpg --with style.jpg --prompt "Draw picture 1 in the style of picture 2"',
 )
 
@@ -30,6 +31,7 @@ class EditArguments:
     distance: list[float]
     orbit: int | None
     animate: str | None
+    loras: list[dict[str, object]]
     rewrite: bool
     seed: int | None
     steps: int | None
@@ -112,10 +114,27 @@ def _num_views(text: str) -> int:
 
 
 def _add_edit(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--lora",
+        dest="loras",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="NAME[=WEIGHT]",
+        help="an adapter that the service offers, see GET /v1/adapters; default weight: the service's. May be repeated",
+    )
     group.add_argument("--rewrite", action="store_true", help="let the service make a vague instruction precise")
     group.add_argument("--seed", type=int, metavar="N", help="default: the service's, 42; -1: a random one")
     group.add_argument("--steps", type=int, metavar="N", help="default: the service's, 4")
     group.add_argument("--size", metavar="WxH", help="such as 1024x1024; default: as the picture, about a megapixel")
+
+
+def _lora(text: str) -> dict[str, object]:
+    name, separator, weight = text.partition("=")
+    try:
+        return {"name": name, "weight": float(weight)} if separator else {"name": name}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=WEIGHT, such as woodcut=0.8") from None
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

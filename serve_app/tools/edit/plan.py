@@ -108,6 +108,7 @@ def _poses(arguments: EditArguments) -> list[dict[str, float]]:
 
 def _fields(arguments: EditArguments) -> dict[str, object]:
     fields = {
+        "loras": arguments.loras or None,
         "rewrite_prompt": arguments.rewrite or None,
         "seed": arguments.seed,
         "num_inference_steps": arguments.steps,

@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 import uvicorn
 
-from serve_app.config import AppSettings, JobSettings, SqliteStoreSettings
+from serve_app.config import AppSettings, JobSettings, LoraSettings, SqliteStoreSettings, WeightsSource
 from serve_app.edits.images import encode_picture
 from serve_app.edits.provenance import marking_packet
 from serve_app.edits.request import EditRequest, EditResult, Pictures, SharedPictures
@@ -31,6 +31,9 @@ from tests.fakes import FakeEditor, FakeRewriter
 from tests.ingress.openai_harness import keys_of, shared_decoders
 from tests.processes import free_port
 from tests.waiting import until
+
+WOODCUT = LoraSettings(name="woodcut", source=WeightsSource(path="unused"), file="unused", apply="request")
+"""An adapter that requests may name; the editor paints the same with it."""
 
 
 @dataclass
@@ -93,7 +96,7 @@ def running_service(folder: Path, settings: AppSettings, *api_keys: str, **jobs:
         service = EditService(editor, rewriter)
         runner = JobService(job_settings, service, open_store(store), SharedPictures, webhook_body)
         backend = Backend(
-            settings.model_copy(update={"jobs": job_settings}),
+            settings.model_copy(update={"jobs": job_settings, "editor": settings.editor.with_adapters((WOODCUT,))}),
             runner,
             service,
             SharedPictures,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from serve_app.cli import main
 from serve_app.config import AppSettings
+from serve_app.edits.request import LoraUse
 from serve_app.errors import EditFailed, InvalidInput
 from serve_app.tools.edit.animation import GIF_MARK
 from serve_app.tools.edit.arguments import EXAMPLES
@@ -279,6 +280,17 @@ def test_an_example_of_the_help_works(
     assert main(shlex.split(example)[1:]) == 0
     assert service.editor.requests
     assert "failed" not in capsys.readouterr().err
+
+
+def test_adapters_are_named_with_their_weights(
+    service: RunningService, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph("astronaut", 64, 64).save(user / "photo.jpg")
+    for options in (["--lora", "woodcut=-0.5"], ["--lora", "woodcut", "--overwrite"]):
+        assert main(["edit", "photo.jpg", "--prompt", "x", *options]) == 0
+    assert [edit.loras for edit in service.editor.requests] == [(LoraUse("woodcut", w),) for w in (-0.5, 1.0)]
+    assert main(["edit", "photo.jpg", "--prompt", "x", "--lora", "woodcat", "--overwrite"]) == 1
+    assert "Did you mean 'woodcut'?" in capsys.readouterr().out
 
 
 def test_a_picture_is_read_from_standard_input(service: RunningService, user: Path) -> None:

@@ -145,6 +145,7 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_to_change(
         ("--timeout", "0", "not a number of seconds above 0"),
         ("--timeout", "inf", "not a number of seconds above 0"),
         ("--format", "bmp", "invalid choice"),
+        ("--lora", "woodcut=strong", "is not NAME or NAME=WEIGHT, such as woodcut=0.8"),
     ],
 )
 def test_a_wrong_value_ends_with_2(option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +172,7 @@ def test_a_key_depends_on_what_the_picture_shows_and_on_nothing_else(files: Path
     assert {key(*plain, *more) for more in same} == {base}
     options = ["--azimuth 0", "--elevation 0", "--distance 1", "--seed 1", "--steps 8", "--size 64x64", "--quality 9"]
     options += ["--format webp", "--rewrite", "--with style.png", "--with in/b.PNG", "--orbit 1 --elevation 0"]
+    options += ["--lora woodcut", "--lora woodcut=0.8"]
     others = [key(*plain, *option.split()) for option in options]
     others += [key("in/b.PNG", "--prompt", "x"), key("in/a.jpg", "--prompt", "y")]
     assert len({base, *others}) == 1 + len(others)
