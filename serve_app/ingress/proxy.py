@@ -141,7 +141,7 @@ class _Queue:
     num_unanswered: int = 0
 
     def refusal(self, client: bytes, now: float) -> _Refusal | None:
-        """What the client is answered without the application; None: it is asked."""
+        """What the client is answered without the application; None: the application answers."""
         own = self.full_for.get(client)
         if own is not None and now < own.until:
             return own

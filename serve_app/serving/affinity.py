@@ -24,7 +24,7 @@ class PictureAffinity:
         self._replica_of: OrderedDict[str, str] = OrderedDict()
 
     def order(self, picture: str, loads: Mapping[str, float]) -> list[str]:
-        """All replicas, the one to be asked first at the start.
+        """All replicas, the preferred one first.
 
         Args:
             loads: edits that each replica has, by its name.

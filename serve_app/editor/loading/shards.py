@@ -33,10 +33,10 @@ class Shards:
         self._files: dict[str, Any] = {}  # safetensors leaves its files untyped.
         self._places: dict[str, _Place] = {}
         self._versions = {folder / name: _version(folder / name) for name in _file_names(folder)}
-        for name in _file_names(folder):
-            file: Any = safe_open(folder / name, framework="pt")
+        for path in self._versions:
+            file: Any = safe_open(path, framework="pt")
             self._files.update(dict.fromkeys(file.keys(), file))
-            self._places.update(_places(folder / name))
+            self._places.update(_places(path))
 
     def require(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Compare names and shapes with those of the model, whose tensors may be on the meta device.

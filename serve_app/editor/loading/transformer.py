@@ -35,7 +35,7 @@ class StreamedTransformer:
 
     Attributes:
         model: everything but its blocks is on its device. A block is on the meta device until `blocks` yields it.
-        blocks: loads each block when it is asked for it.
+        blocks: loads each block when it yields it.
         modulation: reads a modulation weight, as fused, on the CPU and at any time. Raises a CheckpointError if the
             files have changed.
     """

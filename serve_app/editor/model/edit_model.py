@@ -128,7 +128,8 @@ class EditModel:
         runs on the CPU, encode the prompts, too, while the device runs steps.
 
         Raises:
-            InvalidInput: the prompt is too long for the model, or there is no adapter of a requested name.
+            InvalidInput: the prompt is too long for the model.
+            ServiceUnavailable: there is no adapter of a requested name here.
         """
         size, sampling = request.size.made, request.sampling
         seen = [picture.condition_pixels for picture in pictures]

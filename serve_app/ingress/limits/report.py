@@ -61,7 +61,7 @@ class ReportLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_report(message: Message) -> None:
             if message["type"] == "http.response.start":
-                queue_full = int(scope["state"].get("queue_full", 0))
+                queue_full = scope["state"].get("queue_full", 0)
                 MutableHeaders(scope=message)[LIMITS_HEADER] = str(replace(self._report, queue_full=queue_full))
             await send(message)
 
