@@ -123,9 +123,14 @@ class LoraSettings(Settings):
         "words of fal's adapter for 2511.",
     )
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether it is a part of the model, for all edits."""
+        return self.apply == "fused"
+
     @model_validator(mode="after")
     def _weight_within_bounds(self) -> Self:
-        if self.apply != "fused" and not self.min_weight <= self.weight <= self.max_weight:
+        if not self.is_fused and not self.min_weight <= self.weight <= self.max_weight:
             raise ValueError(f"weight {self.weight:g} is not between min_weight and max_weight")
         return self
 
@@ -150,7 +155,7 @@ class AdapterSettings(Settings):
 
     @model_validator(mode="after")
     def _none_is_fused(self) -> Self:
-        fused = [lora.name for lora in self.loras if lora.apply == "fused"]
+        fused = [lora.name for lora in self.loras if lora.is_fused]
         if fused:
             raise ValueError(
                 f"{fused[0]} has apply: fused, which needs a restart: it belongs to args.editor.loras; here it must be "
@@ -266,11 +271,11 @@ class EditorSettings(Settings):
 
     @property
     def fused_loras(self) -> tuple[LoraSettings, ...]:
-        return tuple(lora for lora in self.loras if lora.apply == "fused")
+        return tuple(lora for lora in self.loras if lora.is_fused)
 
     @property
     def unfused_loras(self) -> tuple[LoraSettings, ...]:
-        return tuple(lora for lora in self.loras if lora.apply != "fused")
+        return tuple(lora for lora in self.loras if not lora.is_fused)
 
     def with_adapters(self, loras: tuple[LoraSettings, ...]) -> Self:
         """These settings with other adapters that are not fused.

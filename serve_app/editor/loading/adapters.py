@@ -35,7 +35,7 @@ class Adapters:
             LoraAuditError: an adapter does not fit the transformer, or adapts more than its blocks.
             ConfigError: the device has no room for the adapters of one edit.
         """
-        unfused = [lora for lora in loras if lora.apply != "fused"]
+        unfused = [lora for lora in loras if not lora.is_fused]
         known = {_file(lora): adapter for lora, adapter in self.library.current}
         missing = [lora for lora in unfused if _file(lora) not in known]
         if missing:

@@ -91,7 +91,7 @@ def _with_model(edit: OpenAIEdit, served: Sequence[str], adapters: Sequence[Lora
     model, named = edit.model, [*(edit.loras or [])]
     if model is None or model in served:
         return edit
-    names = [*served, *(lora.name for lora in adapters if lora.apply != "fused")]
+    names = [*served, *(lora.name for lora in adapters if not lora.is_fused)]
     if model not in names:
         known = " or ".join(repr(name) for name in names)
         raise InvalidInput(f"model {echo(model)} is not served here. Use {known}, or leave it out.", "model")

@@ -196,7 +196,7 @@ def _add_models(router: APIRouter, backend: Backend) -> None:
 
     def models() -> dict[str, OpenAIModel]:
         served = backend.settings.served_model_names
-        adapters = [lora.name for lora in backend.loras if lora.apply != "fused"]
+        adapters = [lora.name for lora in backend.loras if not lora.is_fused]
         parents = {**dict.fromkeys(served), **dict.fromkeys(adapters, served[0])}
         return {name: OpenAIModel(id=name, created=created, parent=parent) for name, parent in parents.items()}
 

@@ -45,7 +45,7 @@ def checked_loras(
 
 def _known_lora(name: str, known: dict[str, LoraSettings], field: str) -> LoraSettings:
     lora = known.get(name)
-    if lora is not None and lora.apply != "fused":
+    if lora is not None and not lora.is_fused:
         return lora
     if lora is not None:
         raise InvalidInput(f"{field}: {echo(name)} is part of the model, for all edits. Leave it out.", field)
@@ -54,7 +54,7 @@ def _known_lora(name: str, known: dict[str, LoraSettings], field: str) -> LoraSe
 
 def closest(name: str, adapters: Iterable[LoraSettings]) -> str:
     """A hint for a wrong name of an adapter."""
-    names = [lora.name for lora in adapters if lora.apply != "fused"]
+    names = [lora.name for lora in adapters if not lora.is_fused]
     close = difflib.get_close_matches(name[:_MAX_COMPARED_CHARS], names, n=1, cutoff=_MIN_LIKENESS)
     if close:
         return f"Did you mean {close[0]!r}?"

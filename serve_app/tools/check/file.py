@@ -180,7 +180,7 @@ def _describe_models(settings: AppSettings) -> Iterator[str]:
     editor, rewriter = settings.editor, settings.rewriter
     yield f"editor model: {editor.base.path} on {editor.device} in {editor.dtype}"
     for lora in editor.loras:
-        when = "" if lora.apply == "fused" else f", apply: {lora.apply}"
+        when = "" if lora.is_fused else f", apply: {lora.apply}"
         yield f"adapter {lora.name}: {lora.source.path} ({lora.file}) at {lora.weight:g}{when}"
     if rewriter is None:
         yield "rewriter model: none"

@@ -46,7 +46,7 @@ def check_application(app: object, at: str, problems: Problems) -> AppSettings |
     if adapters is None:
         return settings
     for index, lora in enumerate(settings.editor.loras):
-        if lora.apply != "fused":
+        if not lora.is_fused:
             problems.add(
                 f"{at}.args.editor.loras[{index}]",
                 f"has apply: {lora.apply}, and user_config replaces such adapters: move it there",
