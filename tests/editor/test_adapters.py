@@ -20,7 +20,7 @@ from serve_app.editor.model.modulation import BlockRows
 from serve_app.edits.camera import CameraPose
 from serve_app.edits.request import LoraUse, Pixels, Sampling
 from serve_app.edits.sizes import Size
-from serve_app.errors import InvalidInput
+from serve_app.errors import ServiceUnavailable
 from serve_app.tiny.adapters import LIGHTNING_RANK
 from serve_app.weights.locate import locate
 from tests.editor.conftest import fuse_by_diffusers
@@ -167,8 +167,8 @@ def test_too_little_room_for_a_pack_takes_turns(
     assert [difference(*pair) <= 1 for pair in zip(adapted.draw(drafts), right, strict=True)] == [True] * len(cases)
 
 
-def test_an_unknown_adapter_is_the_requests_fault(adapted: EditModel, settings: AppSettings) -> None:
-    with pytest.raises(InvalidInput, match="no adapter oil now"):
+def test_an_adapter_that_the_editor_lacks_may_be_there_soon(adapted: EditModel, settings: AppSettings) -> None:
+    with pytest.raises(ServiceUnavailable, match="no adapter oil now"):
         begin(adapted, settings, replace(PLAIN, loras=uses(oil=1.0)))
 
 
