@@ -191,6 +191,7 @@ def _assemble(
         choose_attention(settings.attention, device),
         slabs,
         compiled=settings.compile,
+        gelu_epilogue=has_gelu_epilogue(settings),
     )
     return EditModel(
         transformer=transformer,
@@ -211,6 +212,13 @@ def _assemble(
         latents_cache_bytes=settings.latents_cache_bytes,
         prompts_cache_bytes=settings.prompts_cache_bytes,
     )
+
+
+def has_gelu_epilogue(settings: EditorSettings) -> bool:
+    """Whether matrix products apply GELU. Not in float32, in which pictures are compared with diffusers': cuBLAS
+    documents no error of its GELU."""
+    is_cuda = torch.device(settings.device).type == "cuda"
+    return is_cuda and settings.dtype != "float32" and settings.quantization == "none"
 
 
 def _quantized(blocks: Iterable[nn.Module], settings: EditorSettings) -> Iterator[nn.Module]:

@@ -124,6 +124,11 @@ def step_rows(step: StepTrace, card: Card, *, fp8: bool) -> list[LeverRow]:
     return rows
 
 
+def shipped_row(rows: Sequence[LeverRow]) -> LeverRow:
+    """The step as `configs/gpu-1x80gb.yaml` runs it, in 16 bits or with fp8."""
+    return next(row for row in rows if row.name == "+ AdaLN tables")
+
+
 def _levers(*, fp8: bool) -> Iterator[tuple[str, Levers, Backend]]:
     levers = Levers(fp8=fp8, one_qkv=fp8)  # quantizing fuses them
     if not fp8:
@@ -131,18 +136,14 @@ def _levers(*, fp8: bool) -> Iterator[tuple[str, Levers, Backend]]:
     levers = replace(levers, compiled=True)
     yield "compiled, FlashAttention 2", levers, "FlashAttention 2"
     yield "+ cuDNN's attention", levers, "cuDNN"
-    for name, lever in _LEVERS.items():
-        if not getattr(levers, lever):
-            levers = replace(levers, **{lever: True})
-            yield f"+ {name}", levers, "cuDNN"
+    if not fp8:
+        levers = replace(levers, gelu_epilogue=True)
+        yield "+ GELU as epilogue", levers, "cuDNN"
+    levers = replace(levers, tables=True)
+    yield "+ AdaLN tables", levers, "cuDNN"
     yield "+ FlashAttention 3", levers, "FlashAttention 3"
-
-
-_LEVERS = {
-    "GELU as epilogue": "gelu_epilogue",
-    "one q/k/v Linear": "one_qkv",
-    "AdaLN tables": "tables",
-}
+    missing = "GELU as epilogue" if fp8 else "one q/k/v Linear"
+    yield f"+ {missing} (not built)", replace(levers, gelu_epilogue=True, one_qkv=True), "FlashAttention 3"
 
 
 def other_stages(model: EditArchitecture, card: Card, num_references: int) -> dict[str, Cost]:

@@ -14,6 +14,7 @@ from serve_app.tools.bench.paper import (
     LeverRow,
     count_step,
     other_stages,
+    shipped_row,
     step_rows,
 )
 from serve_app.weights.architectures import EditArchitecture
@@ -54,15 +55,15 @@ def print_head(card: Card, console: Console) -> None:
 
 def stage_costs(others: Mapping[str, Cost], rows: Mapping[str, list[LeverRow]]) -> dict[str, Cost]:
     """The stages of an edit in order, with the step in both precisions: bf16 eager and compiled, fp8 compiled."""
-    eager, compiled = rows["bf16"][0].cost, rows["bf16"][2].cost
-    steps = {"step, bf16, eager": eager, "step, bf16, compiled": compiled, "step, fp8, compiled": rows["fp8"][1].cost}
+    compiled = {f"step, {precision}, compiled": shipped_row(rows[precision]).cost for precision in ("bf16", "fp8")}
+    steps = {"step, bf16, eager": rows["bf16"][0].cost, **compiled}
     return (
         {name: others[name] for name in ("VAE encode", "text encoder")} | steps | {"VAE decode": others["VAE decode"]}
     )
 
 
 def stage_table(what: str, stages: Mapping[str, Cost], measured_s: Mapping[str, float] | None) -> Table:
-    table = _table(f"Stages, {what} (computed; compiled steps with attention by cuDNN, all else eager)", "stage")
+    table = _table(f"Stages, {what} (computed; compiled steps as gpu-1x80gb.yaml sets them, all else eager)", "stage")
     if measured_s is not None:
         table.add_column("measured", justify="right")
     for name, cost in stages.items():

@@ -150,7 +150,8 @@ def vae_working_bytes(vae: AutoencoderKLQwenImage, settings: AppSettings) -> int
 
 
 def step_bytes(model: QwenImageTransformer2DModel, num_tokens: int, dtype: torch.dtype) -> int:
-    """Peak bytes of what a step of so many tokens, those of prompts included, holds beside the weights."""
+    """Peak bytes of what a step of so many tokens, those of prompts included, holds beside the weights. With adapters,
+    whose parts are added before GELU; without, a step needs less where matrix products apply it."""
     num_bytes: int = sum(_ALIVE_IN_BLOCK.values()) * model.inner_dim * dtype.itemsize * num_tokens
     return num_bytes
 

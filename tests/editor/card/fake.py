@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from serve_app.config import EditorSettings
+from serve_app.editor.loading.load import has_gelu_epilogue
 from serve_app.editor.loading.quantize import Quantizer, choose_quantizer
 from serve_app.editor.model.attention import choose_attention
 from serve_app.editor.model.edit_model import Draft, EditModel, Prompt
@@ -229,7 +230,12 @@ def edit_model(card: FakeCard, architecture: EditArchitecture, settings: EditorS
             modulation = TableModulation(transformer, timesteps, CUDA)
         if settings.quantization != "none":
             _quantize(transformer, settings)
-        packed = PackedTransformer(transformer, modulation, choose_attention(settings.attention, CUDA))
+        packed = PackedTransformer(
+            transformer,
+            modulation,
+            choose_attention(settings.attention, CUDA),
+            gelu_epilogue=has_gelu_epilogue(settings),
+        )
         vae = make(lambda: AutoencoderKLQwenImage.from_config(architecture.vae.config), CUDA, dtype)
         if settings.vae_tiling:
             vae.enable_tiling()

@@ -75,9 +75,11 @@ def transformer() -> QwenImageTransformer2DModel:
     ).requires_grad_(False)
 
 
-def packed(transformer: QwenImageTransformer2DModel, *, compiled: bool) -> PackedTransformer:
-    attend = choose_attention("sdpa", torch.device("cpu"))
-    return PackedTransformer(transformer, LiveModulation(transformer), attend, compiled=compiled)
+def packed(
+    transformer: QwenImageTransformer2DModel, *, compiled: bool = False, gelu_epilogue: bool = False
+) -> PackedTransformer:
+    attend, modulation = choose_attention("sdpa", torch.device("cpu")), LiveModulation(transformer)
+    return PackedTransformer(transformer, modulation, attend, compiled=compiled, gelu_epilogue=gelu_epilogue)
 
 
 def spans(shapes: list[SpanShape]) -> list[Span]:
@@ -98,10 +100,18 @@ def spans(shapes: list[SpanShape]) -> list[Span]:
     ]
 
 
+@pytest.mark.parametrize("gelu_epilogue", [False, True])
 def test_packs_of_every_kind_share_two_graphs_and_compute_the_same(
-    backend: CountingBackend, transformer: QwenImageTransformer2DModel
+    gelu_epilogue: bool,
+    backend: CountingBackend,
+    transformer: QwenImageTransformer2DModel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled, plain = packed(transformer, compiled=True), packed(transformer, compiled=False)
+    compiled, plain = packed(transformer, compiled=True, gelu_epilogue=gelu_epilogue), packed(transformer)
+    if gelu_epilogue:  # Only on CUDA is it the approximation.
+        for block in transformer.transformer_blocks:
+            for mlp in (block.txt_mlp, block.img_mlp):
+                monkeypatch.setattr(mlp.net[0], "approximate", "none")
     with torch.inference_mode():
         for shapes in PACKS.values():
             for ours, expected in zip(compiled(spans(shapes)), plain(spans(shapes)), strict=True):

@@ -78,6 +78,17 @@ def test_fp8_quantizes_the_input_of_query_key_and_value_once(
         assert sum("scaled_mm" in name for name in work.launches) == 7 * NUM_BLOCKS
 
 
+def test_matrix_products_apply_gelu_unless_they_are_quantized(
+    card: FakeCard, model: EditModel, settings: AppSettings
+) -> None:
+    work = step(card, model, [draft(card, edit, settings.editor) for edit in PACKS["one reference"]])
+    by_products, alone = (
+        sum(name.startswith(f"aten.{op}.") for name in work.launches) for op in ("_addmm_activation", "gelu")
+    )
+    mlps = 2 * NUM_BLOCKS
+    assert (by_products, alone) == ((mlps, 0) if settings.editor.quantization == "none" else (0, mlps))
+
+
 def faults(work: Work) -> list[str]:
     """What a step must not do. It uploads its timesteps, or their rows in the tables: one small tensor."""
     found = {
