@@ -163,7 +163,9 @@ class BlockAdapters:
 
     def add(self, runs: Runs, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """`out`, the output of the layer for the input `x`, with the adapters' part added in place."""
-        add_low_rank(out, x, *self.slabs[name], *runs)
+        # Outside of compiled code, calling an operation of one's own takes as long as a small product.
+        add = add_low_rank if torch.compiler.is_compiling() else _add_low_rank
+        add(out, x, *self.slabs[name], *runs)
         return out
 
 
@@ -333,8 +335,7 @@ def runs_of(uses: Sequence[Uses], lengths: Sequence[int], places: Mapping[Adapte
     return Runs(torch.tensor(rows), torch.tensor(weights, dtype=torch.float64))
 
 
-@torch.library.custom_op("camera_edit::add_low_rank", mutates_args=("out",))
-def add_low_rank(
+def _add_low_rank(
     out: torch.Tensor,
     x: torch.Tensor,
     down: torch.Tensor,
@@ -342,12 +343,15 @@ def add_low_rank(
     places: torch.Tensor,
     weights: torch.Tensor,
 ) -> None:
-    """Add `weight * x @ down.T @ up` to the rows of each run. One operation for the compiler, which would otherwise
-    compile for every number of runs."""
+    """Add `weight * x @ down.T @ up` to the rows of each run."""
     for (start, stop, first, last), weight in zip(places.tolist(), weights.tolist(), strict=True):
         if start < stop:
             hidden = x[start:stop] @ down[first:last].T
             out[start:stop].addmm_(hidden, up[first:last], alpha=weight)
+
+
+add_low_rank = torch.library.custom_op("camera_edit::add_low_rank", _add_low_rank, mutates_args=("out",))
+"""One operation for the compiler, which would otherwise compile for every number of runs."""
 
 
 @add_low_rank.register_fake
