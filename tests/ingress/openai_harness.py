@@ -194,6 +194,25 @@ def harness(
     return Harness(settings, backend, app, client, editor, rewriter, jobs, shared)
 
 
+_kept: dict[str, Harness] = {}
+
+
+def kept_harness(settings: AppSettings) -> Harness:
+    """The same app for each test in this process, as it was when it was new. FastAPI takes longer to build one than to
+    run most tests; a test that lets the app keep something fails the next one."""
+    key = settings.model_dump_json()
+    if key not in _kept:
+        _kept[key] = harness(settings)
+        return _kept[key]
+    app = _kept[key]
+    assert app.backend.draining.end() == 0  # no request is left
+    app.editor.__init__()  # type: ignore[misc]
+    app.rewriter.__init__()  # type: ignore[misc]
+    app.jobs.__init__(app.jobs.service)  # type: ignore[misc]
+    app.shared.clear()
+    return app
+
+
 def keys_of(*texts: str) -> Keys:
     """Keys as they are written in a file."""
     keys = [Key.parsed(text.encode()) for text in texts]

@@ -18,7 +18,7 @@ from serve_app.errors import (
     ServiceUnavailable,
 )
 from serve_app.ingress.pictures.decoders import DecoderPool
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, error_of, events, harness
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, error_of, events, kept_harness
 from tests.waiting import until_async
 
 KEY = {"Idempotency-Key": "key-1"}
@@ -26,7 +26,7 @@ KEY = {"Idempotency-Key": "key-1"}
 
 @pytest.fixture
 def app(tiny_settings: AppSettings) -> Harness:
-    return harness(tiny_settings)
+    return kept_harness(tiny_settings)
 
 
 def keyed(app: Harness, **fields: Any) -> Any:

@@ -20,7 +20,7 @@ from serve_app.edits.sizes import Size
 from serve_app.errors import DeadlineExceeded, EditFailed, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.ingress.openai.request import OpenAIForm
 from tests.fakes import TIMINGS
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Harness, Part, error_of, harness
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Harness, Part, error_of, harness, kept_harness
 from tests.pictures import photograph, to_base64
 
 both = pytest.mark.parametrize("encoding", ["form", "json"])
@@ -28,7 +28,7 @@ both = pytest.mark.parametrize("encoding", ["form", "json"])
 
 @pytest.fixture
 def app(tiny_settings: AppSettings) -> Harness:
-    return harness(tiny_settings)
+    return kept_harness(tiny_settings)
 
 
 def only(app: Harness) -> EditRequest:

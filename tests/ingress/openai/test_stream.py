@@ -21,7 +21,7 @@ from serve_app.ingress.openai.request import OpenAIEdit
 from serve_app.ingress.openai.stream import KEEP_ALIVE, drawing, server_sent
 from serve_app.ingress.pictures.prepare import PictureSource
 from tests.fakes import TIMINGS, TOKENS
-from tests.ingress.openai_harness import DATA_URL, PNG, Call, Event, Harness, error_of, events, harness
+from tests.ingress.openai_harness import DATA_URL, PNG, Call, Event, Harness, error_of, events, kept_harness
 from tests.waiting import until_async
 
 LOOK = OpenAILook(output_format="png", size="256x256", quality="auto")
@@ -29,7 +29,7 @@ LOOK = OpenAILook(output_format="png", size="256x256", quality="auto")
 
 @pytest.fixture
 def app(tiny_settings: AppSettings) -> Harness:
-    return harness(tiny_settings)
+    return kept_harness(tiny_settings)
 
 
 @pytest.mark.parametrize("encoding", ["form", "json"])

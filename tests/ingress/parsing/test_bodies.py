@@ -29,7 +29,7 @@ from serve_app.ingress.parsing.fields import MAX_FIELDS, MAX_ITEMS, MAX_NAME_CHA
 from serve_app.ingress.runpod.request import RunPodRequest
 from tests.fuzz.bodies import JSON, Call
 from tests.fuzz.body_case import Exchange
-from tests.ingress.openai_harness import EDITS, Harness, harness
+from tests.ingress.openai_harness import EDITS, Harness, kept_harness
 
 PATHS = ("/runsync", EDITS)
 FORM = "multipart/form-data; boundary=x"
@@ -38,7 +38,7 @@ DEADLINE_S = 30
 
 @pytest.fixture
 def app(tiny_settings: AppSettings) -> Harness:
-    return harness(tiny_settings)
+    return kept_harness(tiny_settings)
 
 
 def form(text: bytes) -> bytes:

@@ -16,7 +16,7 @@ from serve_app.ingress.openai.body import _from_json, _from_parts
 from serve_app.ingress.parsing.bodies import MAX_JSON_DEPTH, check_json, read_json, read_model
 from serve_app.ingress.parsing.validation import echo, echo_name
 from serve_app.ingress.runpod.request import RunPodRequest
-from tests.ingress.openai_harness import EDITS, PNG, Harness, error_of, harness
+from tests.ingress.openai_harness import EDITS, PNG, Harness, error_of, kept_harness
 
 FIELDS = ("seed", "prompt", "image", "quality", "views", "unknown")
 # Ways to nest: opening and closing text of one level.
@@ -27,7 +27,7 @@ MAX_ECHOED_BYTES = 1100
 
 @pytest.fixture
 def app(tiny_settings: AppSettings) -> Harness:
-    return harness(tiny_settings)
+    return kept_harness(tiny_settings)
 
 
 def nested(depth: int, level: str = "lists") -> str:

@@ -15,7 +15,7 @@ import requests
 
 from serve_app.config import AppSettings
 from serve_app.ingress.parsing.bodies import decompressed
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Harness, error_of, harness
+from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, Harness, error_of, kept_harness
 from tests.pictures import photograph, to_base64
 
 JOB = json.dumps({"input": {"image": DATA_URL, "prompt": "x"}}).encode()
@@ -26,7 +26,7 @@ both = pytest.mark.parametrize(("path", "body"), BODIES, ids=["runsync", "run", 
 
 @pytest.fixture
 def app(tiny_settings: AppSettings) -> Harness:
-    return harness(tiny_settings)
+    return kept_harness(tiny_settings)
 
 
 @both
