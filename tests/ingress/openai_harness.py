@@ -197,14 +197,14 @@ def harness(
 _kept: dict[str, Harness] = {}
 
 
-def kept_harness(settings: AppSettings) -> Harness:
-    """The same app for each test in this process, as it was when it was new. FastAPI takes longer to build one than to
-    run most tests; a test that lets the app keep something fails the next one."""
-    key = settings.model_dump_json()
-    if key not in _kept:
-        _kept[key] = harness(settings)
-        return _kept[key]
-    app = _kept[key]
+def kept_harness(settings: AppSettings, **keys: tuple[str, ...]) -> Harness:
+    """The same app for each test in this process, as it was when it was new; `keys` as for `harness`. FastAPI takes
+    longer to build one than to run most tests."""
+    name = f"{settings.model_dump_json()} {keys}"
+    if name not in _kept:
+        _kept[name] = harness(settings, **keys)
+        return _kept[name]
+    app = _kept[name]
     assert app.backend.draining.end() == 0  # no request is left
     app.editor.__init__()  # type: ignore[misc]
     app.rewriter.__init__()  # type: ignore[misc]

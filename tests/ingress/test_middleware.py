@@ -16,7 +16,7 @@ from serve_app.config import AppSettings
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import CHECK_EVERY_S, KeyFile
 from serve_app.serving.control_headers import DISCONNECT_HEADER, TIMEOUT_HEADER
-from tests.ingress.openai_harness import Harness, error_of, harness, local
+from tests.ingress.openai_harness import Harness, error_of, harness, kept_harness, local
 
 OPERATOR_PATHS = ("/drain", "/undrain", "/purge-queue", "/v2/any/purge-queue")
 # Starlette's routes also match a path with a newline at its end.
@@ -39,13 +39,13 @@ CROSS_SITE = (
 @pytest.fixture
 def app(tiny_settings: AppSettings) -> Harness:
     """Without operator keys, with an API key."""
-    return harness(tiny_settings, api_keys=("acme:customer",))
+    return kept_harness(tiny_settings, api_keys=("acme:customer",))
 
 
 @pytest.fixture
 def guarded(tiny_settings: AppSettings) -> Harness:
     """With operator keys and an API key."""
-    return harness(tiny_settings, api_keys=("acme:customer",), operator_keys=("op", "me:other"))
+    return kept_harness(tiny_settings, api_keys=("acme:customer",), operator_keys=("op", "me:other"))
 
 
 def reached(app: Harness, response: Response) -> bool:
