@@ -1,7 +1,13 @@
-"""The pages for browsers: the playground at /, the API's reference at /docs, and what they need to know."""
+"""The pages for browsers: the playground at /, the API's reference at /docs, and what they need to know.
 
+A page is sent with its stylesheets inside it, allowed by their hashes: Serve's proxy takes long for each request, and
+a browser shows nothing before it has the stylesheets.
+"""
+
+import base64
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -17,9 +23,11 @@ from serve_app.ingress.parsing.fields import MAX_ORBIT, MAX_SEED
 
 FOLDER = Path(__file__).parent.parent / "playground"
 
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src {styles}; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -36,21 +44,40 @@ _MEDIA_TYPES = {
 _PREFIX = "/playground/"
 _POSES, _SETTINGS = "poses.json", "settings.json"
 _PAGES = {"/": "page.html", "/docs": "docs.html", "/redoc": "docs.html"}
+_STYLESHEET = re.compile(rf'<link rel="stylesheet" href="{_PREFIX.lstrip("/")}([\w.-]+)">')
 
 
 @dataclass(frozen=True)
 class _File:
+    """A file as it is sent.
+
+    Attributes:
+        styles: the sources of styles that the content's policy allows.
+    """
+
     content: bytes
     media_type: str
+    styles: str = "'self'"
 
     @property
-    def etag(self) -> str:
-        return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
+    def headers(self) -> dict[str, str]:
+        etag = f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
+        return {**_HEADERS, "content-security-policy": _POLICY.format(styles=self.styles), "etag": etag}
 
 
 def _read_files() -> dict[str, _File]:
     files = sorted(file for file in FOLDER.iterdir() if file.suffix in _MEDIA_TYPES)
-    return {file.name: _File(file.read_bytes(), _MEDIA_TYPES[file.suffix]) for file in files}
+    read = {file.name: _File(file.read_bytes(), _MEDIA_TYPES[file.suffix]) for file in files}
+    return {**read, **{name: _with_styles(read[name], read) for name in _PAGES.values()}}
+
+
+def _with_styles(page: _File, files: dict[str, _File]) -> _File:
+    """The page with its stylesheets inside it."""
+    text = page.content.decode()
+    sheets = {name: files[name].content for name in _STYLESHEET.findall(text)}
+    text = _STYLESHEET.sub(lambda link: f"<style>{sheets[link[1]].decode()}</style>", text)
+    hashes = [base64.b64encode(hashlib.sha256(sheet).digest()).decode() for sheet in sheets.values()]
+    return _File(text.encode(), page.media_type, " ".join(f"'sha256-{each}'" for each in hashes))
 
 
 def is_page(path: str) -> bool:
@@ -95,9 +122,9 @@ def _json(content: dict[str, Any]) -> _File:
 
 
 def _response(request: Request, file: _File) -> Response:
-    headers = {**HEADERS, "etag": file.etag}
+    headers = file.headers
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if file.etag in known:
+    if headers["etag"] in known:
         return Response(status_code=304, headers=headers)
     return Response(file.content, media_type=file.media_type, headers=headers)
 

@@ -207,6 +207,5 @@ function listen() {
 if (/Mac|iPhone|iPad/.test(navigator.platform)) $("shortcut").textContent = "⌘ Enter";
 listen();
 refresh();
-await loadHistory();
-await loadSettings();
+await Promise.all([loadHistory(), loadSettings()]);
 document.documentElement.dataset.ready = "true";

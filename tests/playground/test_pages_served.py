@@ -1,6 +1,8 @@
 """The files of the web pages as the ingress serves them, and what they know of the service."""
 
+import base64
 import dataclasses
+import hashlib
 import re
 from itertools import product
 
@@ -43,14 +45,21 @@ def test_every_file_has_a_strict_policy(client: TestClient, path: str) -> None:
     assert response.status_code == 200
     rules = dict(rule.strip().split(" ", 1) for rule in response.headers["content-security-policy"].split(";"))
     assert rules["default-src"] == "'none'"
-    assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
-    assert {source for sources in rules.values() for source in sources.split()} <= {
-        "'none'",
-        "'self'",
-        "blob:",
-        "data:",
-    }
+    assert rules["script-src"] == rules["connect-src"] == "'self'"
+    is_page = response.headers["content-type"].startswith("text/html")
+    styles = re.findall(r"<style>(.*?)</style>", response.text, re.DOTALL) if is_page else []
+    hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in styles}
+    assert set(rules.pop("style-src").split()) == (hashes if is_page else {"'self'"})
+    sources = {source for each in rules.values() for source in each.split()}
+    assert sources <= {"'none'", "'self'", "blob:", "data:"}
     assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc"])
+def test_a_page_brings_its_stylesheets(client: TestClient, path: str) -> None:
+    page = client.get(path).text
+    assert (FOLDER / "style.css").read_text() in page
+    assert 'rel="stylesheet"' not in page
 
 
 @pytest.mark.parametrize("path", paths())

@@ -1,10 +1,11 @@
 """The web page in Chromium: a first visit with the toy weights, from an API key to an orbit."""
 
 import base64
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -19,6 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, e
 from serve_app.edits.camera import CameraPose
 from serve_app.tiny.world import render
 from serve_app.tools.demo.modes import POSE, SCENES, encode_png
+from tests.forwarder import forwarding
 from tests.service.conftest import TOY_KEY, Service
 from tests.service.node import installed_clients, run
 
@@ -138,7 +140,7 @@ def visit(browser: Browser, toy: Service) -> Iterator[Visit]:
     context.close()
     surprises = [text for text in visit.console if not any(each in text for each in visit.expected)]
     assert surprises == []
-    assert visit.hosts - {""} == {urlsplit(toy.url).netloc}  # blob: and data: have none
+    assert visit.hosts - {""} == {urlsplit(visit.service.url).netloc}  # blob: and data: have none
 
 
 def test_a_first_visit(visit: Visit, picture: bytes, axe: str) -> None:
@@ -405,20 +407,39 @@ def test_the_reference_works_offline(visit: Visit, axe: str) -> None:
     expect(home).to_be_hidden()
 
 
+FAILED_LOAD = re.compile(r"Failed to load resource: (net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE)|.* 404 \(Not Found\))")
+"""What Chromium itself logs of a request that fails. No page can prevent it."""
+
+
 def test_jobs_resume_when_the_service_returns(visit: Visit, picture: bytes) -> None:
-    """The page's requests fail first as without a service, then as at Serve's proxy without an application."""
-    page, polls = visit.page, "**/stream/**"
-    visit.expected = ("net::ERR_", "404 (Not Found)")
-    visit.open()
-    visit.drop(picture)
-    visit.choose_views("8")
-    visit.set(width="128", height="128")
-    page.route(polls, lambda route: route.abort())
-    page.click("#start")
-    expect(page.locator("#service")).to_contain_text("Connection lost", timeout=DONE_MS)
-    page.unroute(polls)
-    page.route(polls, lambda route: route.fulfill(status=404, body="Path '/v2' not found."))
-    expect(page.locator("#service")).to_contain_text("no JSON", timeout=DONE_MS)
-    page.unroute(polls)
-    visit.done("8 pictures")
-    expect(page.locator("#service")).to_be_empty()
+    """The service is gone: connections break, and new ones are refused. Then Serve's proxy is there without an
+    application, and then the application."""
+    page, polls, accepted = visit.page, "**/stream/**", list[str]()
+    page.on("response", lambda response: accepted.append(response.url) if response.url.endswith("/run") else None)
+    with forwarding(urlsplit(visit.service.url).port or 80) as forwarder:
+        visit.service = replace(visit.service, url=f"http://127.0.0.1:{forwarder.port}")
+        visit.open()
+        visit.drop(picture)
+        visit.choose_views("8")
+        visit.set(width="128", height="128")
+        with page.expect_request(polls):
+            page.click("#start")
+        assert visit.console == []
+        forwarder.close()
+        expect(page.locator("#service")).to_contain_text("Connection lost. Trying again", timeout=DONE_MS)
+        expect(page.locator("#cancel")).to_be_visible()
+        page.route(polls, lambda route: route.fulfill(status=404, body="Path '/v2' not found."))
+        expect(page.locator("#service")).to_contain_text("no JSON", timeout=DONE_MS)
+        forwarder.open()
+        page.unroute(polls)
+        visit.done("8 pictures")
+        expect(page.locator("#service")).to_be_empty()
+        assert len(accepted) == 1
+        assert visit.console != []
+        assert [line for line in visit.console if not FAILED_LOAD.match(line)] == []
+        visit.console.clear()
+        page.reload()
+        visit.done("8 pictures")
+        with zipfile.ZipFile(BytesIO(visit.downloaded("#download-all"))) as archive:
+            sizes = [Image.open(BytesIO(archive.read(name))).size for name in archive.namelist()]
+        assert sizes == [(128, 128)] * 8
