@@ -10,6 +10,12 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TINY_FILE, RANDOM_FILE = CONFIGS / "tiny-cpu.yaml", CONFIGS / "random-cpu.yaml"
 """The shipped Serve files for a machine without a GPU. They are in a clone and in the image, not in a wheel."""
 
+TOY_PREFIX = "toy:"
+"""Before the name of a part of the tiny weights trained on the toy world."""
+
+RANDOM_PREFIX = "tiny:"
+"""The same for random weights of the same classes, built at their first use."""
+
 MAX_LEASE_S = 600
 """Longest lease of a Jobs replica."""
 
@@ -64,6 +70,10 @@ class WeightsSource(Settings):
 
     path: str
     revision: str | None = Field(default=None, description="Commit, tag or branch; used for repository ids only.")
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.path.startswith((TOY_PREFIX, RANDOM_PREFIX))
 
 
 CameraPart = Literal["trigger", "azimuth", "elevation", "distance"]

@@ -144,6 +144,7 @@ def page_settings(settings: AppSettings) -> dict[str, Any]:
     """The settings that the page shows, and the limits of its fields."""
     return {
         "model": settings.served_model_names[0],
+        "has_tiny_weights": settings.editor.base.is_embedded,
         "adapters": [{"name": lora.name, "weight": lora.weight} for lora in settings.editor.loras],
         "rewriter": settings.rewriter is not None,
         "formats": list(ENCODER_OPTIONS),

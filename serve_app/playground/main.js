@@ -16,6 +16,7 @@ const history = new History();
 const camera = new Camera((await open()).poses);
 const runs = new Map();
 let maxEdits = DEFAULT_MAX_EDITS;
+let hasTinyWeights = false;
 
 const results = new Results({
   adopt: (prompt) => {
@@ -157,6 +158,7 @@ async function loadSettings() {
   const settings = await call("playground/settings.json").catch(() => null);
   if (settings === null) return;
   maxEdits = settings.limits.max_edits_per_request;
+  hasTinyWeights = settings.has_tiny_weights;
   applySettings(settings);
   refresh();
 }
@@ -182,7 +184,7 @@ function listen() {
   });
   $("tiles").addEventListener("change", () => {
     clearError($("file"));
-    $("examples").hidden = pictures.list.length > 0;
+    $("examples").hidden = pictures.list.length > 0 && !hasTinyWeights; // these know nothing but the examples' world
     camera.showPicture(pictures.list[0] ?? null);
     refresh();
   });

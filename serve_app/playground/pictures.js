@@ -61,7 +61,7 @@ export class Pictures {
       button.addEventListener("click", async () => {
         const blob = await (await fetch(`playground/${button.dataset.name}`)).blob();
         this.set([await pictureOf(blob, button.dataset.name)]);
-        this.tiles.firstChild.focus(); // the examples are hidden now
+        this.tiles.firstChild.focus(); // the examples may be hidden now
       });
     }
   }

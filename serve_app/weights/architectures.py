@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from serve_app.config import WeightsSource
-from serve_app.weights.locate import EMBEDDED, locate
+from serve_app.weights.locate import locate
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ def find_rewriter(source: WeightsSource) -> Qwen3VLForConditionalGeneration | No
 def _find(
     source: WeightsSource, index: str, read: Callable[[Path], Any], known: Mapping[str, Callable[[], Any]]
 ) -> Any | None:
-    is_embedded = source.path.startswith(EMBEDDED)
-    folder = locate(source) if is_embedded else Path(source.path).expanduser()
+    folder = locate(source) if source.is_embedded else Path(source.path).expanduser()
     with torch.device("meta"):
         if (folder / index).is_file():
             try:

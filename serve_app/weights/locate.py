@@ -6,18 +6,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from serve_app.config import WeightsSource
+from serve_app.config import RANDOM_PREFIX, TOY_PREFIX, WeightsSource
 from serve_app.errors import CheckpointError
 from serve_app.tiny.checkpoint import PARTS, cached_checkpoint
 
-TOY_PREFIX = "toy:"
 TOY_FOLDER = Path(__file__).parent.parent / "tiny" / "toy"
 """The tiny weights trained on the toy world by `serve_app.tools.training`."""
-
-RANDOM_PREFIX = "tiny:"
-"""Random weights of the same classes, built at their first use."""
-
-EMBEDDED = (TOY_PREFIX, RANDOM_PREFIX)
 
 MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
 """The files of a model's repository that are loaded."""

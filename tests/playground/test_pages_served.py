@@ -117,7 +117,7 @@ def test_the_settings_are_the_services(client: TestClient, tiny_settings: AppSet
     settings = client.get("/playground/settings.json").json()
     assert settings["limits"]["max_edits_per_request"] == tiny_settings.limits.max_edits_per_request
     assert settings["adapters"] == [{"name": each.name, "weight": each.weight} for each in tiny_settings.editor.loras]
-    assert settings["rewriter"] is True
+    assert settings["rewriter"] is settings["has_tiny_weights"] is True
 
 
 def test_the_pages_need_no_key_but_the_settings_and_the_api_do(guarded: TestClient) -> None:

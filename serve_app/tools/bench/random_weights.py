@@ -8,11 +8,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
 from diffusers.models.modeling_utils import ModelMixin
 from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-from serve_app.config import EditorSettings, WeightsSource
+from serve_app.config import RANDOM_PREFIX, EditorSettings, WeightsSource
 from serve_app.errors import CheckpointError
 from serve_app.tiny.edit_model import special_token_ids
 from serve_app.weights.architectures import find_edit_model
-from serve_app.weights.locate import EMBEDDED, RANDOM_PREFIX, locate
+from serve_app.weights.locate import locate
 
 M = TypeVar("M", bound=ModelMixin)
 
@@ -58,7 +58,7 @@ def _remake(model: M, dtype: torch.dtype) -> M:
 def _processor(source: WeightsSource) -> Qwen2VLProcessor:
     """The source's processor if its files are local; else one with the tiny tokenizer and the default sizes."""
     folder = Path(source.path).expanduser()
-    if source.path.startswith(EMBEDDED) or folder.is_dir():
+    if source.is_embedded or folder.is_dir():
         return Qwen2VLProcessor.from_pretrained(locate(source) / "processor")
     tokenizer = Qwen2Tokenizer.from_pretrained(locate(WeightsSource(path=f"{RANDOM_PREFIX}edit")) / "tokenizer")
     return Qwen2VLProcessor(

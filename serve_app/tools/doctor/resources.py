@@ -9,12 +9,11 @@ from pathlib import Path
 
 from ray._common.utils import get_default_ray_temp_dir
 
-from serve_app.config import AppSettings, EditorSettings, SqliteStoreSettings
+from serve_app.config import RANDOM_PREFIX, AppSettings, EditorSettings, SqliteStoreSettings
 from serve_app.tiny.checkpoint import CACHE_VARIABLE, _cache_root
 from serve_app.tools.check.plan import GB
 from serve_app.tools.doctor.finding import Finding
 from serve_app.tools.doctor.machine import DiskSpace, Machine, nearest
-from serve_app.weights.locate import RANDOM_PREFIX
 
 SERVICE_BYTES = 4 * GB
 """Of memory, for Ray's processes and the replicas without their weights."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.config import AppSettings, WeightsSource
+from serve_app.config import RANDOM_PREFIX, TOY_PREFIX, AppSettings, WeightsSource
 from serve_app.tools.check.plan import GB
 from serve_app.tools.doctor.finding import Finding
 from serve_app.tools.doctor.hub import access_problem, cached_folder
@@ -14,7 +14,7 @@ from serve_app.tools.doctor.machine import Hub
 from serve_app.tools.doctor.safetensors_file import read_contents, recorded_sha256, size_problem
 from serve_app.tools.doctor.shipped import Shipped, find_shipped
 from serve_app.weights.files import sha256_of
-from serve_app.weights.locate import RANDOM_PREFIX, TOY_PREFIX, locate
+from serve_app.weights.locate import locate
 
 EDIT_MODEL_PARTS = ("transformer", "vae", "text_encoder")
 EDIT_MODEL_FILES = (

@@ -13,7 +13,6 @@ from serve_app.tools.check import check_file, describe
 from serve_app.tools.check.file import SQLITE_WARNING
 from serve_app.tools.check.rules import DEPLOYMENT_NAMES
 from serve_app.tools.check.schema import Problems, find_unknown_keys
-from serve_app.weights.locate import EMBEDDED
 
 ROOT = Path(__file__).parents[3]
 GPU_FILE = ROOT / "serve_config.yaml"
@@ -429,5 +428,5 @@ def test_shipped_files_pin_each_repository_to_a_commit(path: Path) -> None:
     (settings,) = check_file(path).settings
     rewriter = [] if settings.rewriter is None or settings.rewriter.source is None else [settings.rewriter.source]
     sources = [settings.editor.base, *(lora.source for lora in settings.editor.loras), *rewriter]
-    hub = [source for source in sources if not source.path.startswith(("/", *EMBEDDED))]
+    hub = [source for source in sources if not source.is_embedded and not source.path.startswith("/")]
     assert all(re.fullmatch("[0-9a-f]{40}", source.revision or "") for source in hub)
