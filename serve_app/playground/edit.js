@@ -89,7 +89,7 @@ export function clearErrors() {
 export function applySettings(settings) {
   $("rewrite_prompt").disabled = !settings.rewriter;
   $("rewrite-hint").textContent = settings.rewriter ? "" : "This service has no rewriter.";
-  if (settings.has_tiny_weights) $("examples-label").textContent = "These tiny weights know only toys, not photographs. Take an example:";
+  if (settings.has_tiny_weights) $("examples-label").textContent = "Tiny weights: they know these toys, not photographs.";
   const adapters = settings.adapters.map((each) => `${each.name} × ${each.weight}`).join(", ");
   $("model").textContent = `Model: ${settings.model}${adapters ? `, with the adapters ${adapters}` : ""}.`;
   $("output_format").replaceChildren(...settings.formats.map((name) => new Option(name)));

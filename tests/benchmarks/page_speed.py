@@ -23,7 +23,7 @@ from tests.benchmarks.screenshots import VIEWPORT, toy_service
 from tests.service.conftest import Service
 from tests.service.test_playground import Visit, centre
 
-NUM_VISITS = 20
+NUM_VISITS = 40
 NUM_MOVES = 300
 CATEGORIES = ["blink.user_timing", "devtools.timeline", "disabled-by-default-devtools.timeline.frame"]
 _LOADED = """() => {
@@ -49,6 +49,7 @@ def main(file: Path | None) -> None:
 
 def figures(browser: Browser, service: Service) -> dict[str, Any]:
     load = [round(each, 2) for each in os.getloadavg()]
+    first_visit(browser, service)  # the service's own first use of its files
     visits = [first_visit(browser, service) for _ in range(NUM_VISITS)]
     medians = {name: round(statistics.median(visit[name] for visit in visits), 1) for name in visits[0]}
     return {
@@ -56,9 +57,13 @@ def figures(browser: Browser, service: Service) -> dict[str, Any]:
         "load_average_before": load,
         "visits": NUM_VISITS,
         "first_visit_medians": medians,
-        "slowest_first_contentful_paint_ms": round(max(each["first_contentful_paint_ms"] for each in visits), 1),
+        "p90_first_contentful_paint_ms": round(p90([each["first_contentful_paint_ms"] for each in visits]), 1),
         "dragging_frames_per_s": round(frames_per_s(browser, service), 1),
     }
+
+
+def p90(values: list[float]) -> float:
+    return statistics.quantiles(values, n=10, method="inclusive")[-1]
 
 
 def first_visit(browser: Browser, service: Service) -> dict[str, float]:
