@@ -5,7 +5,7 @@ import { urlOf } from "./pictures.js";
 
 const EXTENSIONS = { "image/jpeg": "jpg", "image/png": "png", "image/webp": "webp" };
 const MIN_ANIMATION_PX = 256;
-const MODES = { compare: "Before and after", grid: "All pictures", turn: "Turntable" };
+const MODES = { compare: "Compare", grid: "All pictures", turn: "Turntable" };
 
 /** One edit on the stage: its progress, its pictures, and what can be done with them. */
 export class Results {
@@ -20,7 +20,7 @@ export class Results {
   showEmpty() {
     this.run = null;
     this.turntable = null;
-    const steps = ["Add a picture.", "Move the camera around it, or write an instruction, or both.", "Press Start."];
+    const steps = ["Add a picture.", "Move the camera around it, or choose an orbit, or write an instruction.", "Press Start."];
     this.view.replaceChildren(el("div", { class: "frame empty" }, el("ol", {}, ...steps.map((text) => el("li", {}, text)))));
   }
 
@@ -216,7 +216,7 @@ export class Results {
         done > 1 && button("Download all", () => this.downloadAll(), "download-all", "All pictures in a zip archive"),
         this.mode === "turn" && button("Download orbit", () => this.downloadOrbit(), "download-orbit", "One round as an animated WebP picture"),
         output && button("Use as input", () => this.actions.useAsInput(record.outputs[this.index].blob, this.name(this.index)), "use-as-input"),
-        !this.run.isRunning && button("Same settings", () => this.actions.sameSettings(record), "same-settings"),
+        !this.run.isRunning && button("Same settings", () => this.actions.sameSettings(record), "same-settings", "Put this edit's pictures and settings into the form"),
         !this.run.isRunning && record.state !== "COMPLETED" && button("Try again", () => this.actions.retry(this.run), "retry"),
       ].filter(Boolean),
     );
