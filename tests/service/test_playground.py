@@ -149,6 +149,8 @@ def test_a_first_visit(visit: Visit, picture: bytes, axe: str) -> None:
     assert visit.violations(axe) == []
     expect(page.locator("#words")).to_contain_text("Nothing yet")
     visit.drop(picture)
+    expect(page.locator("#examples")).to_contain_text("not photographs")
+    expect(page.locator(".example").first).to_be_visible()
     visit.drag("side", 0.14, 0.59)
     visit.drag("height", 0.37, 0.83)
     expect(page.locator("#words")).to_have_text(LEFT_FROM_ABOVE.tokens)
