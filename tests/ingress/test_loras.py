@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.config import AppSettings, CameraWords, LoraSettings, WeightsSource
 from serve_app.edits.request import LoraUse
-from tests.ingress.openai_harness import DATA_URL, Harness, error_of, harness
+from tests.ingress.openai_harness import DATA_URL, PNG, Harness, error_of, harness
 
 STYLE = LoraSettings(
     name="woodcut",
@@ -45,6 +45,48 @@ def test_runpods_input_names_adapters(app: Harness) -> None:
     assert app.client.post("/runsync", json={"input": fields}).status_code == 200
     (job,) = app.jobs.specs.values()
     assert job.edits[0].loras == (LoraUse("woodcut", 0.8),)
+
+
+NAME, WEIGHT = "loras[][name]", "loras[][weight]"
+"""As OpenAI's Python client names the parts of a form."""
+
+PARTS: list[tuple[list[tuple[str, str]], tuple[LoraUse, ...]]] = [
+    ([(NAME, "woodcut")], (LoraUse("woodcut", 0.8),)),
+    ([(NAME, "woodcut"), (WEIGHT, "0.5")], (LoraUse("woodcut", 0.5),)),
+    (
+        [(NAME, "woodcut"), (NAME, "angles"), (WEIGHT, "0.5"), (WEIGHT, "1")],
+        (LoraUse("woodcut", 0.5), LoraUse("angles", 1.0)),
+    ),
+    ([(NAME, "woodcut"), (NAME, "angles")], (LoraUse("woodcut", 0.8), LoraUse("angles", 0.8))),
+]
+
+
+@pytest.mark.parametrize(("parts", "uses"), PARTS)
+def test_a_form_may_hold_adapters_in_parts(
+    app: Harness, parts: list[tuple[str, str]], uses: tuple[LoraUse, ...]
+) -> None:
+    assert app.form(("image", PNG), ("prompt", "x"), *parts).status_code == 200
+    assert used(app) == uses
+
+
+@pytest.mark.parametrize(
+    ("parts", "field", "message"),
+    [
+        ([(NAME, "woodcut"), (NAME, "angles"), (WEIGHT, "1")], "loras", "whose weight is missing"),
+        ([(WEIGHT, "1")], "loras", "whose weight is missing"),
+        ([(NAME, "woodcut"), (WEIGHT, "x")], "loras[0].weight", "loras[0].weight must be a finite number, got 'x'"),
+        ([(NAME, "")], "loras[0].name", "loras[0].name is required."),
+        ([(NAME, "wodcut")], "loras[0].name", "Did you mean 'woodcut'?"),
+        ([(NAME, "woodcut"), ("loras", '[{"name": "angles"}]')], "loras", "loras comes more than once"),
+        ([("loras[][path]", "x")], "loras[][path]", "Unknown field"),
+    ],
+)
+def test_what_is_wrong_with_such_parts(
+    app: Harness, parts: list[tuple[str, str]], field: str, message: str
+) -> None:
+    problem = error_of(app.form(("image", PNG), ("prompt", "x"), *parts), 400)
+    assert message in problem["message"]
+    assert problem["param"] == field
 
 
 def test_model_may_name_an_adapter(app: Harness) -> None:

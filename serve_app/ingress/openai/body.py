@@ -31,6 +31,8 @@ _NULLS = re.compile("null|undefined|none", re.IGNORECASE)
 """Texts by which clients write an absent value in a form: JavaScript's null and undefined, Python's None."""
 
 _FORM_PICTURES = ("image", "image[]", "url", "url[]")
+_LORA_PARTS = ("loras[][name]", "loras[][weight]")
+_FORM_FIELDS = OpenAIForm.model_fields | dict(zip(_LORA_PARTS, Lora.model_fields.values(), strict=True))
 _JSON_PICTURES = ("images", "image", "url")
 
 
@@ -73,15 +75,34 @@ def _from_parts(parts: Sequence[Part]) -> OpenAIBody:
         for name, content in parts
         if name in _FORM_PICTURES and content != "" and not _is_null(content)
     ]
-    fields: dict[str, object] = {}
+    fields = _flattened_loras(parts)
     for name, content in parts:
-        if name in _FORM_PICTURES:
+        if name in (*_FORM_PICTURES, *_LORA_PARTS):
             continue
         if name in fields:
             shown = echo_name(name)
             raise InvalidInput(f"{shown} comes more than once. Give it once.", shown)
         fields[name] = _value_of(name, content)
     return OpenAIBody(validated(OpenAIForm, fields), _numbered(pictures))
+
+
+def _flattened_loras(parts: Sequence[Part]) -> dict[str, object]:
+    """The `loras` of OpenAI's Python client, which sends the names of all, and the weights of those that have one.
+
+    Raises:
+        InvalidInput: some have a weight, and it is unknown which.
+    """
+    names, weights = ([_value_of(name, content) for name, content in parts if name == part] for part in _LORA_PARTS)
+    if not names and not weights:
+        return {}
+    if weights and len(weights) != len(names):
+        raise InvalidInput(
+            "loras: a form like this does not say whose weight is missing. Give each a weight, or none, or send loras "
+            "as JSON text.",
+            "loras",
+        )
+    rows = zip(names, weights or [None] * len(names), strict=True)
+    return {"loras": [{"name": name, "weight": weight} for name, weight in rows]}
 
 
 def _from_json(body: bytes) -> OpenAIBody:
@@ -114,7 +135,7 @@ def _value_of(name: str, content: str | bytes) -> object:
         return _File()
     if name != "prompt" and (not content or (name != "negative_prompt" and _is_null(content))):
         return None
-    known = OpenAIForm.model_fields.get(name)
+    known = _FORM_FIELDS.get(name)
     return content if known is None else _READERS.get(known.annotation, _text)(name, content)
 
 
