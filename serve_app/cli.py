@@ -167,6 +167,9 @@ def _add_tiny(tiny: argparse.ArgumentParser) -> None:
     tiny.add_argument(
         "--train", action="store_true", help="train in DIR and export at the end; a second run resumes the first"
     )
+    tiny.add_argument(
+        "--cyanotype", action="store_true", help="with --train: only that adapter, on the shipped weights"
+    )
     tiny.add_argument("--minutes", type=float, metavar="N", default=math.inf, help="stop a stage that takes longer")
     tiny.set_defaults(command=_tiny)
 
@@ -303,7 +306,7 @@ def _tiny(arguments: argparse.Namespace) -> None:
 
     prepare_environment()
     if arguments.train:
-        _train_tiny(arguments.folder, arguments.minutes)
+        _train_tiny(arguments.folder, arguments.minutes, arguments.cyanotype)
         return
     from serve_app.tiny.checkpoint import build_checkpoint
 
@@ -312,12 +315,13 @@ def _tiny(arguments: argparse.Namespace) -> None:
     _print_parts(arguments.folder)
 
 
-def _train_tiny(folder: Path, minutes: float) -> None:
-    from serve_app.tools.training.run import train
+def _train_tiny(folder: Path, minutes: float, cyanotype: bool) -> None:
+    from serve_app.tools.training.run import train, train_cyanotype
 
-    exported = train(folder, max_seconds=60 * minutes)
+    exported = (train_cyanotype if cyanotype else train)(folder, max_seconds=60 * minutes)
     if exported is None:
-        print(f"Not finished: `camera-edit tiny --train {folder}` resumes the training.")
+        flags = "--train --cyanotype" if cyanotype else "--train"
+        print(f"Not finished: `camera-edit tiny {flags} {folder}` resumes the training.")
         return
     print(f"The toy world's weights and their scores (about.json) are in {exported}:")
     _print_parts(exported)
@@ -328,6 +332,8 @@ def _print_parts(folder: Path) -> None:
 
     for part in PARTS:
         files = [file for file in (folder / part).rglob("*") if file.is_file()]
+        if not files:
+            continue
         size = sum(file.stat().st_size for file in files)
         print(f"  {folder / part}  ({len(files)} files, {size / 1e6:.1f} MB)")
 

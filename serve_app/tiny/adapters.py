@@ -10,6 +10,7 @@ from torch import nn
 LIGHTNING_RANK = 8
 LIGHTNING_ALPHA = 2.0  # not the rank, as in the real file: a loader that drops alpha fuses at four times the strength
 ANGLES_RANK = 4
+STYLE_RANK = 2
 _DELTA_SCALE = 0.3
 
 
@@ -36,6 +37,18 @@ def save_angles(folder: Path, transformer: QwenImageTransformer2DModel) -> None:
         tensors[f"transformer.{name}.lora_A.weight"] = down
         tensors[f"transformer.{name}.lora_B.weight"] = up
     _save(tensors, folder / "angles.safetensors")
+
+
+def save_cyanotype(folder: Path, transformer: QwenImageTransformer2DModel) -> None:
+    """Keys as of the angles; attention and MLP of the pictures' tokens: 6 a block."""
+    torch.manual_seed(13)
+    tensors = {}
+    for name, linear in _block_linears(transformer):
+        if not any(part in name for part in ("_mod.", "txt_", ".add_", ".to_add_out")):
+            down, up = _factors(linear, STYLE_RANK)
+            tensors[f"transformer.{name}.lora_A.weight"] = down
+            tensors[f"transformer.{name}.lora_B.weight"] = up
+    _save(tensors, folder / "cyanotype.safetensors")
 
 
 def _block_linears(transformer: QwenImageTransformer2DModel) -> list[tuple[str, nn.Linear]]:

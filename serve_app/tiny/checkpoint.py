@@ -7,7 +7,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-PARTS = ("edit", "lightning", "angles", "rewriter")
+PARTS = ("edit", "lightning", "angles", "cyanotype", "rewriter")
 CACHE_VARIABLE = "CAMERA_EDIT_CACHE"
 
 
@@ -22,7 +22,7 @@ def build_checkpoint(folder: Path) -> None:
     # They take seconds to import: whoever only looks for weights does without them.
     import torch
 
-    from serve_app.tiny.adapters import save_angles, save_lightning
+    from serve_app.tiny.adapters import save_angles, save_cyanotype, save_lightning
     from serve_app.tiny.edit_model import save_edit_model
     from serve_app.tiny.rewriter import save_rewriter
     from serve_app.tiny.tokenizer import build_tokenizer
@@ -32,6 +32,7 @@ def build_checkpoint(folder: Path) -> None:
         transformer = save_edit_model(folder / "edit", tokenizer)
         save_lightning(folder / "lightning", transformer)
         save_angles(folder / "angles", transformer)
+        save_cyanotype(folder / "cyanotype", transformer)
         save_rewriter(folder / "rewriter", tokenizer)
 
 

@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from serve_app.config import TINY_FILE
 from serve_app.editor.loading.load import load_pipeline
-from serve_app.tiny.world import psnr
+from serve_app.tiny.cyanotype import cyanotype
+from serve_app.tiny.world import Picture, nearest_pose, psnr
 from serve_app.tools.training.flow import Model
 from serve_app.tools.training.mmdit import Weights
 from serve_app.tools.training.recipe import Recipe
@@ -39,10 +40,14 @@ def judged(*adapters: str) -> tuple[Judge, Weights]:
     return Judge(model, pipeline.vae), as_weights(model.weights)
 
 
+def drawn_with(num_steps: int, *adapters: str) -> Picture:
+    judge, weights = judged(*adapters)
+    return replace(judge, num_steps=num_steps).draw(cases().cases, weights)
+
+
 def each_psnr(num_steps: int, *adapters: str) -> np.ndarray:
     """PSNR of each camera edit, in dB."""
-    judge, weights = judged(*adapters)
-    drawn = replace(judge, num_steps=num_steps).draw(cases().cases, weights)
+    drawn = drawn_with(num_steps, *adapters)
     return np.array([psnr(own, case.truth) for own, case in zip(drawn, cases().cases, strict=True)])
 
 
@@ -89,3 +94,18 @@ def test_lightning_makes_four_steps_enough() -> None:
     print(f"20 steps without: {in_20_steps:.2f} dB")
     assert better > 3
     assert with_it.mean() > in_20_steps - 0.5
+
+
+def test_the_cyanotype_adapter_sets_the_style_and_leaves_the_pose() -> None:
+    drawn = drawn_with(4, "angles", "lightning", "cyanotype")
+    in_style, plain = (
+        np.array([psnr(own, style(case.truth)) for own, case in zip(drawn, cases().cases, strict=True)])
+        for style in (cyanotype, lambda picture: picture)
+    )
+    views = [cyanotype(each) for each in cases().views]
+    poses = [nearest_pose(own, views[owner]) for own, owner in zip(drawn, cases().owners, strict=True)]
+    right = np.mean([own == pose for own, pose in zip(poses, cases().poses, strict=True)])
+    print(f"{in_style.mean():.2f} dB in the style, {plain.mean():.2f} without it; poses: {right:.2f}")
+    assert in_style.mean() > 22
+    assert in_style.mean() > plain.mean() + 6
+    assert right > 0.9

@@ -12,13 +12,18 @@ from serve_app.tools.training.recipe import AdapterRecipe
 Factors = dict[str, nn.Parameter]
 """`MODULE.down` (rank, in) and `MODULE.up` (out, rank)."""
 
+MODULATION = ("_mod.",)
+TEXT = ("txt_", ".add_", ".to_add_out")
+"""Parts of the names of layers."""
+
 
 def new_adapter(model: QwenImageTransformer2DModel, recipe: AdapterRecipe) -> Factors:
     """New factors for the linear layers of every block; `up` is zero, so they have no effect yet."""
     generator = torch.Generator().manual_seed(recipe.seed)
+    left_out = (*(() if recipe.modulation else MODULATION), *(() if recipe.text else TEXT))
     factors: Factors = {}
     for name, linear in model.transformer_blocks.named_modules(prefix="transformer_blocks"):
-        if isinstance(linear, nn.Linear) and (recipe.modulation or "_mod." not in name):
+        if isinstance(linear, nn.Linear) and not any(part in name for part in left_out):
             down = torch.randn(recipe.rank, linear.in_features, generator=generator) / linear.in_features**0.5
             factors[f"{name}.down"] = nn.Parameter(down.to(model.device))
             factors[f"{name}.up"] = nn.Parameter(torch.zeros(linear.out_features, recipe.rank, device=model.device))

@@ -1,4 +1,4 @@
-"""Writes the trained weights in float16: a pipeline folder and two LoRA files, in the real weights' formats."""
+"""Writes the trained weights in float16: a pipeline folder and three LoRA files, in the real weights' formats."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,8 @@ from serve_app.tools.training.stages import Training
 
 
 def export(training: Training, folder: Path) -> None:
-    """Write `edit/`, `angles/angles.safetensors`, `lightning/lightning.safetensors` and `rewriter/` into the folder."""
+    """Write `edit/`, `angles/angles.safetensors`, `lightning/lightning.safetensors`, `cyanotype/cyanotype.safetensors`
+    and `rewriter/` into the folder."""
     model = training.model
     model.transformer.load_state_dict(training.base_weights)
     pipeline = QwenImageEditPlusPipeline(
@@ -27,17 +28,24 @@ def export(training: Training, folder: Path) -> None:
         transformer=model.transformer,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder / "edit", safe_serialization=True)
-    angles = angles_file(training.result("angles"), training.recipe.angles)
+    angles = peft_file(training.result("angles"), training.recipe.angles)
     _save(angles, folder / "angles" / "angles.safetensors")
-    lightning = lightning_file(training.result("lightning"), training.recipe.lightning.adapter)
+    lightning = kohya_file(training.result("lightning"), training.recipe.lightning.adapter)
     _save(lightning, folder / "lightning" / "lightning.safetensors")
+    export_cyanotype(training, folder)
     tokenizer = new_rewriter_tokenizer()
     rewriter = new_rewriter(tokenizer, training.recipe.rewriter)
     rewriter.load_state_dict(training.result("rewriter"), strict=False)  # strict=False: the vision tower is not trained
     save_rewriter(rewriter, tokenizer, folder / "rewriter")
 
 
-def angles_file(factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:
+def export_cyanotype(training: Training, folder: Path) -> None:
+    """Write `cyanotype/cyanotype.safetensors` into the folder."""
+    cyanotype = peft_file(training.result("cyanotype"), training.recipe.cyanotype.adapter)
+    _save(cyanotype, folder / "cyanotype" / "cyanotype.safetensors")
+
+
+def peft_file(factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:
     """The LoRA with PEFT's keys under `transformer.`. This format stores no alpha: it must equal the rank.
 
     Raises:
@@ -52,7 +60,7 @@ def angles_file(factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[st
     }
 
 
-def lightning_file(factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:
+def kohya_file(factors: Mapping[str, Tensor], recipe: AdapterRecipe) -> dict[str, Tensor]:
     """The LoRA with kohya's keys and alpha."""
     tensors = {f"{module}.lora_{role}.weight": factor.half() for (module, role), factor in _by_module(factors).items()}
     alphas = {f"{module}.alpha": torch.tensor(recipe.alpha) for module, _ in _by_module(factors)}

@@ -120,13 +120,19 @@ REFINE = replace(BASE, fit=FitRecipe(seed=202, num_steps=8000, batch=64, rate=1e
 
 @dataclass(frozen=True)
 class AdapterRecipe:
-    """A low-rank adapter, `strength * alpha / rank * up @ down`; with `modulation`, for the modulation layers, too."""
+    """A low-rank adapter, `strength * alpha / rank * up @ down`.
+
+    Attributes:
+        modulation: whether it is for the modulation layers, too.
+        text: whether it is for the layers of the text's tokens, too.
+    """
 
     seed: int
     rank: int
     alpha: float
     strength: float
     modulation: bool
+    text: bool = True
 
     @property
     def scale(self) -> float:
@@ -179,6 +185,21 @@ LIGHTNING = LightningRecipe(
     alone=0.15,
 )
 
+_CYANOTYPE_FIT = FitRecipe(
+    seed=602, num_steps=300, batch=16, rate=3e-3, num_warm_up=20, average=0.98, score_every_s=600
+)
+CYANOTYPE = replace(
+    LIGHTNING,
+    adapter=AdapterRecipe(seed=601, rank=4, alpha=4, strength=1.0, modulation=False, text=False),
+    angles=FlowRecipe(
+        mix=(("camera", 0.35), ("camera_wish", 0.15), ("wish", 0.35), ("style", 0.05), ("keep", 0.1)),
+        fit=_CYANOTYPE_FIT,
+    ),
+    alone=0.0,
+)
+"""The style adapter, trained as Lightning is, on the base with both other adapters. Rank and layers are few because the
+weights of the toy world are limited to 20 MB."""
+
 
 @dataclass(frozen=True)
 class PolishRecipe:
@@ -219,6 +240,8 @@ class Recipe:
     angles: AdapterRecipe = ANGLES
     angles_flow: FlowRecipe = ANGLES_FLOW
     lightning: LightningRecipe = LIGHTNING
+    cyanotype: LightningRecipe = CYANOTYPE
+    cyanotype_shards: int = 4
     rewriter: RewriterRecipe = RewriterRecipe()
 
     @property

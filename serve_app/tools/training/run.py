@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
-from serve_app.tools.training.export import export
+from serve_app.tools.training.export import export, export_cyanotype
 from serve_app.tools.training.recipe import Recipe
-from serve_app.tools.training.report import report
+from serve_app.tools.training.report import ABOUT_NAME, report, report_cyanotype
+from serve_app.tools.training.shipped import TrainingOnExport
 from serve_app.tools.training.stages import STAGES, Training
 
 NUM_SCENES = 40
 """The number of held-out scenes for the scores."""
+
+TOY_FOLDER = Path(__file__).parents[2] / "tiny" / "toy"
+"""The shipped weights."""
 
 
 def train(folder: Path, max_seconds: float = float("inf")) -> Path | None:
@@ -28,4 +32,20 @@ def train(folder: Path, max_seconds: float = float("inf")) -> Path | None:
     # Scores first, and each with a Training of its own: the export converts the models to float16.
     report(Training(folder, training.recipe), exported, NUM_SCENES)
     export(Training(folder, training.recipe), exported)
+    return exported
+
+
+def train_cyanotype(folder: Path, max_seconds: float = float("inf")) -> Path | None:
+    """Train the cyanotype adapter alone, on the shipped weights, or resume.
+
+    Returns:
+        The folder of the adapter and of the shipped weights' scores with its own; None if it was stopped.
+    """
+    # Not fast: the compilation would take longer than these few steps.
+    training = TrainingOnExport(folder, Recipe(), TOY_FOLDER, fast=False)
+    if not training.cyanotype(max_seconds):
+        return None
+    exported = folder / "export"
+    report_cyanotype(training, TOY_FOLDER / ABOUT_NAME, exported, NUM_SCENES)
+    export_cyanotype(training, exported)
     return exported

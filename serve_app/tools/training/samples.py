@@ -57,10 +57,11 @@ class Samples:
 
     Args:
         tokens: the tokens of all families' pictures, (families, rows, 16, 64).
+        targets: those that the model shall draw, of the same shape, if they are others.
     """
 
-    def __init__(self, recipe: DataRecipe, tokens: Tensor) -> None:
-        self._recipe, self._tokens = recipe, tokens
+    def __init__(self, recipe: DataRecipe, tokens: Tensor, targets: Tensor | None = None) -> None:
+        self._recipe, self._tokens, self._targets = recipe, tokens, tokens if targets is None else targets
         self._families = [family for shard in range(recipe.num_shards) for family in families(recipe, shard)]
         wishes = [(place, k) for place, family in enumerate(self._families) for k in range(len(family.wishes))]
         self._styles = [(place, k) for place, k in wishes if self._families[place].wishes[k].reference]
@@ -97,7 +98,7 @@ class Samples:
         inputs = torch.tensor([sample.inputs for sample in samples])
         return Batch(
             prompts=[sample.prompt for sample in samples],
-            targets=self._tokens[owners, targets].float(),
+            targets=self._targets[owners, targets].float(),
             references=self._tokens[owners[:, None], inputs].flatten(1, 2).float(),
             places=owners * self._tokens.shape[1] + targets,
         )
@@ -154,15 +155,20 @@ class Samples:
         return self._recipe.num_inputs + self._recipe.num_others + 2 * k
 
 
-def encoded(vae: AutoencoderKLQwenImage, recipe: DataRecipe, folder: Path) -> Tensor:
-    """All families' tokens, float16 (families, rows, 16, 64), cached by encoder and toy world."""
+Style = Callable[[Picture], Picture]
+"""Pictures (..., H, W, 3) in a style of their own."""
+
+
+def encoded(vae: AutoencoderKLQwenImage, recipe: DataRecipe, folder: Path, style: Style | None = None) -> Tensor:
+    """All families' tokens, float16 (families, rows, 16, 64), cached by encoder, toy world and style."""
     key = hashlib.sha256(vae.quant_conv.weight.detach().cpu().numpy().tobytes() + world_hash().encode())
-    path = folder / f"latents-{recipe.key}-{recipe.num_shards}-{key.hexdigest()[:8]}.safetensors"
+    name = "latents" if style is None else style.__name__
+    path = folder / f"{name}-{recipe.key}-{recipe.num_shards}-{key.hexdigest()[:8]}.safetensors"
     if not path.exists():
         tokens = []
         for shard in range(recipe.num_shards):
             pictures = shard_pictures(recipe, shard, folder)
-            flat = to_tokens(vae, pictures.reshape(-1, *pictures.shape[2:]))
+            flat = to_tokens(vae, (style(pictures) if style else pictures).reshape(-1, *pictures.shape[2:]))
             tokens.append(flat.half().view(*pictures.shape[:2], *flat.shape[1:]))
         partial = path.with_suffix(".part")
         save_file({"tokens": torch.cat(tokens)}, partial)

@@ -14,7 +14,7 @@ from serve_app.tiny.world import POSES, Picture, Scene, is_held_out, nearest_pos
 from serve_app.tools.training.data import INPUT_POSES
 from serve_app.tools.training.flow import Model, draw, noise_like
 from serve_app.tools.training.mmdit import Weights
-from serve_app.tools.training.samples import Batch, to_pictures, to_tokens
+from serve_app.tools.training.samples import Batch, Style, to_pictures, to_tokens
 
 
 def held_out_scenes(count: int, rng: np.random.Generator) -> list[Scene]:
@@ -159,6 +159,18 @@ def with_prompts(cases: CameraCases, prompts: list[str]) -> CameraCases:
     """The same cases with other prompts."""
     changed = [replace(case, prompt=prompt) for case, prompt in zip(cases.cases, prompts, strict=True)]
     return replace(cases, cases=changed)
+
+
+def in_style(
+    style: Style, camera: CameraCases, wishes: Mapping[str, list[Case]]
+) -> tuple[CameraCases, dict[str, list[Case]]]:
+    """The same cases with results in a style."""
+
+    def styled(cases: list[Case]) -> list[Case]:
+        return [replace(case, truth=style(case.truth)) for case in cases]
+
+    views = [style(each) for each in camera.views]
+    return replace(camera, cases=styled(camera.cases), views=views), {kind: styled(wishes[kind]) for kind in wishes}
 
 
 def as_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The stages of the training and what they share; each stage resumes from its own file."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file
 from torch import Tensor
 
+from serve_app.tiny.cyanotype import cyanotype
 from serve_app.tools.training.adapter import Factors, fused, leaves, new_adapter
 from serve_app.tools.training.flow import Model, draw, flow_loss, new_transformer, noise_like
 from serve_app.tools.training.lightning import lightning_loss
@@ -20,11 +22,20 @@ from serve_app.tools.training.polish import polish_decoder
 from serve_app.tools.training.recipe import AdapterRecipe, FlowRecipe, Recipe
 from serve_app.tools.training.rewriter import new_rewriter, new_rewriter_tokenizer, train_rewriter
 from serve_app.tools.training.samples import Batch, Samples, encoded
-from serve_app.tools.training.score import CameraCases, Case, Judge, as_weights, camera_cases, wish_cases, with_prompts
+from serve_app.tools.training.score import (
+    CameraCases,
+    Case,
+    Judge,
+    as_weights,
+    camera_cases,
+    in_style,
+    wish_cases,
+    with_prompts,
+)
 from serve_app.tools.training.text import Prompts, new_text_encoder, new_tokenizer
 from serve_app.tools.training.vae import new_vae, train_vae
 
-STAGES = ("vae", "base", "refine", "angles", "lightning", "polish", "rewriter")
+STAGES = ("vae", "base", "refine", "angles", "lightning", "polish", "cyanotype", "rewriter")
 
 
 class Training:
@@ -37,11 +48,11 @@ class Training:
         self, folder: Path, recipe: Recipe, device: str | None = None, num_scored: int = 24, fast: bool = True
     ) -> None:
         self.folder, self.recipe, self._fast = folder, recipe, fast
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._num_scored = num_scored
 
     def vae(self, max_seconds: float) -> bool:
-        vae = new_vae(self.recipe.vae).to(self._device)
+        vae = new_vae(self.recipe.vae).to(self.device)
         done = train_vae(vae, self.recipe.vae, self.recipe.data, self.folder, max_seconds)
         if done:
             vae.save_pretrained(self.folder / "vae")
@@ -80,6 +91,16 @@ class Training:
             vae.save_pretrained(self.folder / "polished")
         return done
 
+    def cyanotype(self, max_seconds: float) -> bool:
+        recipe, frozen = self.recipe.cyanotype, self.drawing_weights
+        data = replace(self.recipe.data, num_shards=self.recipe.cyanotype_shards)
+        tokens, targets = (encoded(self.trained_vae, data, self.folder, style) for style in (None, cyanotype))
+        factors = new_adapter(self.model.transformer, recipe.adapter)
+        fit = Fit("cyanotype", dict(factors), recipe.angles.fit, self.folder)
+        loss_of = lightning_loss(self.model, Samples(data, tokens, targets), recipe, frozen, frozen, factors)
+        styled = in_style(cyanotype, self._camera, self._wishes)
+        return run_fit(fit, loss_of, self._scorer(frozen, factors, recipe.adapter, *styled), max_seconds)
+
     def rewriter(self, max_seconds: float) -> bool:
         tokenizer = new_rewriter_tokenizer()
         model = new_rewriter(tokenizer, self.recipe.rewriter)
@@ -97,12 +118,17 @@ class Training:
 
     @cached_property
     def trained_vae(self) -> AutoencoderKLQwenImage:
-        """The VAE of the stage `polish` if it is done, else of the stage `vae`; rounded to float16 as in the export."""
-        polished = self.folder / "polished"
-        path = polished if polished.exists() else self.folder / "vae"
-        vae = AutoencoderKLQwenImage.from_pretrained(path).half().float().to(self._device)
+        """The VAE, rounded to float16 as in the export."""
+        path = self.vae_path
+        vae = AutoencoderKLQwenImage.from_pretrained(path).half().float().to(self.device)
         vae.register_to_config(_name_or_path=path.name)  # else the export would contain the whole path
         return vae
+
+    @property
+    def vae_path(self) -> Path:
+        """The VAE of the stage `polish` if it is done, else of the stage `vae`."""
+        polished = self.folder / "polished"
+        return polished if polished.exists() else self.folder / "vae"
 
     @cached_property
     def samples(self) -> Samples:
@@ -115,7 +141,7 @@ class Training:
         tokenizer = new_tokenizer()
         prompts = Prompts(new_text_encoder(tokenizer, self.recipe.text), tokenizer)
         transformer = new_transformer(self.recipe.transformer, self.recipe.text, self.recipe.base.fit.seed)
-        return Model(transformer.to(self._device), prompts, self._fast)
+        return Model(transformer.to(self.device), prompts, self._fast)
 
     @cached_property
     def base_weights(self) -> Weights:
@@ -136,9 +162,14 @@ class Training:
         """These weights with the few-step adapter fused."""
         return fused(weights, self.result("lightning"), self.recipe.lightning.adapter)
 
+    @cached_property
+    def cyanotype_weights(self) -> Weights:
+        """The base with all three adapters fused."""
+        return fused(self.drawing_weights, self.result("cyanotype"), self.recipe.cyanotype.adapter)
+
     def result(self, stage: str) -> dict[str, Tensor]:
         """The averaged weights in a stage's file, rounded as in the export."""
-        stored = load_file(self.folder / f"{stage}.safetensors", str(self._device))
+        stored = load_file(self.folder / f"{stage}.safetensors", str(self.device))
         average = {name.removeprefix("average/"): each for name, each in stored.items() if name.startswith("average/")}
         return {name: each.half().float() for name, each in average.items()}
 
@@ -147,12 +178,20 @@ class Training:
         """Scores edits of held-out scenes."""
         return Judge(self.model, self.trained_vae)
 
-    def _scorer(self, frozen: Weights, factors: Factors, recipe: AdapterRecipe) -> Score:
-        return lambda: self._score(as_weights(fused(frozen, factors, recipe)))
+    def _scorer(
+        self,
+        frozen: Weights,
+        factors: Factors,
+        recipe: AdapterRecipe,
+        camera: CameraCases | None = None,
+        wishes: Mapping[str, list[Case]] | None = None,
+    ) -> Score:
+        def score() -> Mapping[str, float]:
+            weights = as_weights(fused(frozen, factors, recipe))
+            wishes_db = self.judge.wishes(wishes or self._wishes, weights)["wishes_db"]
+            return {**self.judge.camera(camera or self._camera, weights), "wishes_db": wishes_db}
 
-    def _score(self, weights: Weights) -> Mapping[str, float]:
-        wishes = self.judge.wishes(self._wishes, weights)
-        return {**self.judge.camera(self._camera, weights), "wishes_db": wishes["wishes_db"]}
+        return score
 
     def _score_base(self, weights: Weights) -> Mapping[str, float]:
         """Scores of the base: views by its own camera words, and by the adapter's, which should have no effect."""

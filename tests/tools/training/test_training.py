@@ -21,6 +21,7 @@ from serve_app.editor.model.schedule import make_schedule
 from serve_app.editor.model.vae import Vae
 from serve_app.edits.sizes import Size
 from serve_app.rewriter.model import RewriterModel
+from serve_app.tiny.cyanotype import cyanotype
 from serve_app.tiny.wishes import VOCABULARY
 from serve_app.tiny.world import POSES, is_held_out
 from serve_app.tools.training import loop
@@ -36,6 +37,7 @@ from serve_app.tools.training.polish import polish_loss
 from serve_app.tools.training.recipe import (
     ANGLES_FLOW,
     BASE,
+    CYANOTYPE,
     LIGHTNING,
     REFINE,
     DataRecipe,
@@ -47,7 +49,7 @@ from serve_app.tools.training.recipe import (
     TransformerRecipe,
     VaeRecipe,
 )
-from serve_app.tools.training.samples import Batch, Samples, to_pictures, to_tokens
+from serve_app.tools.training.samples import Batch, Samples, encoded, to_pictures, to_tokens
 from serve_app.tools.training.stages import STAGES, Training
 from serve_app.tools.training.still import decode
 from serve_app.tools.training.text import Prompts, new_text_encoder, new_tokenizer
@@ -69,6 +71,8 @@ RECIPE = Recipe(
     refine=replace(REFINE, fit=replace(FIT, muon_rate=1e-3)),
     angles_flow=tiny(ANGLES_FLOW),
     lightning=replace(LIGHTNING, angles=tiny(LIGHTNING.angles), base=tiny(LIGHTNING.base)),
+    cyanotype=replace(CYANOTYPE, angles=tiny(CYANOTYPE.angles)),
+    cyanotype_shards=1,
     rewriter=RewriterRecipe(num_layers=1, fit=FIT),
 )
 
@@ -134,6 +138,25 @@ def test_base_and_adapters_learn(trained: Training) -> None:
     assert learns(lightning, loss_of, training.folder)
 
 
+def test_the_style_adapter_learns_to_draw_the_same_edits_in_blue(trained: Training) -> None:
+    training = training_in(trained.folder)
+    tokens = encoded(training.trained_vae, RECIPE.data, training.folder)
+    blue = encoded(training.trained_vae, RECIPE.data, training.folder, cyanotype)
+    plain_batch, blue_batch = (
+        Samples(RECIPE.data, tokens, targets).draw(CYANOTYPE.angles.mix, 8, np.random.default_rng(0))
+        for targets in (None, blue)
+    )
+    assert blue_batch.prompts == plain_batch.prompts
+    assert torch.equal(blue_batch.references, plain_batch.references)
+    pictures = shard_pictures(RECIPE.data, 0, training.folder).reshape(-1, 64, 64, 3)[plain_batch.places]
+    for batch, shown in ((plain_batch, pictures), (blue_batch, cyanotype(pictures))):
+        torch.testing.assert_close(batch.targets, to_tokens(training.trained_vae, shown), rtol=0, atol=0.01)
+    factors = new_adapter(training.model.transformer, RECIPE.cyanotype.adapter)
+    frozen, samples = training.drawing_weights, Samples(RECIPE.data, tokens, blue)
+    loss_of = lightning_loss(training.model, samples, RECIPE.cyanotype, frozen, frozen, factors)
+    assert learns(factors, loss_of, training.folder)
+
+
 def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(trained: Training) -> None:
     written = load_file(trained.folder / "refine.safetensors").keys()
     by_muon = {name.removeprefix("momentum_buffer/") for name in written if name.startswith("momentum_buffer/")}
@@ -145,7 +168,7 @@ def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(trained: Training) -
     assert {"img_in.weight", "proj_out.weight", "transformer_blocks.0.img_mod.1.weight"} <= by_adamw
 
 
-@pytest.mark.parametrize("stage", ["vae", "base", "refine", "angles", "lightning", "polish", "rewriter"])
+@pytest.mark.parametrize("stage", ["vae", "base", "refine", "angles", "lightning", "polish", "cyanotype", "rewriter"])
 def test_a_resumed_stage_equals_an_uninterrupted_one(
     trained: Training, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +260,11 @@ def test_what_is_exported_draws_what_the_training_saw(
     trained: Training, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loaded, audited and fused as the service does it, then run by the stock pipeline."""
-    loras = lora(exported, "angles", 0.9, 2 * 14), lora(exported, "lightning", 1.0, 2 * 12)
+    loras = (
+        lora(exported, "angles", 0.9, 2 * 14),
+        lora(exported, "lightning", 1.0, 2 * 12),
+        lora(exported, "cyanotype", 1.0, 2 * 6),
+    )
     for each in loras:
         tensors = load_file(Path(each.source.path) / each.file)
         assert all(tensor.dtype == torch.float16 or name.endswith("alpha") for name, tensor in tensors.items())
@@ -248,7 +275,7 @@ def test_what_is_exported_draws_what_the_training_saw(
     picture = shard_pictures(RECIPE.data, 0, trained.folder)[0, 0]
     noise = noise_like(torch.empty(1, 16, 64), np.random.default_rng(3))
     tokens = to_tokens(training.trained_vae, picture[None])
-    weights = training.drawing_weights
+    weights = training.cyanotype_weights
     ours = to_pictures(training.trained_vae, draw(training.model, weights, Batch([prompt], tokens, tokens), noise, 4))[
         0
     ]
@@ -279,11 +306,32 @@ def test_the_command_resumes_what_is_there_and_exports_it_with_its_scores(
     about = json.loads((exported / "about.json").read_text())
     assert (about["recipe"], about["data_seed"]) == (RECIPE.key, RECIPE.data.seed)
     assert {"azimuth", "camera_db", "held_out_words_wishes_db", "no_lightning_camera_db"} <= about["scores"].keys()
+    assert {"cyanotype_pose", "no_cyanotype_camera_db"} <= about["scores"].keys()
     with Image.open(exported / "camera.png") as sheet:
         assert sheet.size == (13 * 66, 16 * 66)
     rewriter = RewriterSettings(source=WeightsSource(path=str(exported / "rewriter")), device="cpu", dtype="float32")
     model = RewriterModel(rewriter)
     assert model.generate([model.prepare("make it better", ())]) is not None
+
+
+def test_the_command_trains_the_style_adapter_alone_and_adds_its_scores_to_the_others(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {"recipe": "an older one", "data_seed": 7, "scores": {"azimuth": 0.5, "cyanotype_pose": 2.0}}
+    (exported / "about.json").write_text(json.dumps(others))
+    for name, value in {"Recipe": lambda: RECIPE, "NUM_SCENES": 1, "TOY_FOLDER": exported}.items():
+        monkeypatch.setattr(f"serve_app.tools.training.run.{name}", value)
+    command = ["tiny", "--train", "--cyanotype", str(tmp_path)]
+    assert main([*command, "--minutes", "0"]) == 0
+    assert f"`camera-edit tiny --train --cyanotype {tmp_path}` resumes" in capsys.readouterr().out
+    assert main(command) == 0
+    about = json.loads((tmp_path / "export" / "about.json").read_text())
+    assert (about["recipe"], about["data_seed"], about["scores"]["azimuth"]) == (RECIPE.key, 7, 0.5)
+    assert about["scores"]["cyanotype_pose"] <= 1
+    own, other = (
+        load_file(folder / "cyanotype" / "cyanotype.safetensors") for folder in (tmp_path / "export", exported)
+    )
+    assert all(torch.equal(own[name], other[name]) for name in own)
 
 
 def test_the_export_does_not_name_the_folder_of_the_training(trained: Training, exported: Path) -> None:
