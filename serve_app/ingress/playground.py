@@ -142,10 +142,11 @@ def poses(*, needs_key: bool, has_playground: bool) -> dict[str, Any]:
 
 def page_settings(settings: AppSettings) -> dict[str, Any]:
     """The settings that the page shows, and the limits of its fields."""
+    adapters = [lora for lora in settings.editor.loras if lora.apply != "request"]
     return {
         "model": settings.served_model_names[0],
         "has_tiny_weights": settings.editor.base.is_embedded,
-        "adapters": [{"name": lora.name, "weight": lora.weight} for lora in settings.editor.loras],
+        "adapters": [{"name": lora.name, "weight": lora.weight} for lora in adapters],
         "rewriter": settings.rewriter is not None,
         "formats": list(ENCODER_OPTIONS),
         "max_orbit": MAX_ORBIT,

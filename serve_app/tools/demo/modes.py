@@ -60,6 +60,7 @@ _SHOTS: dict[str, dict[str, float]] = {
     "wide": {"azimuth": POSE.azimuth, "distance": 1.8},
 }
 _NIGHT, _ROMANTIC, _STYLE = "make it night", "make it romantic", "apply the style of picture 2"
+_ADAPTER = "cyanotype"
 _BATCH = ("paint the box purple", "remove the cylinder", "make it day", "put the cone on grass")
 
 MODES = (
@@ -90,6 +91,14 @@ MODES = (
         _quoted(_BATCH),
     ),
     Mode("style", "Style", (0, 1), {"prompt": _STYLE}, ("one prompt with two references",), _quoted([_STYLE])),
+    Mode(
+        "adapter",
+        "Adapter",
+        (0,),
+        {"azimuth": 45, "elevation": POSE.elevation, "loras": [{"name": _ADAPTER}]},
+        ("a LoRA that acts only on requests that name it",),
+        (f"{_ADAPTER}, 45°",),
+    ),
 )
 
 

@@ -68,7 +68,8 @@ def wrapped(serve_config: str) -> str:
 def test_shipped_file_passes_and_names_all_deployments(path: Path) -> None:
     file = check_file(path)
     assert tuple(each.name for each in file.serve.applications[0].deployments) == DEPLOYMENT_NAMES
-    assert [lora.name for lora in file.settings[0].editor.loras] == ["lightning", "angles"]
+    assert [lora.name for lora in file.settings[0].editor.fused_loras] == ["lightning", "angles"]
+    assert [lora.name for lora in file.settings[0].editor.unfused_loras] == ["cyanotype"] * (path == CPU_FILE)
 
 
 def test_shipped_cpu_file_fits_two_cores_beside_serve() -> None:
@@ -364,7 +365,10 @@ def test_describe_lists_what_would_run() -> None:
         "  editor model: toy:edit on cpu in float32",
         "  adapter lightning: toy:lightning (lightning.safetensors) at 1",
         "  adapter angles: toy:angles (angles.safetensors) at 0.9",
+        "  adapter cyanotype: toy:cyanotype (cyanotype.safetensors) at 1, apply: request",
         "  rewriter model: toy:rewriter on cpu in float32",
+        "  a change of these adapters restarts every deployment, as they are in args; in the user_config of Editor and "
+        "Ingress, it would not",
     ]
     assert "  Editor: 1 to 7 replicas, each with 4 CPU and 1 GPU" in describe(GPU_FILE).splitlines()
 

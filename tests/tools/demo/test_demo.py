@@ -16,6 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from serve_app.tiny.cyanotype import cyanotype
 from serve_app.tiny.wishes import styled
 from serve_app.tiny.world import Thing, psnr, render
 from serve_app.tools.demo.modes import MODES, POSE, SCENES
@@ -40,6 +41,7 @@ TRUTHS = {
     "batch-3": (replace(SECOND, light="day"), POSE),
     "batch-4": (replace(SECOND, ground="grass"), POSE),
     "style": (styled(FIRST, SECOND), POSE),
+    "adapter": (FIRST, replace(POSE, azimuth=45)),
 }
 CURL_LINE = re.compile(r"^  curl -s http://127\.0\.0\.1:(\d+)/runsync .* -d @(\S+) \| python3 -c \".*\"$", re.MULTILINE)
 
@@ -93,6 +95,7 @@ def test_picture_is_whole_listed_and_nearer_to_its_own_truth_than_to_any_other(d
         assert (picture.format, picture.size) == ("PNG", (64, 64))
         drawn = pixels_of(picture)
     truths = {each: render(*truth) for each, truth in TRUTHS.items()}
+    truths["adapter"] = cyanotype(truths["adapter"])
     assert max(truths, key=lambda each: psnr(drawn, truths[each])) == name
     assert str(demo.out / f"{name}.png") in demo.stdout
 

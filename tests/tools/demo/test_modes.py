@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.config import LimitSettings
+from serve_app.config import TINY_FILE, LimitSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.errors import InvalidInput
 from serve_app.ingress.pictures.prepare import ParsedRequest
@@ -20,6 +20,7 @@ from serve_app.tiny.world import POSES, is_held_out, render
 from serve_app.tools.demo.modes import MODES, POSE, SCENES, Mode, demo_pictures, encode_png, load_picture
 from serve_app.tools.training.data import INPUT_POSES
 from serve_app.tools.training.vague import VAGUE
+from tests.conftest import settings_in
 from tests.pictures import photograph, pixels_of
 
 FILES = (b"first", b"second")
@@ -30,6 +31,7 @@ NUM_PICTURES = {
     "rewriting": [1],
     "batch": [1] * 4,
     "style": [2],
+    "adapter": [1],
 }
 MODE = {mode.name: mode for mode in MODES}
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
@@ -38,7 +40,7 @@ every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def parse(mode: Mode) -> ParsedRequest:
     """Parse the mode's payload as the server does."""
     body = RunPodRequest.model_validate_json(json.dumps(mode.payload(FILES)))
-    return parse_input(body.input, LimitSettings())
+    return parse_input(body.input, LimitSettings(), settings_in(TINY_FILE).editor.loras)
 
 
 @cache
@@ -84,6 +86,11 @@ def test_camera_moves_up_and_down_and_to_and_fro() -> None:
     }
 
 
+def test_adapter_is_named_by_its_mode_alone() -> None:
+    loras = {name: [lora.name for edit in parse(mode).edits for lora in edit.loras] for name, mode in MODE.items()}
+    assert loras == {**{name: [] for name in MODE}, "adapter": ["cyanotype"]}
+
+
 @pytest.mark.parametrize("name", ["instruction", "rewriting", "batch", "style"])
 def test_captions_are_the_prompts(name: str) -> None:
     assert MODE[name].captions == tuple(f"“{edit.prompt}”" for edit in parse(MODE[name]).edits)
@@ -92,7 +99,7 @@ def test_captions_are_the_prompts(name: str) -> None:
 def test_payload_holds_the_pictures_that_the_mode_names() -> None:
     sent = {name: [each.content for found in parse(mode).picture_sets for each in found] for name, mode in MODE.items()}
     first, second = "Zmlyc3Q=", "c2Vjb25k"
-    assert sent["orbit"] == sent["camera"] == sent["instruction"] == sent["rewriting"] == [first]
+    assert sent["orbit"] == sent["camera"] == sent["instruction"] == sent["rewriting"] == sent["adapter"] == [first]
     assert sent["batch"] == [first, first, second, second]
     assert sent["style"] == [first, second]
 
