@@ -5,6 +5,7 @@ Each check requests edits of held-out scenes and compares the pictures with the 
 
 import base64
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from serve_app.edits.camera import CameraPose
+from serve_app.tiny.cyanotype import cyanotype
 from serve_app.tiny.wishes import styled
 from serve_app.tiny.world import Picture, Scene, Thing, is_held_out, nearest_pose, psnr, render, views
 from tests.meaning.training_reference import training_picture
@@ -104,6 +106,27 @@ def style_comes_from_picture_2(run_job: RunJob) -> None:
     assert psnr(picture, right) > psnr(picture, render(SCENE, FRONT)) + 3
 
 
+def a_style_is_on_the_edits_that_name_it_and_on_no_other(run_job: RunJob) -> None:
+    """Edits that differ in nothing else run beside each other."""
+    fields = {"image": sent(SCENE), "prompt": "change the ground to sand", "seed": 5}
+    uses: list[list[dict[str, str]]] = [STYLE, []] * 4
+    with ThreadPoolExecutor(len(uses)) as clients:
+        pictures = [each for (each,) in clients.map(lambda loras: drawn(run_job, **fields, loras=loras), uses)]
+    plain = render(replace(SCENE, ground="sand"), FRONT)
+    for loras, picture in zip(uses, pictures, strict=True):
+        right, wrong = (cyanotype(plain), plain) if loras else (plain, cyanotype(plain))
+        assert psnr(picture, right) > 20
+        assert psnr(picture, right) > psnr(picture, wrong) + 6
+
+
+def a_style_keeps_the_pose(run_job: RunJob) -> None:
+    for scene, pose in ((SCENE, CameraPose(90, 30, 1.0)), (OTHER, CameraPose(225, 60, 1.8))):
+        camera = {"azimuth": pose.azimuth, "elevation": pose.elevation, "distance": pose.distance}
+        (picture,) = drawn(run_job, image=sent(scene), prompt="", **camera, loras=STYLE)
+        assert nearest_pose(picture, cyanotype(views(scene))) == pose
+        assert psnr(picture, cyanotype(render(scene, pose))) > 20
+
+
 def rewriting_turns_a_vague_wish_into_a_precise_one(run_job: RunJob) -> None:
     night = replace(SCENE, light="night")
     fields = {"image": sent(night), "prompt": "make it better"}
@@ -122,17 +145,20 @@ def pictures_equal_those_of_the_training_code(run_job: RunJob) -> None:
     """Steps, schedule, adapters and their strengths are the ones that the weights were trained with."""
     pose = CameraPose(225, 60, 1.0)
     camera_fields = {"azimuth": pose.azimuth, "elevation": pose.elevation, "distance": pose.distance}
-    for prompt, camera, whole in (
-        ("make it sunset", {}, "make it sunset"),
-        ("", camera_fields, pose.tokens),
-        ("paint the box green", camera_fields, f"{pose.tokens} paint the box green"),
+    for prompt, camera, whole, loras in (
+        ("make it sunset", {}, "make it sunset", []),
+        ("", camera_fields, pose.tokens, []),
+        ("paint the box green", camera_fields, f"{pose.tokens} paint the box green", []),
+        ("paint the box green", camera_fields, f"{pose.tokens} paint the box green", STYLE),
     ):
-        (picture,) = drawn(run_job, image=sent(SCENE), prompt=prompt, seed=11, **camera)
-        apart = np.abs(picture.astype(int) - training_picture(whole, render(SCENE, FRONT), seed=11))
-        assert apart.max() <= LEVELS_APART, (prompt, apart.max())
+        (picture,) = drawn(run_job, image=sent(SCENE), prompt=prompt, seed=11, loras=loras, **camera)
+        expected = training_picture(whole, render(SCENE, FRONT), seed=11, in_style=bool(loras))
+        apart = np.abs(picture.astype(int) - expected)
+        assert apart.max() <= LEVELS_APART, (prompt, loras, apart.max())
 
 
 LEVELS_APART = 2
+STYLE = [{"name": "cyanotype"}]
 
 CHECKS = (
     azimuth_90_shows_the_right_side_and_not_the_left,
@@ -141,6 +167,8 @@ CHECKS = (
     camera_words_and_a_wish_both_work,
     eight_different_edits_return_in_their_order,
     style_comes_from_picture_2,
+    a_style_is_on_the_edits_that_name_it_and_on_no_other,
+    a_style_keeps_the_pose,
     rewriting_turns_a_vague_wish_into_a_precise_one,
     the_same_seed_gives_the_same_file,
     pictures_equal_those_of_the_training_code,

@@ -5,7 +5,7 @@ content, so wrong positions around it change nothing. tests/editor/test_exactnes
 weights, whose encoder reads pictures.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from serve_app.config import TINY_FILE, AppSettings, SchedulerSettings, WeightsSource
+from serve_app.editor.model import adapters
 from serve_app.edits import camera, service
 from serve_app.edits.camera import AZIMUTH_WORDS, CameraPose
 from serve_app.edits.job import Job
@@ -93,6 +94,18 @@ def swapped_references(patch: pytest.MonkeyPatch, settings: AppSettings, folder:
     return settings
 
 
+def a_neighbours_adapters(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
+    """As if the adapters of an edit acted on the whole pack."""
+    runs_of = adapters.runs_of
+
+    def for_all(uses: Sequence[adapters.Uses], *rest: Any) -> adapters.Runs:
+        everyones = tuple(dict.fromkeys(use for own in uses for use in own))
+        return runs_of([everyones] * len(uses), *rest)
+
+    patch.setattr(adapters, "runs_of", for_all)
+    return settings
+
+
 def stock_scheduler(patch: pytest.MonkeyPatch, settings: AppSettings, folder: Path) -> AppSettings:
     return with_editor(settings, scheduler=SchedulerSettings.model_validate(STOCK_SCHEDULER))
 
@@ -115,6 +128,7 @@ FAULTS = (
     Fault(no_alpha, checks.pictures_equal_those_of_the_training_code),
     Fault(shuffled_batch, checks.eight_different_edits_return_in_their_order),
     Fault(swapped_references, checks.style_comes_from_picture_2),
+    Fault(a_neighbours_adapters, checks.a_style_is_on_the_edits_that_name_it_and_on_no_other),
     Fault(stock_scheduler, checks.pictures_equal_those_of_the_training_code),
 )
 

@@ -13,16 +13,19 @@ from serve_app.tiny.world import Picture
 from serve_app.tools.training.adapter import fused
 from serve_app.tools.training.flow import Model, draw
 from serve_app.tools.training.mmdit import Weights
-from serve_app.tools.training.recipe import ANGLES, LIGHTNING
+from serve_app.tools.training.recipe import ANGLES, CYANOTYPE, LIGHTNING
 from serve_app.tools.training.samples import Batch, to_pictures, to_tokens
 from serve_app.tools.training.score import as_weights
 from serve_app.tools.training.text import Prompts
 from serve_app.weights.locate import TOY_FOLDER
 
 
-def training_picture(prompt: str, picture: Picture, seed: int) -> Picture:
-    """The edited picture after 4 steps. `prompt`: the complete prompt, camera words included."""
-    model, vae, weights = _loaded()
+def training_picture(prompt: str, picture: Picture, seed: int, in_style: bool) -> Picture:
+    """The edited picture after 4 steps, with or without the cyanotype adapter. `prompt`: the complete prompt, camera
+    words included."""
+    model, vae, plain = _loaded()
+    style = _factors("cyanotype", "lora_A", "lora_B") if in_style else {}
+    weights = fused(plain, style, CYANOTYPE.adapter)
     tokens = to_tokens(vae, picture[None])
     # The pipeline's noise: a picture's latents, packed two by two into tokens.
     noise = torch.randn((1, 1, 16, 8, 8), generator=torch.Generator().manual_seed(seed))
