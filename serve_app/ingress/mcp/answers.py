@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from mcp_types import INTERNAL_ERROR, INVALID_REQUEST, CallToolResult, ImageContent, TextContent
 from pydantic import BaseModel, Field
 
-from serve_app.config import LoraSettings
+from serve_app.config import Apply, LoraSettings
 from serve_app.edits.camera import CameraPose
 from serve_app.edits.request import EditOutcome, EditRequest
 from serve_app.errors import ServiceError
@@ -45,7 +45,14 @@ class McpPictures(BaseModel):
 
 class McpAdapter(BaseModel):
     name: str
+    apply: Apply = Field(
+        description="fused: part of the model, and `loras` cannot name it; camera: for edits with a camera pose; "
+        "request: for edits whose `loras` name it."
+    )
     weight: float = Field(description="Its strength, in edits that name no other.")
+    min_weight: float
+    max_weight: float
+    trigger_words: list[str] = Field(description="What a prompt must hold for the adapter to act.")
 
 
 class McpAdapters(BaseModel):
@@ -106,7 +113,8 @@ def pictures_result(edits: Sequence[EditRequest], outcomes: Sequence[EditOutcome
 
 
 def adapters_result(loras: Sequence[LoraSettings]) -> CallToolResult:
-    return _result([], McpAdapters(adapters=[McpAdapter(name=each.name, weight=each.weight) for each in loras]))
+    shown = [McpAdapter(**lora.model_dump(include=set(McpAdapter.model_fields))) for lora in loras]
+    return _result([], McpAdapters(adapters=shown))
 
 
 def error_result(problem: ServiceError, retry_after_s: int | None) -> CallToolResult:

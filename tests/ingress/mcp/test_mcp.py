@@ -271,14 +271,15 @@ def test_a_full_queue_says_when_to_try_again(tiny_settings: AppSettings) -> None
     assert run(work()).endswith("Try again in 5 s.")
 
 
-def test_the_adapters_are_listed_with_their_weights(app: Harness, tiny_settings: AppSettings) -> None:
+def test_the_adapters_are_listed_with_their_bounds(app: Harness, tiny_settings: AppSettings) -> None:
     async def work() -> CallToolResult:
         async with connected(app) as client:
             return await client.call_tool("list_adapters", {})
 
     listed = run(work()).structured_content["adapters"]
-    assert listed == [{"name": lora.name, "weight": lora.weight} for lora in tiny_settings.editor.loras]
-    assert listed
+    shown = {"name", "apply", "weight", "min_weight", "max_weight", "trigger_words"}
+    assert listed == [lora.model_dump(mode="json", include=shown) for lora in tiny_settings.editor.loras]
+    assert [each["apply"] for each in listed] == ["fused", "fused", "request"]
 
 
 def test_an_unknown_tool_is_an_error_of_the_protocol(app: Harness) -> None:
