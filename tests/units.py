@@ -14,6 +14,7 @@ SHARED = {
     "test_meaning.py": "toy",
     "test_openapi.py": "toy",
     "test_playground.py": "toy",
+    "test_redeploy.py": "toy",  # changes the adapters, so it is the last file
     "test_overload.py": "narrow",
     "test_privacy.py": "narrow",
     "test_sigterm.py": "narrow",  # ends the service, so it is the last file

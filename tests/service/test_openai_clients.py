@@ -112,6 +112,23 @@ def test_the_camera_fields_work(client: OpenAI, service: Service) -> None:
     assert answer.data[0].revised_prompt == f"<sks> right side view eye-level shot close-up {PROMPT}"
 
 
+def test_an_adapter_by_extra_body_or_as_the_model(client: OpenAI, service: Service) -> None:
+    plain = only(client.images.edit(image=PNG, **QUICK, extra_body=ONE_STEP))
+    loras = [{"name": "cyanotype", "weight": 1.0}]
+    named = only(client.images.edit(image=PNG, **QUICK, extra_body={**ONE_STEP, "loras": loras}))
+    as_model = only(client.images.edit(image=PNG, **{**QUICK, "model": "cyanotype"}, extra_body=ONE_STEP))
+    assert named == as_model == by_runpod(service, PNG, loras=loras)
+    assert named != plain
+
+
+@pytest.mark.parametrize(
+    "fields", [{"extra_body": {"loras": [{"name": "cyanotipe"}]}}, {"model": "cyanotipe"}], ids=["loras", "model"]
+)
+def test_an_unknown_adapter_is_answered_with_the_closest_name(client: OpenAI, fields: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError, match=r"cyanotipe.*'cyanotype'"):
+        client.images.edit(image=PNG, **{**QUICK, **fields})
+
+
 def test_a_stream_shows_previews_and_then_the_picture(client: OpenAI, service: Service) -> None:
     steps = {"num_inference_steps": 4, "seed": 7}
     events = list(client.images.edit(image=PNG, **QUICK, stream=True, partial_images=3, extra_body=steps))
@@ -133,7 +150,7 @@ def test_a_random_seed_is_returned_and_reproduces_the_picture(client: OpenAI) ->
 
 
 def test_models(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [f"Qwen/{MODEL}", MODEL, "gpt-image-qwen"]
+    assert [model.id for model in client.models.list()] == [f"Qwen/{MODEL}", MODEL, "gpt-image-qwen", "cyanotype"]
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(NotFoundError):
         client.models.retrieve("dall-e-2")

@@ -51,6 +51,19 @@ def test_stream(endpoint: runpod.Endpoint, service: Service) -> None:
         assert alike(item["image"], alone(service, **SMALL, azimuth=90 * item["index"]))
 
 
+def test_an_adapter(endpoint: runpod.Endpoint, service: Service) -> None:
+    styled = {**SMALL, "seed": 7, "loras": [{"name": "cyanotype"}]}
+    (by_client,) = endpoint.run_sync({"input": styled})["images"]
+    same = {"image": f"data:image/png;base64,{PICTURE}", "model": "cyanotype", "size": "64x64"}
+    body = {**same, "prompt": SMALL["prompt"], "seed": 7, "num_inference_steps": 1}
+    answer = requests.post(f"{service.url}/v1/images/edits", json=body, timeout=60)
+    assert by_client == answer.json()["data"][0]["b64_json"]
+    assert by_client != alone(service, **SMALL, seed=7)
+    with pytest.raises(requests.HTTPError) as caught:
+        endpoint.run_sync({"input": {**styled, "loras": [{"name": "cyanotipe"}]}})
+    assert "Did you mean 'cyanotype'?" in caught.value.response.json()["error"]
+
+
 def test_cancel(endpoint: runpod.Endpoint) -> None:
     job = endpoint.run({"input": LONG})
     assert job.cancel() == {"id": job.job_id, "status": "CANCELLED"}
