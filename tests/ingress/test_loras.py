@@ -81,9 +81,7 @@ def test_a_form_may_hold_adapters_in_parts(
         ([("loras[][path]", "x")], "loras[][path]", "Unknown field"),
     ],
 )
-def test_what_is_wrong_with_such_parts(
-    app: Harness, parts: list[tuple[str, str]], field: str, message: str
-) -> None:
+def test_what_is_wrong_with_such_parts(app: Harness, parts: list[tuple[str, str]], field: str, message: str) -> None:
     problem = error_of(app.form(("image", PNG), ("prompt", "x"), *parts), 400)
     assert message in problem["message"]
     assert problem["param"] == field

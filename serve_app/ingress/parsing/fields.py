@@ -214,8 +214,8 @@ class DrawFields(StrictModel):
     negative_prompt: Text = Field(None, description="What guidance steers away from. Default one space.")
     loras: Annotated[list[Lora] | None, BeforeValidator(_loras), WithJsonSchema(_LORAS_SCHEMA)] = Field(
         None,
-        description=f"Adapters to use for this edit, at most {MAX_LORAS} (in a form: as JSON text, or as parts `loras[][name]` "
-        "and `loras[][weight]`).",
+        description=f"Adapters to use for this edit, at most {MAX_LORAS} (in a form: as JSON text, or as parts "
+        "`loras[][name]` and `loras[][weight]`).",
     )
     timeout_s: Number = Field(
         None,
