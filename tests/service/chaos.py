@@ -1,12 +1,13 @@
-"""Kill processes; no job is lost: `python -m tests.service.chaos [--duration 180] [--every 5] [--clients 4] [--redis]`
+"""Kill processes; no job is lost: `python -m tests.service.chaos [--duration 180] [--every 5] [--rate 4] [--redis]`
 
-Clients submit jobs while, every few seconds, one process of the service is killed with SIGKILL: a replica of any
-deployment, in turn; half-way through, the whole service, which is then started again. At the end every accepted job
-must have ended COMPLETED, each ended once, with the picture of an undisturbed run, and no submission may have been
-answered with 500; otherwise the exit status is 1.
+Jobs are submitted at random times while, every few seconds, one process of the service is killed with SIGKILL: a
+replica of any deployment, in turn; half-way through, the whole service, which is then started again. At the end every
+accepted job must have ended COMPLETED, each ended once, with the picture of an undisturbed run, and no submission may
+have been answered with 500; otherwise the exit status is 1.
 """
 
 import argparse
+import asyncio
 import itertools
 import sys
 import tempfile
@@ -14,18 +15,21 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import requests
 from rich.console import Console
 
+from serve_app.tools.load.dialects import prepare_runpod
+from serve_app.tools.load.load import Outcome, arrival_times, open_loop
 from tests.pictures import alike
 from tests.processes import redis_server
 from tests.service.conftest import Host, Service, host_in
 from tests.service.kill import kill_all, kill_replica
-from tests.service.load import EDIT, post, run_clients
+from tests.service.load import EDIT, STREAMED, Record, errors_of, post, send_load
 from tests.service.receiver import Receiver, receiving
 
 VICTIMS = ("Editor", "Jobs", "Ingress", "Rewriter")
@@ -33,20 +37,11 @@ END_S = 180.0
 """For the accepted jobs to end after the last kill."""
 
 
-@dataclass
-class Record:
-    """The seed of each accepted job by its id, responses to submissions by status, kills by deployment."""
-
-    accepted: dict[str, int] = field(default_factory=dict)
-    answers: Counter[str] = field(default_factory=Counter)
-    kills: Counter[str] = field(default_factory=Counter)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--duration", type=float, default=180.0)
     parser.add_argument("--every", type=float, default=5.0)
-    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=4.0, help="jobs per second")
     parser.add_argument("--redis", action="store_true")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -56,8 +51,12 @@ def main() -> int:
         host = make_host(folder, receiver, url)
         host.start()
         try:
-            record = run_load(host, receiver, options.duration, options.every, options.clients)
-            return evaluate(host.service, receiver, record)
+            record, kills = Record(), Counter[str]()
+            killer = threading.Thread(target=kill_repeatedly, args=(host, kills, options.duration, options.every))
+            killer.start()
+            outcomes = run_load(host.service, receiver, record, options.duration, options.rate)
+            killer.join()
+            return evaluate(host.service, receiver, record, kills, outcomes)
         finally:
             host.stop()
 
@@ -69,31 +68,16 @@ def make_host(folder: Path, receiver: Receiver, redis_url: str | None) -> Host:
     return host_in(folder, jobs=jobs)
 
 
-def run_load(host: Host, receiver: Receiver, duration_s: float, every_s: float, num_clients: int) -> Record:
-    record, lock = Record(), threading.Lock()
-    end = time.monotonic() + duration_s
-    killer = threading.Thread(target=kill_repeatedly, args=(host, record, duration_s, every_s))
-    killer.start()
-
-    def work(number: int) -> None:
-        steps = 1 + number % 8
-        body = {
-            "input": {**EDIT, "num_inference_steps": steps, "seed": number},
-            "webhook": f"{receiver.origin}/hook/200",
-        }
-        result, envelope = post(host.service, "/run", body, timeout_s=30)
-        with lock:
-            record.answers[str(result.http_status)] += 1
-            if result.http_status == 200:
-                record.accepted[envelope["id"]] = number
-        time.sleep(0.2 if result.http_status == 200 else 1.0)
-
-    run_clients(num_clients, lambda _: time.monotonic() < end, work)
-    killer.join()
-    return record
+def run_load(
+    service: Service, receiver: Receiver, record: Record, duration_s: float, rate_per_s: float
+) -> list[Outcome]:
+    """Submit jobs, whether or not earlier ones are done."""
+    times = takewhile(lambda due_s: due_s < duration_s, arrival_times(rate_per_s, seed=0))
+    prepare = partial(prepare_runpod, webhook=f"{receiver.origin}/hook/200")
+    return asyncio.run(send_load(service, partial(open_loop, times=times), STREAMED, record, prepare))
 
 
-def kill_repeatedly(host: Host, record: Record, duration_s: float, every_s: float) -> None:
+def kill_repeatedly(host: Host, kills: Counter[str], duration_s: float, every_s: float) -> None:
     began = time.monotonic()
     victims = itertools.cycle(VICTIMS)
     restarted = False
@@ -102,13 +86,13 @@ def kill_repeatedly(host: Host, record: Record, duration_s: float, every_s: floa
         if not restarted and time.monotonic() - began > duration_s / 2:
             restarted = True
             kill_all(host.process)
-            record.kills["the whole service"] += 1
+            kills["the whole service"] += 1
             host.start()
         elif kill_replica(host.process, victim := next(victims)):
-            record.kills[victim] += 1
+            kills[victim] += 1
 
 
-def evaluate(service: Service, receiver: Receiver, record: Record) -> int:
+def evaluate(service: Service, receiver: Receiver, record: Record, kills: Counter[str], outcomes: list[Outcome]) -> int:
     """Wait for the jobs to end, compare their pictures, and print the outcome; the exit status."""
     wait_until_healthy(service)
     began = time.monotonic()
@@ -116,24 +100,26 @@ def evaluate(service: Service, receiver: Receiver, record: Record) -> int:
     waited_s = time.monotonic() - began
     wrong = [
         job_id
-        for job_id, number in record.accepted.items()
-        if ends[job_id].get("status") == "COMPLETED" and not is_right(service, ends[job_id], number)
+        for job_id, fields in record.accepted.items()
+        if ends[job_id].get("status") == "COMPLETED" and not is_right(service, ends[job_id], fields)
     ]
     notified = Counter((body["id"], body["status"]) for _, body in receiver.calls)
     two_ends = [job_id for job_id in record.accepted if len({end for each, end in notified if each == job_id}) > 1]
     states = Counter(str(end.get("status", "lost")) for end in ends.values())
     console = Console(width=120)
-    console.print(f"kills: {dict(record.kills)}; answers to submissions: {dict(record.answers)}")
+    console.print(f"kills: {dict(kills)}; answers to submissions: {dict(record.answers)}")
+    console.print(f"requests that broke off: {dict(errors_of(outcomes))}")
     console.print(f"accepted: {len(ends)}; ends: {dict(states)}, the last one {waited_s:.1f} s after the last kill")
     console.print(f"pictures unlike the undisturbed run's: {len(wrong)}; jobs reported with two ends: {len(two_ends)}")
     console.print(f"webhooks: {len({each for each, _ in notified})} jobs notified, {sum(notified.values())} calls")
-    bad = states["COMPLETED"] != len(ends) or wrong or two_ends or not ends or record.answers["500"]
+    bad = states["COMPLETED"] != len(ends) or wrong or two_ends or not ends
+    bad = bad or any(each.status == 500 for each in record.submissions)
     return 1 if bad else 0
 
 
 def wait_until_healthy(service: Service) -> None:
     deadline = time.monotonic() + END_S
-    while post(service, "/runsync", {"input": EDIT}, timeout_s=60)[0].job_status != "COMPLETED":
+    while post(service, "/runsync", {"input": EDIT}, timeout_s=60).get("status") != "COMPLETED":
         if time.monotonic() > deadline:
             raise TimeoutError("the service did not come back")
         time.sleep(1)
@@ -149,9 +135,8 @@ def end_of(service: Service, job_id: str, deadline: float) -> dict[str, Any]:
             return envelope
 
 
-def is_right(service: Service, envelope: dict[str, Any], number: int) -> bool:
-    fields = {**EDIT, "num_inference_steps": 1 + number % 8, "seed": number}
-    _, undisturbed = post(service, "/runsync", {"input": fields})
+def is_right(service: Service, envelope: dict[str, Any], fields: dict[str, Any]) -> bool:
+    undisturbed = post(service, "/runsync", {"input": fields})
     return alike(envelope["output"]["images"][0], undisturbed["output"]["images"][0])
 
 

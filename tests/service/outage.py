@@ -7,6 +7,7 @@ and accepted within two seconds of the store's return; and /health/ready gave th
 """
 
 import argparse
+import asyncio
 import subprocess
 import sys
 import tempfile
@@ -16,43 +17,47 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import requests
 from rich.console import Console
 
+from serve_app.tools.load.dialects import prepare_runpod
+from serve_app.tools.load.load import arrival_times, closed_loop, open_loop
 from tests.pictures import alike
 from tests.processes import RedisServer, free_port
 from tests.service.chaos import end_of
 from tests.service.conftest import Service, running
-from tests.service.load import EDIT, post, run_clients
+from tests.service.load import STREAMED, Record, errors_of, send_load
 from tests.service.receiver import Receiver, receiving
 
 BEFORE_S = AFTER_S = 3.0
 END_S = 120.0
 ACCEPTED_WITHIN_S = 2.0
 POLL_S = 0.1
-SUBMIT_EVERY_S = 0.25
+SUBMITTED_PER_S = 4.0
 DISK_MIB = 48
 HOOK = "/outage/200"
 
 
 @dataclass
-class Record:
+class Run:
     """What happened, with times on the monotonic clock.
 
     Attributes:
         hook: the path of the webhooks.
-        answers: responses to submissions: when sent, when answered, the status, and whether it had a Retry-After.
-        accepted: the seed of each accepted job by its id.
+        sent: the answers to submissions, and the accepted jobs.
+        errors: of submissions, or of requests for their progress.
         ready: responses of /health/ready: when, status and reason.
         outage: when the store became unavailable and available again.
     """
 
     hook: str
-    answers: list[tuple[float, float, int, bool]] = field(default_factory=list)
-    accepted: dict[str, int] = field(default_factory=dict)
+    sent: Record = field(default_factory=Record)
+    errors: Counter[str] = field(default_factory=Counter)
     ready: list[tuple[float, int, str | None]] = field(default_factory=list)
     outage: tuple[float, float] = (0.0, 0.0)
 
@@ -100,39 +105,28 @@ def run_load(
     restore_store: Callable[[], None],
     outage_s: float,
     clients: int,
-) -> Record:
-    """Let clients run jobs before, during and after an outage."""
-    record, lock, over = Record(hook), threading.Lock(), threading.Event()
+) -> Run:
+    """Let clients run jobs before, during and after an outage. Submissions at random times, besides, never pause."""
+    run, over = Run(hook), threading.Event()
+    times = takewhile(lambda _: not over.is_set(), arrival_times(SUBMITTED_PER_S, seed=0))
+    loops = (
+        partial(closed_loop, num_clients=clients - 1, goes_on=lambda _: not over.is_set()),
+        partial(open_loop, times=times),
+    )
+    prepare = partial(prepare_runpod, webhook=f"{receiver.origin}{hook}")
 
-    def work(number: int, waits: bool = True) -> None:
-        sent = time.monotonic()
-        body = {"input": {**EDIT, "seed": number}, "webhook": f"{receiver.origin}{hook}"}
-        result, envelope = post(service, "/run", body, timeout_s=60)
-        with lock:
-            record.answers.append((sent, time.monotonic(), result.http_status, result.retry_after is not None))
-            if result.http_status == 200:
-                record.accepted[envelope["id"]] = number
-        if result.http_status == 200 and waits:
-            requests.get(f"{service.url}/status-sync/{envelope['id']}?wait=10000", timeout=60)
-        else:
-            time.sleep(SUBMIT_EVERY_S)
-
-    def submit(number: int) -> None:
-        # Without waiting for the jobs to end, so that submissions never pause.
-        work(10**6 + number, waits=False)
+    async def send() -> None:
+        loads = (send_load(service, loop, STREAMED, run.sent, prepare) for loop in loops)
+        for outcomes in await asyncio.gather(*loads):
+            run.errors += errors_of(outcomes)
 
     def watch() -> None:
         while not over.wait(POLL_S):
             sent = time.monotonic()
             response = requests.get(f"{service.url}/health/ready", timeout=30)
-            record.ready.append((sent, response.status_code, response.json().get("reason")))
+            run.ready.append((sent, response.status_code, response.json().get("reason")))
 
-    load = threading.Thread(target=run_clients, args=(clients - 1, lambda _: not over.is_set(), work))
-    threads = [
-        load,
-        threading.Thread(target=run_clients, args=(1, lambda _: not over.is_set(), submit)),
-        threading.Thread(target=watch),
-    ]
+    threads = [threading.Thread(target=lambda: asyncio.run(send())), threading.Thread(target=watch)]
     for thread in threads:
         thread.start()
     try:
@@ -141,45 +135,43 @@ def run_load(
         began = time.monotonic()
         time.sleep(outage_s)
         restore_store()
-        record.outage = began, time.monotonic()
+        run.outage = began, time.monotonic()
         time.sleep(AFTER_S)
     finally:
         over.set()
         for thread in threads:
             thread.join()
-    return record
+    return run
 
 
-def evaluate(service: Service, receiver: Receiver, record: Record) -> Outcome:
+def evaluate(service: Service, receiver: Receiver, run: Run) -> Outcome:
     """Wait for the ends of all accepted jobs, and compare."""
     deadline = time.monotonic() + END_S
-    ends = {job_id: end_of(service, job_id, deadline) for job_id in record.accepted}
-    began, back = record.outage
-    calls = Counter((body["id"], body["status"]) for body in receiver.bodies(record.hook, len(ends), timeout_s=60))
-    refused = [(status, retry_after) for _, _, status, retry_after in record.answers if status != 200]
-    accepted = [answered for sent, answered, status, _ in record.answers if status == 200 and answered > back]
+    ends = {job_id: end_of(service, job_id, deadline) for job_id in run.sent.accepted}
+    began, back = run.outage
+    calls = Counter((body["id"], body["status"]) for body in receiver.bodies(run.hook, len(ends), timeout_s=60))
+    submissions = run.sent.submissions
+    broken = Counter({kind: number for kind, number in run.errors.items() if not kind.startswith("HTTP")})
+    accepted = [each.answered_at for each in submissions if each.status == 200 and each.answered_at > back]
     jobs = requests.get(f"{service.url}/health", timeout=30).json()["jobs"]
     return Outcome(
         ends=Counter(str(end.get("status", "lost")) for end in ends.values()),
         calls=Counter({call: number for call, number in calls.items() if call[0] in ends}),
         refused_calls=sum(number for call, number in calls.items() if call[0] not in ends),
-        wrong_pictures=wrong_pictures(service, record, ends),
+        wrong_pictures=wrong_pictures(service, run, ends),
         left=(jobs["inQueue"], jobs["inProgress"]),
-        refusals=Counter(
-            f"{status} {'with' if retry_after else 'without'} Retry-After" for status, retry_after in refused
-        ),
-        reasons=Counter(str(reason) for at, status, reason in record.ready if status == 503 and began < at < back),
+        refusals=Counter(each.kind for each in submissions if each.status != 200) + broken,
+        reasons=Counter(str(reason) for at, status, reason in run.ready if status == 503 and began < at < back),
         accepted_after_s=min(accepted, default=float("inf")) - back,
     )
 
 
-def wrong_pictures(service: Service, record: Record, ends: dict[str, dict[str, Any]]) -> int:
+def wrong_pictures(service: Service, run: Run, ends: dict[str, dict[str, Any]]) -> int:
     """How many of the last 32 accepted jobs have another picture than when run again."""
-    disturbed = list(record.accepted.items())[-32:]
-    runs = {number: service.run(**{**EDIT, "seed": number})["output"]["images"][0] for _, number in disturbed}
+    disturbed = list(run.sent.accepted.items())[-32:]
     return sum(
-        not alike(ends[job_id]["output"]["images"][0], runs[number])
-        for job_id, number in disturbed
+        not alike(ends[job_id]["output"]["images"][0], service.run(**fields)["output"]["images"][0])
+        for job_id, fields in disturbed
         if ends[job_id].get("status") == "COMPLETED"
     )
 
@@ -206,8 +198,8 @@ def with_redis(folder: Path, receiver: Receiver, outage_s: float, clients: int) 
     try:
         jobs = {**jobs_settings(receiver), "store": {"kind": "redis", "url": server.url}}
         with running(folder, free_port(), jobs, rewriter=None) as service:
-            record = run_load(service, receiver, HOOK, server.stop, server.start, outage_s, clients)
-            return report(f"Redis stopped for {outage_s:g} s", evaluate(service, receiver, record))
+            run = run_load(service, receiver, HOOK, server.stop, server.start, outage_s, clients)
+            return report(f"Redis stopped for {outage_s:g} s", evaluate(service, receiver, run))
     finally:
         server.stop()
 
@@ -217,8 +209,8 @@ def with_sqlite(folder: Path, receiver: Receiver, outage_s: float, clients: int)
         filler = disk / "filler"
         jobs = {**jobs_settings(receiver), "store": {"kind": "sqlite", "path": str(disk / "jobs.sqlite3")}}
         with running(folder, free_port(), jobs, rewriter=None) as service:
-            record = run_load(service, receiver, HOOK, lambda: fill(filler), filler.unlink, outage_s, clients)
-            return report(f"SQLite's disk full for {outage_s:g} s", evaluate(service, receiver, record))
+            run = run_load(service, receiver, HOOK, lambda: fill(filler), filler.unlink, outage_s, clients)
+            return report(f"SQLite's disk full for {outage_s:g} s", evaluate(service, receiver, run))
 
 
 def jobs_settings(receiver: Receiver) -> dict[str, Any]:

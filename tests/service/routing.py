@@ -10,26 +10,25 @@ import asyncio
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import httpx2
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from rich.console import Console
 
 from serve_app.config import Routing
-from serve_app.tools.load.dialects import DIALECTS, Send
 from serve_app.tools.load.load import closed_loop
-from serve_app.tools.load.mix import EditKind, edits_of
-from tests.service.cluster import deploy, three_nodes
+from serve_app.tools.load.mix import EditKind
+from tests.service.cluster import config_in, deploy, three_nodes
 from tests.service.conftest import Service
+from tests.service.load import Record, errors_of, send_load
 
 NUM_EDITORS = 3
 ORBIT = EditKind(size="64x64", fields={"views": "orbit"})
 UNLIKE = EditKind(size="64x64")
 MIN_HIT_RATE, MAX_SHARE = 0.8, 1.5
-TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,8 @@ async def counts(handle: "DeploymentHandle[Any]") -> Counts:
 
 async def send(service: Service, kind: EditKind, number: int, num_clients: int, seed: int) -> list[str]:
     """Send so many requests; returns the errors."""
-    async with httpx2.AsyncClient(base_url=service.url, timeout=TIMEOUT_S, trust_env=False) as http:
-        edits = edits_of((kind,), seed)
-
-        def make(_: int) -> Send:
-            return DIALECTS["runpod"](http, next(edits))
-
-        outcomes = await closed_loop(make, num_clients, lambda sent: sent < number)
-    return [outcome.error for outcome in outcomes if outcome.error is not None]
+    loop = partial(closed_loop, num_clients=num_clients, goes_on=lambda sent: sent < number)
+    return list(errors_of(await send_load(service, loop, (kind,), Record(), seed=seed)).elements())
 
 
 async def measure(service: Service, num_orbits: int, num_edits: int, num_clients: int) -> Measured:
@@ -99,7 +92,7 @@ async def measure(service: Service, num_orbits: int, num_edits: int, num_clients
 
 def run(routing: Routing, options: argparse.Namespace) -> Measured:
     with tempfile.TemporaryDirectory() as folder, three_nodes(head_works=True):
-        service = deploy(Path(folder), NUM_EDITORS, routing=routing)
+        service = deploy(config_in(Path(folder), NUM_EDITORS, routing=routing))
         return asyncio.run(measure(service, options.orbits, options.edits, options.clients))
 
 

@@ -1,17 +1,19 @@
 """Check that nothing grows: `python -m tests.service.soak [--requests 10000] [--clients 8] [--leak]`
 
 Sends requests to the tiny app, a tenth of them broken, and watches memory, open files and threads of all its
-processes. Exit status 1: an answer of 500, a memory that grows by a MiB and more per 1,000 requests after the warm-up,
-or files or threads that grow. `--leak` runs an app that leaks 8 KiB per request, and must exit with 1.
+processes. Exit status 1: a whole request failed, a memory that grows by a MiB and more per 1,000 requests after the
+warm-up, or files or threads that grow. `--leak` runs an app that leaks 8 KiB per request, and must exit with 1.
 """
 
 import argparse
+import asyncio
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +22,31 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from serve_app.tools.load.load import closed_loop
+from serve_app.tools.load.mix import EditKind
 from tests.service.conftest import Service, host_in
-from tests.service.load import EDIT, post, processes, run_clients
+from tests.service.load import Record, processes, send_load
 
 WARM_UP = 0.3
 """The part of the requests after which memory is expected to be level."""
+
+SMALL_CACHES = {"latents_cache_bytes": 2**20, "prompts_cache_bytes": 4 * 2**20}
+"""Full before the end of the warm-up: all pictures are unlike."""
 
 MAX_SLOPE_MIB = 1.0
 MAX_GROWTH = 8
 """Open files and threads that may come and go with the connections of the clients."""
 
+PICTURE = "a picture"
+GOOD = EditKind(weight=9, size="64x64", num_inference_steps=1)
 BROKEN = (
-    {**EDIT, "num_inference_steps": 0},
-    {**EDIT, "image": "@@@"},
-    {**EDIT, "image": "aGVsbG8="},
-    {**EDIT, "azimut": 1},
-    {"prompt": "x"},
+    {"num_inference_steps": 0},
+    {"image": "@@@"},
+    {"image": "aGVsbG8="},
+    {"azimut": 1},
+    {"image": None},
 )
+MIX = (GOOD, *(EditKind(weight=1 / len(BROKEN), size="64x64", fields=fields) for fields in BROKEN))
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,8 @@ def main() -> int:
     parser.add_argument("--leak", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, started(Path(folder), options.leak) as (service, pid):
-        statuses, samples = soak(service, pid, options.requests, options.clients)
-    return report(statuses, samples)
+        answers, samples = soak(service, pid, options.requests, options.clients)
+    return report(answers, samples)
 
 
 @contextmanager
@@ -63,7 +73,7 @@ def started(folder: Path, leak: bool) -> Iterator[tuple[Service, int]]:
     """Run the tiny app; yields the service and the pid of `serve run`."""
     build = "tests.service.leaky:build" if leak else "serve_app.app:build"
     jobs = {"store": {"kind": "sqlite", "path": str(folder / "jobs")}}
-    host = host_in(folder, build=build, jobs=jobs)
+    host = host_in(folder, build=build, jobs=jobs, editor=SMALL_CACHES)
     try:
         host.start()
         yield host.service, host.process.pid
@@ -73,25 +83,23 @@ def started(folder: Path, leak: bool) -> Iterator[tuple[Service, int]]:
 
 def soak(
     service: Service, pid: int, num_requests: int, num_clients: int
-) -> tuple[Counter[int], dict[str, list[Sample]]]:
-    statuses: Counter[int] = Counter()
+) -> tuple[Counter[str], dict[str, list[Sample]]]:
+    """Answers by kind, and samples by process."""
     samples: dict[str, list[Sample]] = {}
     every = max(1, num_requests // 50)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("requests", total=num_requests)
 
-        def work(number: int) -> None:
-            fields = BROKEN[number // 10 % len(BROKEN)] if number % 10 == 0 else {**EDIT, "seed": number % 97}
-            path = "/runsync" if number % 2 else "/v2/any/runsync"
-            result, _ = post(service, path, {"input": fields})
-            statuses[result.http_status] += 1
+        def goes_on(number: int) -> bool:
             if number % every == 0:
                 for name, sample in sample_processes(pid, number).items():
                     samples.setdefault(name, []).append(sample)
-            bar.advance(task)
+            bar.update(task, completed=number)
+            return number < num_requests
 
-        run_clients(num_clients, lambda number: number < num_requests, work)
-    return statuses, samples
+        loop = partial(closed_loop, num_clients=num_clients, goes_on=goes_on)
+        outcomes = asyncio.run(send_load(service, loop, MIX, Record()))
+    return Counter(outcome.error or PICTURE for outcome in outcomes), samples
 
 
 def sample_processes(pid: int, number: int) -> dict[str, Sample]:
@@ -104,9 +112,10 @@ def sample_processes(pid: int, number: int) -> dict[str, Sample]:
     return found
 
 
-def report(statuses: Counter[int], samples: dict[str, list[Sample]]) -> int:
+def report(answers: Counter[str], samples: dict[str, list[Sample]]) -> int:
     table = Table("process", "RSS at the end, MiB", "MiB per 1,000 requests", "files", "threads")
-    problems = [f"{statuses[code]} answers of {code}" for code in statuses if code >= 500 or code == 0]
+    problems = [f"{answers[kind]} requests: {kind}" for kind in answers if kind not in (PICTURE, "HTTP 400")]
+    problems += [f"no request: {kind}" for kind in (PICTURE, "HTTP 400") if not answers[kind]]
     last = max(sample.requests for each in samples.values() for sample in each)
     for name, all_samples in sorted(samples.items()):
         level = [sample for sample in all_samples if sample.requests >= WARM_UP * last]
@@ -121,7 +130,7 @@ def report(statuses: Counter[int], samples: dict[str, list[Sample]]) -> int:
             problems.append(f"{name} has {files:+.0f} files and {threads:+.0f} threads")
     console = Console(width=120)
     console.print(table)
-    console.print(f"answers by status: {dict(sorted(statuses.items()))}")
+    console.print(f"answers: {dict(sorted(answers.items()))}")
     for problem in problems:
         console.print(f"PROBLEM: {problem}")
     return 1 if problems else 0

@@ -40,14 +40,15 @@ class _Failed(Exception):
     """An answer without a picture; its text is the kind of error."""
 
 
-def prepare_runpod(http: httpx2.AsyncClient, edit: LoadEdit) -> Send:
-    """A job of one picture: `/runsync`, or with previews `/run` and `/stream`."""
+def prepare_runpod(http: httpx2.AsyncClient, edit: LoadEdit, **job: Any) -> Send:
+    """A job of one picture: `/runsync`, or with previews `/run` and `/stream`. `job`: further fields beside its input,
+    such as `webhook`."""
     kind, pictures = edit.kind, [base64.b64encode(picture).decode("ascii") for picture in edit.pictures()]
     given: dict[str, Any] = {"image": pictures[0]} if len(pictures) == 1 else {"images": pictures}
     given |= {**_fields(edit), "width": kind.output.width, "height": kind.output.height}
     if kind.previews:
         given["partial_images"] = kind.previews
-    body = json.dumps({"input": given | kind.fields}).encode()
+    body = json.dumps({"input": given | kind.fields, **job}).encode()
     stream = bool(kind.previews)
     return lambda: _answer(http, _stream_job(http, body) if stream else _run_job(http, body))
 
