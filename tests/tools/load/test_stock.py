@@ -13,9 +13,12 @@ from PIL import Image
 from serve_app.config import AppSettings
 from serve_app.editor.loading.load import load_pipeline
 from serve_app.tools.bench.contenders import stock_pipeline
+from serve_app.tools.connection import Connection
+from serve_app.tools.load.arguments import LoadOptions
 from serve_app.tools.load.dialects import DIALECTS, Answer
-from serve_app.tools.load.mix import EditKind, edits_of
+from serve_app.tools.load.mix import EditKind, Mix, edits_of
 from serve_app.tools.load.report import Figures, Quantiles
+from tests.benchmarks import stock
 from tests.benchmarks.stock import Turn, missed, ratios
 from tests.benchmarks.stock_server import build_app
 
@@ -31,7 +34,8 @@ def test_the_plain_server_answers_the_loads_requests(tiny_settings: AppSettings)
         with stock_pipeline(pipeline, tiny_settings.editor, tiny_settings.sizes):
             transport = httpx2.ASGITransport(build_app(pipeline))
             hooks = {"response": [keep]}
-            async with httpx2.AsyncClient(base_url="http://stock", transport=transport, event_hooks=hooks) as http:
+            client = httpx2.AsyncClient(base_url="http://stock", transport=transport, event_hooks=hooks, timeout=300)
+            async with client as http:
                 kind = EditKind(size="64x96", num_inference_steps=1)
                 sends = [DIALECTS["openai"](http, edit) for edit in islice(edits_of((kind,), 0), 2)]
                 return list(await asyncio.gather(*(send() for send in sends)))
@@ -48,12 +52,12 @@ def turn(server: str, per_s: float, p95: float, p50: float, errors: dict[str, in
 
 
 def test_the_ratios_are_of_medians_and_the_targets_have_directions() -> None:
-    stock = [turn("stock", per_s, 10.0, 1.0) for per_s in (1.0, 2.0, 9.0)]
-    found = [*stock, *(turn("service", per_s, 2.0, 0.5) for per_s in (8.0, 8.0, 1.0))]
+    plain = [turn("stock", per_s, 10.0, 1.0) for per_s in (1.0, 2.0, 9.0)]
+    found = [*plain, *(turn("service", per_s, 2.0, 0.5) for per_s in (8.0, 8.0, 1.0))]
     measured = ratios(found)
     assert measured == {"throughput": 4.0, "p95": 0.2, "p50 of one client": 0.5}
     assert missed(found, measured) == []
-    worse = [*stock, turn("service", 7.9, 3.1, 0.6, {"HTTP 429": 2})]
+    worse = [*plain, turn("service", 7.9, 3.1, 0.6, {"HTTP 429": 2})]
     assert missed(worse, ratios(worse)) == [
         "service, 16 clients: {'HTTP 429': 2}",
         "throughput: 3.95 times, 4 wanted",
@@ -64,5 +68,18 @@ def test_the_ratios_are_of_medians_and_the_targets_have_directions() -> None:
 
 def test_a_server_without_a_success_cannot_be_compared() -> None:
     empty = Figures(0, 1, 0.0, None, None, None, {"HTTP 500": 1})
-    with pytest.raises(RuntimeError, match="stock answered nothing within the time to 16 clients"):
+    with pytest.raises(RuntimeError, match="stock answered no edit of 16 clients"):
         ratios([Turn("stock", {16: empty, 1: empty}), turn("service", 1.0, 1.0, 1.0)])
+
+
+def test_a_time_in_which_no_edit_ends_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds: list[float] = []
+    one = Figures(0, 1, 0.1, Quantiles(9.0, 9.0, 9.0, 9.0), None, None, {})
+
+    def measure(options: LoadOptions, mix: Mix, connection: Connection) -> Figures:
+        seconds.append(options.seconds)
+        return replace(one, requests_per_s=0.0) if len(seconds) < 3 else one
+
+    monkeypatch.setattr(stock, "measure", measure)
+    assert stock.load("http://stock", 1, 3.0, 0.0, 0) == one
+    assert seconds == [3.0, 6.0, 12.0]
