@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 
 LOCK = ROOT / "configs" / "kuberay" / "requirements.lock"
 HEAD = """\
-# What the image installs: the dependencies in pyproject.toml with its extra `quantize`, for Linux on x86-64 and
-# Python 3.11. After a change of pyproject.toml: python -m tests.supply.lock
+# What the image installs: the dependencies in pyproject.toml with its extras `quantize` and `tracing`, for Linux on
+# x86-64 and Python 3.11. After a change of pyproject.toml: python -m tests.supply.lock
 """
 _OPTIONS = ("--dry-run", "--ignore-installed", "--only-binary", ":all:", "--quiet")
 
@@ -21,7 +21,7 @@ _OPTIONS = ("--dry-run", "--ignore-installed", "--only-binary", ":all:", "--quie
 def main() -> None:
     """Resolve the dependencies without installing anything, and write name, version and hash of each."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = [f"{ROOT}[quantize]", *project["build-system"]["requires"]]
+    wanted = [f"{ROOT}[quantize,tracing]", *project["build-system"]["requires"]]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", *_OPTIONS, "--report", str(report), *wanted]
