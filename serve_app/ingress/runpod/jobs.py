@@ -45,7 +45,7 @@ class RunPodJobs:
         webhook = _checked_webhook(request.webhook, jobs.webhook_origins)
         deadline = Deadline.after(parsed.timeout_s)
         spec = await self.admission.find_or_submit(
-            f"{'sync-' if sync else ''}{uuid.uuid4()}-u1",
+            f"{'sync-' if sync else ''}{uuid.uuid4()}-{jobs.cell}",
             parsed,
             deadline,
             _policy(policy, limits.request_timeout_s),

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,14 @@ WEBHOOKS = "http://127.0.0.1:9999"
 
 @pytest.fixture
 def app(tiny_settings: AppSettings, tmp_path: Path) -> Iterator[Harness]:
+    with running_app(tiny_settings, tmp_path) as app:
+        yield app
+
+
+@contextmanager
+def running_app(tiny_settings: AppSettings, tmp_path: Path, cell: str = "u1") -> Iterator[Harness]:
     jobs = JobSettings(
+        cell=cell,
         store=SqliteStoreSettings(path=str(tmp_path / "jobs.sqlite3")),
         max_active_jobs=2,
         max_queued_jobs=1,
@@ -119,6 +127,14 @@ def app(tiny_settings: AppSettings, tmp_path: Path) -> Iterator[Harness]:
         client.portal.call(runner.start)
         yield Harness(client, editor, rewriter, shared)
         client.portal.call(runner.close)
+
+
+def test_the_ids_of_jobs_name_their_cell(tiny_settings: AppSettings, tmp_path: Path) -> None:
+    with running_app(tiny_settings, tmp_path, "c7") as app:
+        assert [app.run(image=PICTURE, prompt="x").json()["id"].rpartition("-")[2], app.start().rpartition("-")[2]] == [
+            "c7",
+            "c7",
+        ]
 
 
 def test_an_envelope_is_complete(app: Harness) -> None:
