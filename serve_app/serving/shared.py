@@ -34,8 +34,8 @@ def put(pictures: Pictures) -> Any:
 
 
 def key_of(pictures: Pictures) -> str:
-    """A checksum of the VAE's pixels. Two pictures of one key only go to the same replica."""
+    """A checksum of every eighth row of the VAE's pixels. Two pictures of one key only go to the same replica."""
     checksum = 0
     for picture in pictures:
-        checksum = zlib.crc32(np.ascontiguousarray(picture.vae_pixels).data, checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(picture.vae_pixels[::8]).data, checksum)
     return f"{checksum:08x}"

@@ -28,6 +28,9 @@ MIN_BYTES_PER_S, GRACE_S = 8 * 2**10, 10.0
 CHUNK_BYTES = 64 * 2**10
 """Of a response."""
 
+PART_BYTES = 4 * 2**20
+"""Of a body, passed on at once. Each message of it costs Serve a call between proxy and replica."""
+
 LINGER_S, LINGER_BYTES = 5.0, 64 * 2**20
 """For how long, and of what size, the rest of a rejected body is discarded before its connection is closed. Closing at
 once would reset the connection, and a client that is still sending would not see its response."""
@@ -167,10 +170,19 @@ class _Body:
     async def receive(self) -> Message:
         if self.problem is None:
             try:
-                return await self._received()
+                return await self._joined()
             except ServiceError as problem:
                 self.problem = problem
         return {"type": "http.disconnect"}
+
+    async def _joined(self) -> Message:
+        """The messages of a body, or of `PART_BYTES` of it, as one."""
+        parts: list[bytes] = []
+        while (message := await self._received())["type"] == "http.request":
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False) or sum(map(len, parts)) >= PART_BYTES:
+                return {**message, "body": b"".join(parts)}
+        return message
 
     async def _received(self) -> Message:
         if self._size.is_complete:

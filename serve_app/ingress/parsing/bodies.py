@@ -196,7 +196,11 @@ def check_text(text: bytes, field: str | None = None) -> None:
     Raises:
         InvalidInput: it has more than `MAX_NON_ASCII_BYTES`.
     """
-    if len(text) > MAX_NON_ASCII_BYTES and len(text.translate(None, _ASCII)) > MAX_NON_ASCII_BYTES:
+    if (
+        len(text) > MAX_NON_ASCII_BYTES
+        and not text.isascii()
+        and len(text.translate(None, _ASCII)) > MAX_NON_ASCII_BYTES
+    ):
         raise InvalidInput(
             f"{field or 'The body'} has more than {MAX_NON_ASCII_BYTES} bytes outside ASCII. Shorten its texts; a "
             "picture is sent in base64.",

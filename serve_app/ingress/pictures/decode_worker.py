@@ -4,12 +4,14 @@
 """
 
 import os
+import pickle
 import signal
 import sys
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 from serve_app.config import LimitSettings, SizeSettings
 from serve_app.edits.images import decode_base64, prepare, read_picture
@@ -54,10 +56,38 @@ def _bytes(picture: StoredPicture, max_bytes: int) -> bytes:
     return picture.content
 
 
-def serve(connection: "Connection[object, tuple[StoredPicture, LimitSettings, SizeSettings]]") -> None:
+def send(connection: "Connection[Any, Any]", answer: object) -> None:
+    """Send an object whose arrays follow it as they are. `Connection` itself would copy them several times."""
+    arrays: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(answer, 5, buffer_callback=arrays.append)
+    views = [array.raw() for array in arrays]
+    connection.send((data, [view.nbytes for view in views]))
+    for view in views:
+        while view:
+            view = view[os.write(connection.fileno(), view) :]
+
+
+def receive(connection: "Connection[Any, Any]") -> Any:
+    """What `send` sent; its arrays are writable.
+
+    Raises:
+        EOFError: the sender has ended.
+    """
+    data, sizes = connection.recv()
+    arrays = [bytearray(size) for size in sizes]
+    for array in arrays:
+        view = memoryview(array)
+        while view:
+            if not (num_read := os.readv(connection.fileno(), [view])):
+                raise EOFError
+            view = view[num_read:]
+    return pickle.loads(data, buffers=arrays)
+
+
+def serve(connection: "Connection[Any, tuple[StoredPicture, LimitSettings, SizeSettings]]") -> None:
     """Answer each picture that arrives, with its Decoded or an InvalidInput. The kernel ends this process with SIGPROF
     when one takes more CPU time than `limits.decode_timeout_s`, also while C code runs."""
-    connection.send(READY)
+    send(connection, READY)
     while True:
         picture, limits, sizes = connection.recv()
         signal.setitimer(signal.ITIMER_PROF, limits.decode_timeout_s)
@@ -67,7 +97,7 @@ def serve(connection: "Connection[object, tuple[StoredPicture, LimitSettings, Si
         except InvalidInput as problem:
             answer = problem
         signal.setitimer(signal.ITIMER_PROF, 0)
-        connection.send(answer)
+        send(connection, answer)
 
 
 if __name__ == "__main__":

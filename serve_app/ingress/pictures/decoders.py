@@ -18,7 +18,7 @@ from typing import ClassVar
 from serve_app.config import LimitSettings, SizeSettings
 from serve_app.edits.fairness import FairQueue
 from serve_app.errors import InvalidInput, ServiceUnavailable
-from serve_app.ingress.pictures.decode_worker import Decoded, StoredPicture
+from serve_app.ingress.pictures.decode_worker import Decoded, StoredPicture, receive
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Decoder:
             self.close()
             self._start()
         if not self._is_ready:
-            self._connection.recv()
+            receive(self._connection)
             self._is_ready = True
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class Decoder:
     def _answer(self, picture: StoredPicture, limits: LimitSettings, sizes: SizeSettings) -> Decoded | InvalidInput:
         try:
             self._connection.send((picture, limits, sizes))
-            answer: Decoded | InvalidInput = self._connection.recv()
+            answer: Decoded | InvalidInput = receive(self._connection)
             return answer
         except (EOFError, OSError):
             return self._death(picture.field, limits.decode_timeout_s)

@@ -17,7 +17,7 @@ from serve_app.edits.job import JobState
 from serve_app.errors import ConfigError, StoreFull
 from serve_app.jobs.stores import sqlite_store
 from serve_app.jobs.stores.codec import dump_outcome, dump_pictures, dump_record, dump_spec
-from serve_app.jobs.stores.sqlite_file import SCHEMA, VERSION
+from serve_app.jobs.stores.sqlite_file import PAGE_BYTES, SCHEMA, VERSION
 from serve_app.jobs.stores.sqlite_store import SqliteStore
 from serve_app.jobs.stores.store import ByteLimits, Store
 from tests.conftest import ROOT
@@ -166,7 +166,7 @@ async def test_the_file_becomes_small_again(sqlite_stores: SqliteStores) -> None
     for _ in range(20):
         await store.sweep()
     # While it is open: a service runs for months.
-    assert _size(sqlite_stores.path) < 200_000 < 20_000_000 < large
+    assert _size(sqlite_stores.path) < 16 * PAGE_BYTES < 20_000_000 < large
 
 
 @async_test
