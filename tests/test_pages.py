@@ -59,9 +59,9 @@ BY_HAND = (
     "python -m tests.supply.lock",
     *(
         f"python -m tests.benchmarks.{name}"
-        for name in ("page_speed", "scheduling", "screenshots", "simulation", "stock")
+        for name in ("overhead", "page_speed", "scheduling", "screenshots", "simulation", "stock")
     ),
-    *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster", "routing")),
+    *(f"python -m tests.service.{name}" for name in ("soak", "chaos", "outage", "cluster", "routing", "upgrade")),
 )
 """Commands that take too long for a test, need the network, or install a program outside this environment."""
 
