@@ -162,14 +162,17 @@ async def all_or_none(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     Raises:
         ServiceError: of the first part that failed.
     """
+    tasks = [asyncio.create_task(part) for part in parts]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(part) for part in parts]
-    except* ServiceError as problems:
-        raise _first(problems) from None
-    return [task.result() for task in tasks]
+        return await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+        # An error's traceback holds this frame. If this in turn held the tasks, and they the error, the pictures of a
+        # refused request would stay until the garbage collector's next full run, which may be minutes away.
+        tasks.clear()
 
 
-def _first(problems: BaseExceptionGroup[ServiceError]) -> ServiceError:
-    problem = problems.exceptions[0]
-    return problem if isinstance(problem, ServiceError) else _first(problem)
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,7 +14,15 @@ from serve_app.ingress.limits.report import LimitsReport, ReportLimits
 from serve_app.ingress.limits.requests import BodyLimit
 from serve_app.ingress.limits.responses import ResponseLimits
 from serve_app.ingress.limits.transfer import TransferLimits
-from serve_app.ingress.middleware import ApiKeys, DrainGate, HeadLimits, OperatorGate, RejectControlHeaders, RequestId
+from serve_app.ingress.middleware import (
+    ApiKeys,
+    CutTracebacks,
+    DrainGate,
+    HeadLimits,
+    OperatorGate,
+    RejectControlHeaders,
+    RequestId,
+)
 from serve_app.ingress.openapi import document
 from serve_app.ingress.playground import playground_router
 
@@ -48,7 +56,8 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_middleware(HeadLimits)
     if backend.settings.cors_origins:
         allow_origins(app, backend.settings.cors_origins)
-    app.add_middleware(RequestId, behind_proxy=backend.behind_serve)  # the outermost: the last one added
+    app.add_middleware(RequestId, behind_proxy=backend.behind_serve)
+    app.add_middleware(CutTracebacks)  # the outermost: the last one added
     add_error_handlers(app, backend.retry_after_s, backend.settings.cors_origins)
     app.include_router(health_router(backend))
     app.include_router(playground_router(backend))

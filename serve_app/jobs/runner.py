@@ -133,6 +133,9 @@ class Runner:
     async def _run(self, job: LiveJob) -> None:
         try:
             await self._draw(job)
+        except asyncio.CancelledError as cancelled:
+            # The job refers to its task, which keeps this error, whose traceback would keep the pictures.
+            raise cancelled.with_traceback(None) from None
         except ServiceError as problem:
             await self._end(job, JobState.FAILED, str(problem), problem.code)
         except Exception:

@@ -1,15 +1,17 @@
 """EditService with ports that answer at once."""
 
 import asyncio
+import weakref
 
 import pytest
 
 from serve_app.edits.camera import CameraPose
 from serve_app.edits.request import EditOutcome, EditRequest, Rewrite, Sampling, SharedPictures
-from serve_app.edits.service import EditService
+from serve_app.edits.service import EditService, all_or_none
 from serve_app.edits.sizes import OutputSize, Size
-from serve_app.errors import EditFailed, ServiceUnavailable
+from serve_app.errors import EditFailed, InvalidInput, ServiceUnavailable
 from tests.fakes import FakeEditor, FakeRewriter, picture
+from tests.garbage import freed_at_once
 
 SIZE = Size(64, 64)
 POSE = CameraPose(90, 0, 1.0)
@@ -73,3 +75,45 @@ def test_an_empty_prompt_is_not_rewritten() -> None:
 def test_an_editors_error_is_the_edits_end() -> None:
     with pytest.raises(EditFailed, match="broken"):
         run(request(), FakeEditor(problem=EditFailed("broken")), FakeRewriter())
+
+
+class Pictures:
+    """What a part of a request holds."""
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_part_that_fails_leaves_nothing_to_the_garbage_collector(num_parts: int) -> None:
+    async def fail(pictures: Pictures) -> None:
+        raise InvalidInput("not a picture")
+
+    async def story(references: "list[weakref.ref[Pictures]]") -> None:
+        pictures = Pictures()
+        references.append(weakref.ref(pictures))
+        with pytest.raises(InvalidInput):
+            await all_or_none(fail(pictures) for _ in range(num_parts))
+
+    with freed_at_once() as references:
+        asyncio.run(story(references))
+
+
+def test_when_one_part_fails_the_others_are_cancelled_before_it_is_reported() -> None:
+    async def story() -> None:
+        ends = []
+
+        async def last(end: str) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                ends.append(end)
+
+        async def fail() -> None:
+            await asyncio.sleep(0)
+            raise EditFailed("broken")
+
+        with pytest.raises(EditFailed, match="broken"):
+            await all_or_none([last("first"), fail(), last("third")])
+        assert ends == ["first", "third"]
+        assert await all_or_none([]) == []
+
+    asyncio.run(story())

@@ -1,6 +1,9 @@
 """The application's middleware: who reaches the operator endpoints, and which control headers are rejected."""
 
+import asyncio
 import dataclasses
+import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,17 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.config import AppSettings
+from serve_app.edits.service import all_or_none
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import CHECK_EVERY_S, KeyFile
+from serve_app.ingress.pictures.prepare import ParsedRequest, Prepared, Preparer
 from serve_app.serving.control_headers import DISCONNECT_HEADER, TIMEOUT_HEADER
-from tests.ingress.openai_harness import Harness, error_of, harness, kept_harness, local
+from tests.garbage import freed_at_once
+from tests.ingress.openai_harness import DATA_URL, EDITS, Harness, error_of, harness, kept_harness, local
+from tests.waiting import until_async
 
 OPERATOR_PATHS = ("/drain", "/undrain", "/purge-queue", "/v2/any/purge-queue")
 # Starlette's routes also match a path with a newline at its end.
@@ -271,3 +278,55 @@ def test_where_they_come_through_the_harmful_one_is_refused(tiny_settings: AppSe
     assert DISCONNECT_HEADER in error_of(refused, 400)["message"]
     assert app.client.get("/health", headers={DISCONNECT_HEADER: "?1"}).status_code == 400
     assert app.client.get("/v1/models", headers={DISCONNECT_HEADER: "?0", TIMEOUT_HEADER: "0.01"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/run", EDITS])
+def test_a_request_whose_client_leaves_leaves_nothing_to_the_garbage_collector(
+    tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async def stall(preparer: Preparer, request_id: str, parsed: ParsedRequest) -> Prepared:
+        references.append(weakref.ref(parsed))
+        await all_or_none([asyncio.Event().wait()])
+        raise AssertionError
+
+    async def story() -> None:
+        scene = harness(tiny_settings)
+        monkeypatch.setattr(Preparer, "__call__", stall)
+        fields = {"prompt": "x", "image": DATA_URL}
+        body = json.dumps({"input": fields} if path == "/run" else fields).encode()
+        request = asyncio.create_task(scene.app(http_scope(path), lambda: received(body), unanswered))
+        await until_async(lambda: bool(references))
+        request.cancel()
+        await asyncio.wait([request])
+        assert request.cancelled()
+        del request
+        await until_async(lambda: references[0]() is None)
+
+    with freed_at_once() as references:
+        asyncio.run(story())
+
+
+def http_scope(path: str) -> Scope:
+    """Of a POST request with a JSON body."""
+    headers = [(b"content-type", b"application/json")]
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": headers,
+        "http_version": "1.1",
+        "scheme": "http",
+        "client": PEER,
+        "server": ("testserver", 80),
+    }
+
+
+async def received(body: bytes) -> Message:
+    return {"type": "http.request", "body": body, "more_body": False}
+
+
+async def unanswered(message: Message) -> None:
+    raise AssertionError(message)

@@ -2,18 +2,19 @@
 
 import asyncio
 import json
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from serve_app.config import JobSettings, SqliteStoreSettings
 from serve_app.edits.job import Job, JobNews, JobRecord, JobSpec, JobState, Policy
-from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
+from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress, SharedPictures
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import JobNotFound, Overloaded, ServiceUnavailable
@@ -22,6 +23,7 @@ from serve_app.jobs.live import StreamCursor
 from serve_app.jobs.service import JobService
 from serve_app.jobs.stores.sqlite_store import SqliteStore
 from tests.fakes import FakeEditor, picture
+from tests.garbage import freed_at_once
 from tests.service.receiver import receiving
 from tests.waiting import until_async
 
@@ -107,6 +109,31 @@ def test_a_replica_that_lost_its_lease_cannot_end_the_job_a_second_time(
                     assert (await first.counts()).completed == 0
 
     asyncio.run(live())
+
+
+def test_a_cancelled_job_leaves_no_pictures_to_the_garbage_collector(replica: Make) -> None:
+    class Stalled(FakeEditor):
+        async def edit(
+            self,
+            request: EditRequest,
+            pictures: SharedPictures,
+            on_progress: OnProgress,
+            timeout_s: float | None = None,
+        ) -> EditResult:
+            references.append(weakref.ref(cast(Pictures, pictures)[0]))
+            return await super().edit(request, pictures, on_progress, timeout_s)
+
+    async def live() -> None:
+        editor = Stalled(gate=asyncio.Semaphore(0))
+        async with replica(editor) as jobs:
+            await jobs.submit(spec("job"), [(picture(),)])
+            await until_async(lambda: bool(editor.requests))
+            await jobs.cancel("job")
+            await until_async(lambda: editor.num_cancelled == 1)
+            await until_async(lambda: references[0]() is None)
+
+    with freed_at_once() as references:
+        asyncio.run(live())
 
 
 def test_what_one_replica_runs_another_one_cancels(replica: Make) -> None:
