@@ -379,6 +379,12 @@ class LimitSettings(Settings):
     max_requests_per_key: int = Field(
         default=64, ge=1, description="Requests of one API key at once, long polls included; default 64."
     )
+    max_work_per_s_per_key: float = Field(
+        default=5.0,
+        gt=0,
+        description="Requests for edits of one API key that one ingress replica begins per second while other keys "
+        "send work, and for a minute after; the others wait; default 5.",
+    )
     picture_kinds: tuple[PictureKind, ...] = Field(
         default=("png", "jpeg", "webp", "gif", "heic", "avif"),
         min_length=1,

@@ -139,11 +139,14 @@ class Askers:
         """Record that a client sends work, also if it is refused."""
         self._asked_at[client] = self._clock()
 
+    def is_alone(self, client: str) -> bool:
+        """Whether no other client has sent work."""
+        since = self._clock() - ASKED_S
+        return all(at <= since for other, at in self._asked_at.items() if other != client)
+
     def share(self, client: str, num: int) -> int:
         """How many of `num` the client may take."""
-        since = self._clock() - ASKED_S
-        is_alone = all(at <= since for other, at in self._asked_at.items() if other != client)
-        return num if is_alone else num - num // self._left
+        return num if self.is_alone(client) else num - num // self._left
 
 
 class Places:

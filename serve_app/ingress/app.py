@@ -10,6 +10,7 @@ from serve_app.ingress.cross_origin import allow_origins
 from serve_app.ingress.dialects import add_routes
 from serve_app.ingress.error_responses import add_error_handlers
 from serve_app.ingress.health import health_router
+from serve_app.ingress.limits.pace import PacedWork
 from serve_app.ingress.limits.report import LimitsReport, ReportLimits
 from serve_app.ingress.limits.requests import BodyLimit
 from serve_app.ingress.limits.responses import ResponseLimits
@@ -38,6 +39,7 @@ def build_app(backend: Backend) -> FastAPI:
         strict_content_type=False,  # a body without a Content-Type is read as JSON
     )
     report = LimitsReport.of(backend.settings)
+    app.add_middleware(PacedWork, per_s=backend.settings.limits.max_work_per_s_per_key)
     app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
     app.add_middleware(ResponseLimits, budget=backend.outgoing)
     app.add_middleware(DrainGate, draining=backend.draining)

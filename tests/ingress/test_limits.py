@@ -31,8 +31,8 @@ LIMITS: dict[str, tuple[list[Part], Any, Any, int]] = {
     "max_side_px": ([SQUARE, PROMPT, ("size", "64x96")], 96, 95, 400),
 }
 
-SHARED = {"max_bodies_bytes", "max_requests_per_key"}
-"""Of requests at the same time; `test_transfer.py` tries them."""
+SHARED = {"max_bodies_bytes", "max_requests_per_key", "max_work_per_s_per_key"}
+"""Of several requests; `test_transfer.py` and `test_pace.py` try them."""
 
 
 @pytest.mark.parametrize("name", LIMITS)
