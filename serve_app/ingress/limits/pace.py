@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.edits.fairness import Askers
@@ -23,13 +24,17 @@ MAX_BURST = 4
 MAX_WAIT_S = 20.0
 """A request that would wait longer is refused."""
 
+MAX_COUNTED_BYTES = 2 * 2**20
+"""A larger body counts as several requests: its pictures take as much longer to decode."""
+
 
 @dataclass
 class _Line:
     """A client's token bucket, and its requests that wait for a token.
 
     Attributes:
-        tokens: requests that may begin at the time `at`.
+        tokens: requests that may begin at the time `at`; below 0 after one that counted as several.
+        num_waiting: the tokens that those in the line will take.
         turn: held by the first one that waits.
         given_back: wakes it.
     """
@@ -56,8 +61,11 @@ class WorkPace:
         self._askers = Askers(2, clock)
         self._lines: dict[str, _Line] = defaultdict(_Line)  # as many as API keys
 
-    async def take(self, client: str) -> None:
-        """Take a token once there is one.
+    async def take(self, client: str, num: int = 1) -> None:
+        """Take tokens once there is one.
+
+        Args:
+            num: as how many requests this one counts.
 
         Raises:
             Overloaded: too many of the client's requests wait.
@@ -66,10 +74,10 @@ class WorkPace:
         line = self._lines[client]
         if line.num_waiting >= self._max_waiting:
             raise Overloaded(
-                f"{line.num_waiting} requests of this API key wait for their turn already, while other keys send work; "
+                "Too many requests of this API key wait for their turn already, while other keys send work; "
                 "try again later (limits.max_work_per_s_per_key)."
             )
-        line.num_waiting += 1
+        line.num_waiting += num
         try:
             async with line.turn:
                 while (wait_s := self._wait_s(client, line)) > 0:
@@ -77,13 +85,13 @@ class WorkPace:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(wait_s):
                             await line.given_back.wait()
-                line.tokens -= 1
+                line.tokens -= num
         finally:
-            line.num_waiting -= 1
+            line.num_waiting -= num
 
-    def give_back(self, client: str) -> None:
-        """Give back the token of a request that was refused."""
-        self._lines[client].tokens += 1
+    def give_back(self, client: str, num: int = 1) -> None:
+        """Give back the tokens of a request that was refused."""
+        self._lines[client].tokens += num
         self._lines[client].given_back.set()
 
     def retry_after_s(self, client: str) -> int:
@@ -96,7 +104,7 @@ class WorkPace:
         line.tokens = min(MAX_BURST, line.tokens + self._per_s * (now - line.at))
         line.at = now
         if self._askers.is_alone(client):
-            line.tokens = MAX_BURST + 1  # this request takes one
+            line.tokens = MAX_BURST + 1  # this request takes at least one
         return max(0.0, (1 - line.tokens) / self._per_s)
 
 
@@ -112,9 +120,9 @@ class PacedWork:
         if scope["type"] != "http" or not is_work(scope["method"], route_path(scope)):
             await self._app(scope, receive, send)
             return
-        client = CLIENT.get()
+        client, num = CLIENT.get(), _num_requests(scope)
         try:
-            await self._pace.take(client)
+            await self._pace.take(client, num)
         except Overloaded as problem:
             response = error_response(scope["path"], problem)
             response.headers["retry-after"] = str(self._pace.retry_after_s(client))
@@ -123,7 +131,13 @@ class PacedWork:
 
         async def send_and_learn(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TOO_MANY_REQUESTS:
-                self._pace.give_back(client)
+                self._pace.give_back(client, num)
             await send(message)
 
         await self._app(scope, receive, send_and_learn)
+
+
+def _num_requests(scope: Scope) -> int:
+    """As how many requests this one counts, by its Content-Length."""
+    length = Headers(scope=scope).get("content-length", "")
+    return max(1, math.ceil(int(length) / MAX_COUNTED_BYTES)) if length.isascii() and length.isdecimal() else 1

@@ -9,7 +9,7 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from serve_app.config import AppSettings
 from serve_app.edits.fairness import ASKED_S
 from serve_app.errors import Overloaded, StoreFull
-from serve_app.ingress.limits.pace import MAX_BURST, MAX_WAIT_S, WorkPace
+from serve_app.ingress.limits.pace import MAX_COUNTED_BYTES, MAX_BURST, MAX_WAIT_S, WorkPace
 from tests.ingress.openai_harness import DATA_URL, EDITS, Harness, harness
 from tests.waiting import until_async
 
@@ -118,11 +118,27 @@ def test_a_line_of_more_than_its_longest_wait_is_refused_and_the_others_stay_in_
         await scene.begin("otto")
         longest = round(PER_S * MAX_WAIT_S)
         tasks = await scene.send(MAX_BURST + longest)
-        with pytest.raises(Overloaded, match=rf"^{longest} requests .*limits.max_work_per_s_per_key"):
+        with pytest.raises(Overloaded, match=r"wait for their turn already.*limits.max_work_per_s_per_key"):
             await scene.begin()
         assert scene.pace.retry_after_s("anna") == MAX_WAIT_S
         await scene.after(MAX_WAIT_S / 2, MAX_BURST + MAX_BURST)
         await scene.send(1)
+        await end(tasks)
+
+    asyncio.run(story())
+
+
+def test_a_request_that_counts_as_several_begins_at_once_and_the_next_ones_wait_for_it() -> None:
+    async def story() -> None:
+        scene = Scene()
+        await scene.begin("otto")
+        await scene.pace.take("anna", MAX_BURST + 2)
+        tasks = await scene.send(1)
+        await scene.after(2 / PER_S, 0)
+        await scene.after(1 / PER_S, 1)
+        scene.pace.give_back("anna", 2)
+        await scene.send(2)
+        assert scene.num_begun == 3
         await end(tasks)
 
     asyncio.run(story())
@@ -152,6 +168,20 @@ def test_a_request_waits_before_its_body_is_read_and_only_work_does(tiny_setting
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1000")
         assert (await anna.get("/health")).status_code == 200
         assert (await otto.post(path, content="no JSON")).status_code == 400
+        assert not waiting.done()
+        waiting.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_large_body_counts_as_several(tiny_settings: AppSettings) -> None:
+    async def story() -> None:
+        scene = harness(slow(tiny_settings), api_keys=("otto:k-1", "anna:k-2"))
+        otto, anna = asking(scene, "k-1"), asking(scene, "k-2")
+        assert (await otto.post("/run", content="no JSON")).status_code == 400
+        assert (await anna.post("/run", content=" " * ((MAX_BURST - 1) * MAX_COUNTED_BYTES + 1))).status_code == 400
+        waiting = asyncio.create_task(anna.post("/run", content="no JSON"))
+        await settle()
         assert not waiting.done()
         waiting.cancel()
 
