@@ -180,7 +180,7 @@ def make_host(folder: Path, receiver: Receiver) -> Host:
         "fetch": {"origins": [receiver.origin]},
         # A step cannot be interrupted, and the largest one takes a second on a CPU. The default is twice the side of
         # the shipped GPU files' pictures; this is that of random-cpu.yaml's, rounded up for LARGE.
-        "limits": {"max_side_px": 640, "max_work_per_s_per_key": 2},
+        "limits": {"max_side_px": 640, "max_work_per_s_per_key": 1.5},
     }
     return host_in(folder, environment=environment, key=KEY, rewriter=None, **settings)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import nn
+from torch.nn.functional import linear
 
 from serve_app.config import LoraSettings
 from serve_app.editor.model.modulation import BlockRows
@@ -346,8 +347,9 @@ def _add_low_rank(
     """Add `weight * x @ down.T @ up` to the rows of each run."""
     for (start, stop, first, last), weight in zip(places.tolist(), weights.tolist(), strict=True):
         if start < stop:
-            hidden = x[start:stop] @ down[first:last].T
-            out[start:stop].addmm_(hidden, up[first:last], alpha=weight)
+            num_rows, rank = stop - start, last - first
+            hidden = linear(x.narrow(0, start, num_rows), down.narrow(0, first, rank))
+            out.narrow(0, start, num_rows).addmm_(hidden, up.narrow(0, first, rank), alpha=weight)
 
 
 add_low_rank = torch.library.custom_op("camera_edit::add_low_rank", _add_low_rank, mutates_args=("out",))

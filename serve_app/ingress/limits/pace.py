@@ -24,7 +24,7 @@ MAX_BURST = 4
 MAX_WAIT_S = 20.0
 """A request that would wait longer is refused."""
 
-MAX_COUNTED_BYTES = 2**20
+MAX_COUNTED_BYTES = 2 * 2**20
 """A larger body counts as several requests: its pictures take as much longer to decode."""
 
 
