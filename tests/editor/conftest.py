@@ -29,9 +29,9 @@ def stock_pipeline(tiny_settings: AppSettings) -> QwenImageEditPlusPipeline:
 
 
 def fuse_by_diffusers(pipeline: QwenImageEditPlusPipeline, settings: EditorSettings) -> None:
-    for lora in settings.loras:
+    for lora in settings.fused_loras:
         pipeline.load_lora_weights(locate(lora.source), weight_name=lora.file, adapter_name=lora.name)
-    pipeline.set_adapters([lora.name for lora in settings.loras], [lora.weight for lora in settings.loras])
+    pipeline.set_adapters([lora.name for lora in settings.fused_loras], [lora.weight for lora in settings.fused_loras])
     pipeline.fuse_lora(components=["transformer"])
     pipeline.unload_lora_weights()
 

@@ -58,7 +58,7 @@ FOUR = [replace(case, loras=loras) for case, loras in zip(UNLIKE, WEIGHTS, stric
 def settings(tiny_settings: AppSettings, tmp_path_factory: pytest.TempPathFactory) -> AppSettings:
     """Lightning fused, angles for edits with a camera pose, and one that has the keys and the alpha of Lightning's file
     but other numbers, on request."""
-    lightning, angles = tiny_settings.editor.loras
+    lightning, angles, *_ = tiny_settings.editor.loras
     tensors = load_file(locate(lightning.source) / lightning.file)
     torch.manual_seed(13)
     folder = tmp_path_factory.mktemp("style")
@@ -88,7 +88,7 @@ def adapted(settings: AppSettings) -> EditModel:
 def stock(settings: AppSettings) -> QwenImageEditPlusPipeline:
     editor = settings.editor
     pipeline = QwenImageEditPlusPipeline.from_pretrained(locate(editor.base))
-    fuse_by_diffusers(pipeline, editor.model_copy(update={"loras": editor.fused_loras}))
+    fuse_by_diffusers(pipeline, editor)
     for lora in editor.unfused_loras:
         pipeline.load_lora_weights(locate(lora.source), weight_name=lora.file, adapter_name=lora.name)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**editor.scheduler.model_dump())

@@ -32,9 +32,9 @@ def cases() -> CameraCases:
 
 @cache
 def judged(*adapters: str) -> tuple[Judge, Weights]:
-    """The base model with these adapters, loaded and fused as in the service."""
+    """The base model with these adapters, loaded and fused by the service's code."""
     editor = settings_in(TINY_FILE).editor
-    loras = tuple(lora for lora in editor.loras if lora.name in adapters)
+    loras = tuple(lora.model_copy(update={"apply": "fused"}) for lora in editor.loras if lora.name in adapters)
     pipeline = load_pipeline(editor.model_copy(update={"loras": loras}))
     model = Model(pipeline.transformer, Prompts(pipeline.text_encoder, pipeline.tokenizer))
     return Judge(model, pipeline.vae), as_weights(model.weights)

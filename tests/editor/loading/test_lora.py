@@ -186,7 +186,9 @@ def test_fusing_adds_exactly_what_the_files_say(tiny_settings: AppSettings) -> N
     settings = tiny_settings.editor
     plain = load_pipeline(settings.model_copy(update={"loras": ()})).transformer
     fused = load_pipeline(settings).transformer
-    adapters = [(lora.weight, audit_file(locate(lora.source) / lora.file, plain, lora)) for lora in settings.loras]
+    adapters = [
+        (lora.weight, audit_file(locate(lora.source) / lora.file, plain, lora)) for lora in settings.fused_loras
+    ]
     assert not hasattr(fused, "peft_config")
     for name, linear in block_linears(plain, modulation=True).items():
         expected = linear.weight + sum(weight * delta(adapter, name) for weight, adapter in adapters)

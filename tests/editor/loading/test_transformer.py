@@ -100,7 +100,7 @@ def test_another_kind_of_transformer_is_refused(editor: EditorSettings) -> None:
 
 
 def test_a_block_is_read_when_it_is_asked_for(editor: EditorSettings) -> None:
-    streamed = stream_transformer(transformer_folder(editor), editor.loras, CPU, torch.float32)
+    streamed = stream_transformer(transformer_folder(editor), editor.fused_loras, CPU, torch.float32)
     model, blocks = streamed.model, streamed.blocks
     outer = {name for name in model.state_dict() if not name.startswith("transformer_blocks.")}
     assert {name for name, each in model.state_dict().items() if not each.is_meta} == outer
@@ -162,7 +162,7 @@ def tabled(editor: EditorSettings) -> EditorSettings:
 
 def test_tables_made_while_loading_are_those_of_the_whole_model(tabled: EditorSettings) -> None:
     """Rows of further timesteps, too, for which the weights are read and fused again."""
-    streamed = stream_transformer(transformer_folder(tabled), tabled.loras, CPU, torch.float32)
+    streamed = stream_transformer(transformer_folder(tabled), tabled.fused_loras, CPU, torch.float32)
     own = choose_modulation(streamed.model, tabled, streamed.blocks, streamed.modulation)
     whole = choose_modulation(load_pipeline(tabled).transformer, tabled)
     timesteps = [1000.0, 500.0, 123.0]
@@ -175,7 +175,7 @@ def test_tables_made_while_loading_are_those_of_the_whole_model(tabled: EditorSe
 
 @pytest.mark.parametrize("change", [os.remove, lambda path: os.truncate(path, 100)], ids=["removed", "truncated"])
 def test_weights_that_changed_are_not_read_again(tabled: EditorSettings, change: Callable[[Path], None]) -> None:
-    streamed = stream_transformer(transformer_folder(tabled), tabled.loras, CPU, torch.float32)
+    streamed = stream_transformer(transformer_folder(tabled), tabled.fused_loras, CPU, torch.float32)
     own = choose_modulation(streamed.model, tabled, streamed.blocks, streamed.modulation)
     known = own.rows([1000.0]).of_block(0).image
     change(transformer_folder(tabled) / "diffusion_pytorch_model.safetensors")

@@ -9,7 +9,7 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from serve_app.config import AppSettings
 from serve_app.edits.fairness import ASKED_S
 from serve_app.errors import Overloaded, StoreFull
-from serve_app.ingress.limits.pace import MAX_COUNTED_BYTES, MAX_BURST, MAX_WAIT_S, WorkPace
+from serve_app.ingress.limits.pace import MAX_BURST, MAX_COUNTED_BYTES, MAX_WAIT_S, WorkPace
 from tests.ingress.openai_harness import DATA_URL, EDITS, Harness, harness
 from tests.waiting import until_async
 
