@@ -19,7 +19,6 @@ from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import ConfigError, ServiceUnavailable
 
 CPU = torch.device("cpu")
-ADD = torch.ops.camera_edit.add_low_rank
 TO_Q = "transformer_blocks.0.attn.to_q"
 
 
@@ -166,21 +165,8 @@ def test_too_little_room_for_one_edit_is_an_error_of_the_settings(transformer: Q
         library.replace([*adapters, camera])
 
 
-def flops_of_adding(
-    out: torch.Tensor,
-    x: torch.Tensor,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    places: torch.Tensor,
-    *_: object,
-    **__: object,
-) -> int:
-    """Of the runs' two products each; on the meta device the operation itself does nothing."""
-    rows, ranks = (places[:, 1::2] - places[:, ::2]).T
-    return int(2 * (rows * ranks).sum()) * (x.shape[1] + out.shape[1])
-
-
-flops_of_adding._get_raw = True  # type: ignore[attr-defined]  # the counter would pass shapes
+ADDING_PRODUCT = {torch.ops.aten.addmm_: lambda own, up, down, **_: 2 * up[0] * up[1] * down[1]}
+"""The counter knows addmm, not that it can be done in place."""
 
 
 @pytest.mark.parametrize("num_adapters", [1, 4])
@@ -206,7 +192,7 @@ def test_adapters_add_little_work_at_full_width(num_adapters: int) -> None:
     flops = []
     for uses in ([()] * 4, [(Use(adapters[index % num_adapters], 1.0),) for index in range(4)]):
         spans = [Span(picture, picture, text, shape, 500.0, own) for own in uses]
-        with FlopCounterMode(display=False, custom_mapping={ADD: flops_of_adding}) as counter, torch.no_grad():
+        with FlopCounterMode(display=False, custom_mapping=ADDING_PRODUCT) as counter, torch.no_grad():
             packed(spans)
         flops.append(counter.get_total_flops())
-    assert 1.001 < flops[1] / flops[0] < 1.03
+    assert 1.005 < flops[1] / flops[0] < 1.03
