@@ -10,7 +10,7 @@ quarters at most (`Places` in `edits/fairness.py`, which decides for both kinds 
 - A job whose Idempotency-Key is known needs no place.
 - A client whose job was refused within `FULL_S` is refused before its next body is read (`JobAdmission.refuse_early`).
 - While several clients send work, the requests of one of them begin at a limited rate (`PacedWork` in
-  `limits/pace.py`): others wait, before their bodies are read. Without this a client that submits, or submits and
+  `limits/pace.py`): others wait, before their bodies are parsed. Without this a client that submits, or submits and
   cancels, as fast as it can would take all of a small machine's CPU time. A refused request does not count.
 
 The 429 says `overloaded` where all places are taken, `key_places_taken` where the client has its part, `store_full`

@@ -39,8 +39,8 @@ def build_app(backend: Backend) -> FastAPI:
         strict_content_type=False,  # a body without a Content-Type is read as JSON
     )
     report = LimitsReport.of(backend.settings)
-    app.add_middleware(PacedWork, per_s=backend.settings.limits.max_work_per_s_per_key)
     app.add_middleware(BodyLimit, max_body_bytes=backend.settings.limits.max_body_bytes)
+    app.add_middleware(PacedWork, per_s=backend.settings.limits.max_work_per_s_per_key)
     app.add_middleware(ResponseLimits, budget=backend.outgoing)
     app.add_middleware(DrainGate, draining=backend.draining)
     app.add_middleware(RejectControlHeaders)

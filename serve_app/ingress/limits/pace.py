@@ -109,8 +109,9 @@ class WorkPace:
 
 
 class PacedWork:
-    """Has requests that ask for edits wait for their client's turn, before their bodies are read. One that is answered
-    with 429 does not count: refusing it again at once costs little."""
+    """Has requests that ask for edits wait for their client's turn once their body, or its first part, is here: an
+    upload that stalls holds up no other one. A request that is answered with 429 does not count: refusing it again at
+    once costs little."""
 
     def __init__(self, app: ASGIApp, per_s: float) -> None:
         self._app = app
@@ -121,6 +122,7 @@ class PacedWork:
             await self._app(scope, receive, send)
             return
         client, num = CLIENT.get(), _num_requests(scope)
+        received = [await receive()]
         try:
             await self._pace.take(client, num)
         except Overloaded as problem:
@@ -129,12 +131,15 @@ class PacedWork:
             await response(scope, receive, send)
             return
 
+        async def receive_again() -> Message:
+            return received.pop() if received else await receive()
+
         async def send_and_learn(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TOO_MANY_REQUESTS:
                 self._pace.give_back(client, num)
             await send(message)
 
-        await self._app(scope, receive, send_and_learn)
+        await self._app(scope, receive_again, send_and_learn)
 
 
 def _num_requests(scope: Scope) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 from httpx2 import ASGITransport, AsyncClient, Response
@@ -155,7 +156,7 @@ def asking(scene: Harness, key: str) -> AsyncClient:
 
 
 @pytest.mark.parametrize("path", ["/run", EDITS])
-def test_a_request_waits_before_its_body_is_read_and_only_work_does(tiny_settings: AppSettings, path: str) -> None:
+def test_a_request_waits_before_its_body_is_parsed_and_only_work_does(tiny_settings: AppSettings, path: str) -> None:
     async def story() -> None:
         scene = harness(slow(tiny_settings), api_keys=("otto:k-1", "anna:k-2"))
         otto, anna = asking(scene, "k-1"), asking(scene, "k-2")
@@ -170,6 +171,26 @@ def test_a_request_waits_before_its_body_is_read_and_only_work_does(tiny_setting
         assert (await otto.post(path, content="no JSON")).status_code == 400
         assert not waiting.done()
         waiting.cancel()
+
+    asyncio.run(story())
+
+
+def test_an_upload_that_stalls_holds_up_no_other_one(tiny_settings: AppSettings) -> None:
+    async def story() -> None:
+        scene = harness(slow(tiny_settings), api_keys=("otto:k-1", "anna:k-2"))
+        otto, anna = asking(scene, "k-1"), asking(scene, "k-2")
+        assert (await otto.post("/run", content="no JSON")).status_code == 400
+
+        async def stalls() -> AsyncIterator[bytes]:
+            await asyncio.Event().wait()
+            yield b""
+
+        stalled = [asyncio.create_task(anna.post("/run", content=stalls())) for _ in range(2 * MAX_BURST)]
+        await settle()
+        for _ in range(MAX_BURST):
+            assert (await anna.post("/run", content="no JSON")).status_code == 400
+        for each in stalled:
+            each.cancel()
 
     asyncio.run(story())
 
