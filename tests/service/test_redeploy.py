@@ -27,7 +27,7 @@ EDIT: dict[str, Any] = {"image": sent(SCENE), "prompt": "make it sunset", "seed"
 
 @pytest.fixture(scope="module")
 def dashboard(toy_host: Host) -> str:
-    (url, *_) = toy_host.service.logged(r"View the dashboard at\D*?(http://[\d.]+:\d+)")
+    (url, *_) = toy_host.service.logged(r"View the dashboard at.*?(http://[\d.]+:\d+)")
     return str(url)
 
 

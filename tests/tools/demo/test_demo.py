@@ -109,7 +109,7 @@ def test_pictures_sent_are_the_scenes(demo: DemoRun) -> None:
 def test_contact_sheet_is_whole(demo: DemoRun) -> None:
     with Image.open(demo.out / "contact-sheet.png") as sheet:
         sheet.load()
-        assert sheet.size == (WIDTH, 1073)
+        assert sheet.size == (WIDTH, 1415)
     assert str(demo.out / "contact-sheet.png") in demo.stdout
 
 
