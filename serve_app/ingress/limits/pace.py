@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.edits.fairness import Askers
@@ -17,6 +16,7 @@ from serve_app.errors import Overloaded
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.dialects import is_work, route_path
 from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.limits.requests import BodySize
 
 MAX_BURST = 4
 """Requests of a client that begin at once after a pause."""
@@ -144,5 +144,5 @@ class PacedWork:
 
 def _num_requests(scope: Scope) -> int:
     """As how many requests this one counts, by its Content-Length."""
-    length = Headers(scope=scope).get("content-length", "")
-    return max(1, math.ceil(int(length) / MAX_COUNTED_BYTES)) if length.isascii() and length.isdecimal() else 1
+    announced = BodySize(scope, 0).announced
+    return max(1, math.ceil((announced or 0) / MAX_COUNTED_BYTES))

@@ -407,7 +407,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "another model": (
         {"model": "dall-e-2"},
         "model",
-        "model 'dall-e-2' is not served here. Use 'Qwen/Qwen-Image-Edit-2511' or 'Qwen-Image-Edit-2511', or leave",
+        "model 'dall-e-2' is not served here. Use 'Qwen/Qwen-Image-Edit-2511' or 'Qwen-Image-Edit-2511' or 'cyanotype'",
     ),
     "n 0": ({"n": 0}, "n", "n must be between 1 and 10, got 0."),
     "n 11": ({"n": 11}, "n", "n must be between 1 and 10, got 11."),
@@ -620,9 +620,11 @@ def test_models_are_listed_and_found(app: Harness) -> None:
     for prefix in ("/v1", "/v2/any/openai/v1"):
         body = app.client.get(f"{prefix}/models").json()
         assert body["object"] == "list"
-        assert [model["id"] for model in body["data"]] == ["Qwen/Qwen-Image-Edit-2511", "Qwen-Image-Edit-2511"]
+        names = ["Qwen/Qwen-Image-Edit-2511", "Qwen-Image-Edit-2511", "cyanotype"]
+        assert [model["id"] for model in body["data"]] == names
         for model in body["data"]:
-            assert model.keys() == {"id", "object", "created", "owned_by"}
+            of_adapters = {"parent"} if model["id"] == "cyanotype" else set()
+            assert model.keys() == {"id", "object", "created", "owned_by", *of_adapters}
             assert app.client.get(f"{prefix}/models/{model['id']}").json() == model
             assert app.client.get(f"{prefix}/models/{model['id'].replace('/', '%2F')}").json() == model
     problem = error_of(app.client.get("/v1/models/dall-e-2"), 404)
