@@ -137,10 +137,16 @@ class PackedTransformer:
         adapters: BlockAdapters | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         attended = self._attended(block, text, image, rows, layout, adapters)
-        # An adapter's part is added before GELU.
-        options = {"gelu_epilogue": self._gelu_epilogue and adapters is None}
         return self._after(
-            block, text, image, attended, rows.text, rows.image, layout=layout, adapters=adapters, **options
+            block,
+            text,
+            image,
+            attended,
+            rows.text,
+            rows.image,
+            layout=layout,
+            adapters=adapters,
+            gelu_epilogue=self._gelu_epilogue and adapters is None,  # an adapter's part is added before GELU
         )
 
     def _attended(

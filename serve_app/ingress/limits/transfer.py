@@ -177,11 +177,11 @@ class _Body:
 
     async def _joined(self) -> Message:
         """The messages of a body, or of `PART_BYTES` of it, as one."""
-        parts: list[bytes] = []
+        body = bytearray()
         while (message := await self._received())["type"] == "http.request":
-            parts.append(message.get("body", b""))
-            if not message.get("more_body", False) or sum(map(len, parts)) >= PART_BYTES:
-                return {**message, "body": b"".join(parts)}
+            body += message.get("body", b"")
+            if not message.get("more_body", False) or len(body) >= PART_BYTES:
+                return {**message, "body": bytes(body)}
         return message
 
     async def _received(self) -> Message:

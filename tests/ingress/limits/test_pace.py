@@ -155,12 +155,18 @@ def asking(scene: Harness, key: str) -> AsyncClient:
     return AsyncClient(transport=ASGITransport(scene.app), base_url="http://testserver", headers=headers)
 
 
+async def two_clients(settings: AppSettings, path: str) -> tuple[AsyncClient, AsyncClient]:
+    """Otto, who has sent work, so that anna is not alone, and anna."""
+    scene = harness(slow(settings), api_keys=("otto:k-1", "anna:k-2"))
+    otto, anna = asking(scene, "k-1"), asking(scene, "k-2")
+    assert (await otto.post(path, content="no JSON")).status_code == 400
+    return otto, anna
+
+
 @pytest.mark.parametrize("path", ["/run", EDITS])
 def test_a_request_waits_before_its_body_is_parsed_and_only_work_does(tiny_settings: AppSettings, path: str) -> None:
     async def story() -> None:
-        scene = harness(slow(tiny_settings), api_keys=("otto:k-1", "anna:k-2"))
-        otto, anna = asking(scene, "k-1"), asking(scene, "k-2")
-        assert (await otto.post(path, content="no JSON")).status_code == 400
+        otto, anna = await two_clients(tiny_settings, path)
         for _ in range(MAX_BURST):
             assert (await anna.post(path, content="no JSON")).status_code == 400
         waiting = asyncio.create_task(anna.post(path, content="no JSON"))
@@ -177,9 +183,7 @@ def test_a_request_waits_before_its_body_is_parsed_and_only_work_does(tiny_setti
 
 def test_an_upload_that_stalls_holds_up_no_other_one(tiny_settings: AppSettings) -> None:
     async def story() -> None:
-        scene = harness(slow(tiny_settings), api_keys=("otto:k-1", "anna:k-2"))
-        otto, anna = asking(scene, "k-1"), asking(scene, "k-2")
-        assert (await otto.post("/run", content="no JSON")).status_code == 400
+        _, anna = await two_clients(tiny_settings, "/run")
 
         async def stalls() -> AsyncIterator[bytes]:
             await asyncio.Event().wait()
@@ -197,9 +201,7 @@ def test_an_upload_that_stalls_holds_up_no_other_one(tiny_settings: AppSettings)
 
 def test_a_large_body_counts_as_several(tiny_settings: AppSettings) -> None:
     async def story() -> None:
-        scene = harness(slow(tiny_settings), api_keys=("otto:k-1", "anna:k-2"))
-        otto, anna = asking(scene, "k-1"), asking(scene, "k-2")
-        assert (await otto.post("/run", content="no JSON")).status_code == 400
+        _, anna = await two_clients(tiny_settings, "/run")
         assert (await anna.post("/run", content=" " * ((MAX_BURST - 1) * MAX_COUNTED_BYTES + 1))).status_code == 400
         waiting = asyncio.create_task(anna.post("/run", content="no JSON"))
         await settle()
