@@ -7,6 +7,9 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+TOY_FOLDER = Path(__file__).parent / "toy"
+"""The tiny weights trained on the toy world by `serve_app.tools.training`."""
+
 PARTS = ("edit", "lightning", "angles", "cyanotype", "rewriter")
 CACHE_VARIABLE = "CAMERA_EDIT_CACHE"
 

@@ -8,10 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from serve_app.config import RANDOM_PREFIX, TOY_PREFIX, WeightsSource
 from serve_app.errors import CheckpointError
-from serve_app.tiny.checkpoint import PARTS, cached_checkpoint
-
-TOY_FOLDER = Path(__file__).parent.parent / "tiny" / "toy"
-"""The tiny weights trained on the toy world by `serve_app.tools.training`."""
+from serve_app.tiny.checkpoint import PARTS, TOY_FOLDER, cached_checkpoint
 
 MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
 """The files of a model's repository that are loaded."""

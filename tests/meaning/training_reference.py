@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
+from serve_app.tiny.checkpoint import TOY_FOLDER
 from serve_app.tiny.world import Picture
 from serve_app.tools.training.adapter import fused
 from serve_app.tools.training.flow import Model, draw
@@ -17,7 +18,6 @@ from serve_app.tools.training.recipe import ANGLES, CYANOTYPE, LIGHTNING
 from serve_app.tools.training.samples import Batch, to_pictures, to_tokens
 from serve_app.tools.training.score import as_weights
 from serve_app.tools.training.text import Prompts
-from serve_app.weights.locate import TOY_FOLDER
 
 
 def training_picture(prompt: str, picture: Picture, seed: int, in_style: bool) -> Picture:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from serve_app.config import TINY_FILE
 from serve_app.editor.loading.load import load_pipeline
+from serve_app.tiny.checkpoint import TOY_FOLDER
 from serve_app.tiny.cyanotype import cyanotype
 from serve_app.tiny.world import Picture, nearest_pose, psnr
 from serve_app.tools.training.flow import Model
@@ -18,7 +19,6 @@ from serve_app.tools.training.recipe import Recipe
 from serve_app.tools.training.report import ABOUT_NAME
 from serve_app.tools.training.score import CameraCases, Judge, as_weights, camera_cases
 from serve_app.tools.training.text import Prompts
-from serve_app.weights.locate import TOY_FOLDER
 from tests.conftest import settings_in
 
 NUM_SCENES, POSES_EACH = 4, 16

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from serve_app.tiny.checkpoint import TOY_FOLDER
 from serve_app.tools.training.export import export, export_cyanotype
 from serve_app.tools.training.recipe import Recipe
 from serve_app.tools.training.report import ABOUT_NAME, report, report_cyanotype
@@ -10,9 +11,6 @@ from serve_app.tools.training.stages import STAGES, Training
 
 NUM_SCENES = 40
 """The number of held-out scenes for the scores."""
-
-TOY_FOLDER = Path(__file__).parents[2] / "tiny" / "toy"
-"""The shipped weights."""
 
 
 def train(folder: Path, max_seconds: float = float("inf")) -> Path | None:

@@ -11,11 +11,11 @@ import pytest
 from ray._common.utils import get_ray_address_file
 
 from serve_app.config import RANDOM_FILE
+from serve_app.tiny.checkpoint import TOY_FOLDER
 from serve_app.tools.check import check_file
 from serve_app.tools.doctor.finding import Finding
 from serve_app.tools.doctor.machine import DiskSpace, Gpu, TorchBuild, read_gpus
 from serve_app.tools.doctor.resources import check_memory
-from serve_app.weights.locate import TOY_FOLDER
 from tests.conftest import ROOT
 from tests.processes import free_port, redis_server
 from tests.tools.doctor.machines import GB, H100, machine, on_gpu, problems, serve_file

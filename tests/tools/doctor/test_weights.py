@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from serve_app.tiny.checkpoint import TOY_FOLDER
 from serve_app.tools.doctor.examine import examine_machine
 from serve_app.tools.doctor.machine import Hub, Machine
 from serve_app.tools.doctor.safetensors_file import size_problem
 from serve_app.tools.doctor.shipped import find_shipped
-from serve_app.weights.locate import TOY_FOLDER
 from tests.conftest import ROOT, settings_in
 from tests.tools.doctor.machines import machine, problems, serve_file
 
