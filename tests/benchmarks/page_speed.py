@@ -21,7 +21,7 @@ from serve_app.tiny.world import render
 from serve_app.tools.demo.modes import POSE, SCENES, encode_png
 from tests.benchmarks.screenshots import VIEWPORT, toy_service
 from tests.service.conftest import Service
-from tests.service.test_playground import Visit, centre
+from tests.service.visit import Visit, centre
 
 NUM_VISITS = 40
 NUM_MOVES = 300

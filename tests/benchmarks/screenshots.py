@@ -12,14 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from serve_app.config import TINY_FILE
 from serve_app.tiny.world import render
 from serve_app.tools.demo.modes import POSE, SCENES, encode_png
 from tests.conftest import ROOT
 from tests.service.conftest import Service, host_in
-from tests.service.test_playground import CHROMIUM, Visit
+from tests.service.visit import Visit, chromium
 
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 SCREENSHOT, TURNTABLE = RESULTS / "playground.webp", RESULTS / "playground-orbit.webp"
@@ -35,14 +35,12 @@ def main(folder: Path | None) -> None:
 @contextmanager
 def toy_service() -> Iterator[tuple[Browser, Service]]:
     """A browser, and a service with the toy weights that needs no key, until the end of the block."""
-    with TemporaryDirectory() as place, sync_playwright() as playwright:
+    with TemporaryDirectory() as place, chromium() as browser:
         store = {"kind": "sqlite", "path": f"{place}/jobs.sqlite3"}
         host = host_in(Path(place), shipped=TINY_FILE, jobs={"store": store})
         try:
             host.start()
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             yield browser, host.service
-            browser.close()
         finally:
             host.stop()
 

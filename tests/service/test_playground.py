@@ -1,11 +1,9 @@
 """The web page in Chromium: a first visit with the toy weights, from an API key to an orbit."""
 
-import base64
-import re
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Route, expect
 
 from serve_app.edits.camera import CameraPose
 from serve_app.tiny.world import render
@@ -23,18 +21,9 @@ from serve_app.tools.demo.modes import POSE, SCENES, encode_png
 from tests.forwarder import forwarding
 from tests.service.conftest import TOY_KEY, Service
 from tests.service.node import installed_clients, run
+from tests.service.visit import DONE_MS, FAILED_LOAD, Visit, centre, chromium, visiting
 
-CHROMIUM = "/usr/bin/chromium"
-DONE_MS = 60_000
 LEFT_FROM_ABOVE = CameraPose(270, 60, 1.0)
-
-_DROP = """([base64, name]) => {
-    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-    const dataTransfer = new DataTransfer();
-    dataTransfer.items.add(new File([bytes], name, { type: "image/png" }));
-    const event = (type) => new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true });
-    for (const type of ["dragover", "drop"]) document.getElementById("drop").dispatchEvent(event(type));
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -51,96 +40,14 @@ def axe() -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-@dataclass
-class Visit:
-    """A visitor's page, and what its console said.
-
-    Attributes:
-        expected: what Chromium itself logs about responses that the test provokes, as a status or an error's name.
-    """
-
-    page: Page
-    service: Service
-    console: list[str] = field(default_factory=list)
-    hosts: set[str] = field(default_factory=set)
-    expected: tuple[str, ...] = ()
-
-    def open(self, key: str = TOY_KEY) -> None:
-        self.page.goto(f"{self.service.url}/")
-        self.page.fill("#key", key)
-        self.page.click("#key-save")
-        if key == TOY_KEY:
-            expect(self.page.locator("html")).to_have_attribute("data-ready", "true")
-
-    def drop(self, content: bytes, name: str = "own.png") -> None:
-        self.page.evaluate(_DROP, [base64.b64encode(content).decode(), name])
-        expect(self.page.locator(".tile").last).to_have_attribute("title", name)
-
-    def drag(self, handle: str, across: float, up: float) -> None:
-        """Drag a handle of the sphere to a place, in parts of the drawing's width and height."""
-        sphere = self.page.locator("#sphere")
-        sphere.evaluate("node => node.scrollIntoView({ block: 'center' })")
-        area, grip = sphere.bounding_box(), centre(self.page.locator(f".handle.{handle} :not(.focus)"))
-        assert area is not None
-        self.page.mouse.move(*grip)
-        self.page.mouse.down()
-        self.page.mouse.move(area["x"] + across * area["width"], area["y"] + (1 - up) * area["height"], steps=12)
-        self.page.mouse.up()
-
-    def choose_views(self, value: str) -> None:
-        self.page.check(f"input[name=views][value='{value}']")
-
-    def set(self, **fields: str) -> None:
-        self.page.locator("#more").evaluate("more => more.open = true")
-        for name, value in fields.items():
-            self.page.fill(f"#{name}", value)
-
-    def done(self, text: str = "Done") -> None:
-        expect(self.page.locator("#view .state")).to_have_text(text, timeout=DONE_MS)
-
-    def downloaded(self, button: str) -> bytes:
-        with self.page.expect_download() as download:
-            self.page.click(button)
-        return Path(download.value.path()).read_bytes()
-
-    def violations(self, axe: str) -> list[str]:
-        """What axe-core finds; it runs outside of the page's policy."""
-        self.page.evaluate(axe)
-        found = self.page.evaluate("axe.run()")
-        return [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
-
-
-def centre(locator: Locator) -> tuple[float, float]:
-    box = locator.bounding_box()
-    assert box is not None
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
 @pytest.fixture
 def visit(browser: Browser, toy: Service) -> Iterator[Visit]:
-    """A new visitor. At the end the console is empty, and no request has left the host."""
-    context = browser.new_context(
-        viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
-    )
-    visit = Visit(context.new_page(), toy)
-
-    def hear(message: ConsoleMessage) -> None:
-        visit.console.append(message.text)
-
-    visit.page.on("console", hear)
-    visit.page.on("pageerror", lambda error: visit.console.append(str(error)))
-    visit.page.on("request", lambda request: visit.hosts.add(urlsplit(request.url).netloc))
-    yield visit
-    context.close()
-    surprises = [text for text in visit.console if not any(each in text for each in visit.expected)]
-    assert surprises == []
-    assert visit.hosts - {""} == {urlsplit(visit.service.url).netloc}  # blob: and data: have none
+    with visiting(browser, toy) as visit:
+        yield visit
 
 
 def test_a_first_visit(visit: Visit, picture: bytes, axe: str) -> None:
@@ -407,10 +314,6 @@ def test_the_reference_works_offline(visit: Visit, axe: str) -> None:
     page.reload()
     expect(page.locator(".route")).not_to_have_count(0)
     expect(home).to_be_hidden()
-
-
-FAILED_LOAD = re.compile(r"Failed to load resource: (net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE)|.* 404 \(Not Found\))")
-"""What Chromium itself logs of a request that fails. No page can prevent it."""
 
 
 def test_jobs_resume_when_the_service_returns(visit: Visit, picture: bytes) -> None:
