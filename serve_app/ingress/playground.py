@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
-from serve_app.config import AppSettings
+from serve_app.config import AppSettings, LoraSettings
 from serve_app.edits.camera import AZIMUTH_WORDS, DISTANCE_WORDS, ELEVATION_WORDS, CameraPose
 from serve_app.edits.images import ENCODER_OPTIONS
 from serve_app.ingress.backend import Backend
@@ -96,7 +97,6 @@ def playground_router(backend: Backend) -> APIRouter:
     files = {
         **_read_files(),
         _POSES: _json(poses(needs_key=backend.api_keys is not None, has_playground=backend.has_playground)),
-        _SETTINGS: _json(page_settings(backend.settings)),
     }
 
     def add_page(path: str, name: str) -> None:
@@ -110,6 +110,8 @@ def playground_router(backend: Backend) -> APIRouter:
 
     @router.get(f"{_PREFIX}{{name}}")
     async def file(name: str, request: Request) -> Response:
+        if name == _SETTINGS:
+            return _response(request, _json(page_settings(backend.settings, backend.loras)))
         if name not in files:
             raise HTTPException(404)
         return _response(request, files[name])
@@ -140,13 +142,13 @@ def poses(*, needs_key: bool, has_playground: bool) -> dict[str, Any]:
     return {"needs_key": needs_key, "has_playground": has_playground, "poses": listed}
 
 
-def page_settings(settings: AppSettings) -> dict[str, Any]:
-    """The settings that the page shows, and the limits of its fields."""
-    adapters = [lora for lora in settings.editor.loras if lora.apply != "request"]
+def page_settings(settings: AppSettings, loras: Iterable[LoraSettings]) -> dict[str, Any]:
+    """The settings that the page shows, the adapters of the moment, and the limits of its fields."""
+    shown = {"name", "apply", "weight", "min_weight", "max_weight"}
     return {
         "model": settings.served_model_names[0],
         "has_tiny_weights": settings.editor.base.is_embedded,
-        "adapters": [{"name": lora.name, "weight": lora.weight} for lora in adapters],
+        "adapters": [lora.model_dump(include=shown) for lora in loras],
         "rewriter": settings.rewriter is not None,
         "formats": list(ENCODER_OPTIONS),
         "max_orbit": MAX_ORBIT,

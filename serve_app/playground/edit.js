@@ -1,4 +1,4 @@
-import { $ } from "./dom.js";
+import { $, el } from "./dom.js";
 
 const TEXTS = ["prompt", "seed", "num_inference_steps", "guidance_scale", "output_format", "width", "height"];
 const NUMBERS = ["seed", "num_inference_steps", "guidance_scale", "width", "height"];
@@ -9,6 +9,7 @@ export function readForm(camera) {
   return {
     ...Object.fromEntries(TEXTS.map((name) => [name, $(name).value])),
     rewrite_prompt: $("rewrite_prompt").checked,
+    loras: readLoras(),
     views: document.querySelector("input[name=views]:checked").value,
     use: document.querySelector("input[name=use]:checked").value,
     pose: camera.pose,
@@ -19,7 +20,28 @@ export function writeForm(settings, camera) {
   for (const name of TEXTS) $(name).value = settings[name];
   $("rewrite_prompt").checked = settings.rewrite_prompt && !$("rewrite_prompt").disabled;
   for (const name of ["views", "use"]) document.querySelector(`input[name=${name}][value="${settings[name]}"]`).checked = true;
+  writeLoras(settings.loras ?? []);
   camera.set(settings.pose);
+}
+
+/** The adapters that a request may name, as the form shows them. */
+const rows = () => [...$("loras").querySelectorAll("div")].map((row) => ({ name: row.dataset.name, box: row.querySelector("[type=checkbox]"), weight: row.querySelector(".weight") }));
+
+const readLoras = () => rows().filter((row) => row.box.checked).map(({ name, weight }) => ({ name, weight: weight.value }));
+
+function writeLoras(uses) {
+  for (const { name, box, weight } of rows()) {
+    const use = uses.find((each) => each.name === name);
+    box.checked = use !== undefined;
+    weight.value = use?.weight ?? weight.defaultValue;
+  }
+}
+
+function loraRow({ name, weight, min_weight, max_weight }) {
+  const title = `from ${min_weight} to ${max_weight}`;
+  return el("div", { "data-name": name },
+    el("label", { class: "check" }, el("input", { type: "checkbox", "aria-describedby": "error-loras" }), el("span", {}, name)),
+    el("input", { class: "weight", inputmode: "decimal", value: weight, title, "aria-label": `Weight of ${name}, ${title}`, "aria-describedby": "error-loras" }));
 }
 
 /** What a text is sent as. One that is no number is sent as it is: the service says what is wrong with it. */
@@ -33,6 +55,7 @@ export function plan(settings, numPictures, poses, maxEdits) {
     if (value !== "" && value !== DEFAULTS[name]) common[name] = value;
   }
   if (settings.rewrite_prompt) common.rewrite_prompt = true;
+  if (settings.loras?.length) common.loras = settings.loras.map(({ name, weight }) => ({ name, weight: numberOf(weight) }));
   const pose = settings.pose;
   if (settings.views === "all") {
     const chunks = [];
@@ -62,7 +85,7 @@ export function showError(problem, pictures) {
   place.textContent = problem.message;
   if (!own) return;
   const isPicture = place.id === "error-image";
-  const control = isPicture ? $("file") : ($(problem.field) ?? document.querySelector(`input[name=${problem.field}]:checked`));
+  const control = isPicture ? $("file") : controlOf(problem);
   if (isPicture) pictures.tiles.children[problem.index ?? 0]?.classList.add("wrong");
   control.closest("details")?.setAttribute("open", "");
   control.setAttribute("aria-invalid", "true");
@@ -70,8 +93,14 @@ export function showError(problem, pictures) {
   place.scrollIntoView({ block: "center" });
 }
 
+function controlOf({ field, index }) {
+  if (field === "loras") return rows().filter((row) => row.box.checked)[index ?? 0].weight;
+  return $(field) ?? document.querySelector(`input[name=${field}]:checked`);
+}
+
 /** Forget what was wrong with a field that has changed. */
-export function clearError(control) {
+export function clearError(changed) {
+  const control = changed.closest("#loras div")?.querySelector(".weight") ?? changed;
   $("error-general").textContent = "";
   if (!control.hasAttribute("aria-invalid")) return;
   control.removeAttribute("aria-invalid");
@@ -90,7 +119,12 @@ export function applySettings(settings) {
   $("rewrite_prompt").disabled = !settings.rewriter;
   $("rewrite-hint").textContent = settings.rewriter ? "" : "This service has no rewriter.";
   if (settings.has_tiny_weights) $("examples-label").textContent = "Tiny weights: they know these toys, not photographs.";
-  const adapters = settings.adapters.map((each) => `${each.name} × ${each.weight}`).join(", ");
+  const chosen = readLoras();
+  const requestable = settings.adapters.filter((each) => each.apply !== "fused");
+  $("loras").hidden = requestable.length === 0;
+  $("loras").replaceChildren($("loras").firstElementChild, ...requestable.map(loraRow));
+  writeLoras(chosen);
+  const adapters = settings.adapters.filter((each) => each.apply !== "request").map((each) => `${each.name} × ${each.weight}`).join(", ");
   $("model").textContent = `Model: ${settings.model}${adapters ? `, with the adapters ${adapters}` : ""}.`;
   $("output_format").replaceChildren(...settings.formats.map((name) => new Option(name)));
 }

@@ -24,7 +24,7 @@ from tests.service.visit import Visit, chromium
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 SCREENSHOT, TURNTABLE = RESULTS / "playground.webp", RESULTS / "playground-orbit.webp"
 VIEWPORT: ViewportSize = {"width": 1280, "height": 900}
-STEPS = "60"  # so that progress can be seen
+STEPS = "100"  # so that progress can be seen
 
 
 def main(folder: Path | None) -> None:

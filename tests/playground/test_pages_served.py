@@ -116,9 +116,12 @@ def test_the_words_of_all_96_poses_are_those_of_the_code(client: TestClient) -> 
 def test_the_settings_are_the_services(client: TestClient, tiny_settings: AppSettings) -> None:
     settings = client.get("/playground/settings.json").json()
     assert settings["limits"]["max_edits_per_request"] == tiny_settings.limits.max_edits_per_request
-    adapters = {each.name: each for each in tiny_settings.editor.loras}
-    assert adapters.pop("cyanotype").apply == "request", "the page's edits do not use it"
-    assert settings["adapters"] == [{"name": each.name, "weight": each.weight} for each in adapters.values()]
+    adapters = {each["name"]: each for each in settings["adapters"]}
+    assert {name: each["apply"] for name, each in adapters.items()} == {
+        each.name: each.apply for each in tiny_settings.editor.loras
+    }
+    bounds = ("weight", "min_weight", "max_weight")
+    assert [adapters["cyanotype"][name] for name in bounds] == [1, -2, 2]
     assert settings["rewriter"] is settings["has_tiny_weights"] is True
 
 

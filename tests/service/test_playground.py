@@ -143,10 +143,15 @@ def test_copied_code_draws_the_same_pictures(visit: Visit, picture: bytes, is_la
         picture = encode_png(Image.fromarray(noise))
         visit.choose_views("4")
         visit.set(width="64", height="64")
+    else:
+        page.get_by_label("cyanotype", exact=True).check()
+        page.get_by_label("Weight of cyanotype").fill("0.75")
     (tmp_path / "one's own.png").write_bytes(picture)
     visit.drop(picture, "one's own.png")
     page.click("#start")
     visit.done("4 pictures" if is_large else "Done")
+    if not is_large:
+        expect(page.locator("#view .caption")).to_contain_text("seed 42, cyanotype × 0.75")
     if is_large:
         with zipfile.ZipFile(BytesIO(visit.downloaded("#download-all"))) as archive:
             drawn = [archive.read(name) for name in sorted(archive.namelist())]
@@ -214,6 +219,14 @@ def test_errors_stand_at_their_fields_in_the_apis_words(visit: Visit, picture: b
     assert visit.violations(axe) == []
     visit.set(seed="7")
     expect(page.locator("#error-seed")).to_be_empty()
+    page.get_by_label("cyanotype", exact=True).check()
+    page.get_by_label("Weight of cyanotype").fill("9")
+    page.click("#start")
+    expect(page.locator("#error-loras")).to_have_text("input.loras[0].weight must be between -2.0 and 2.0, got 9.0.")
+    expect(page.get_by_label("Weight of cyanotype")).to_be_focused()
+    assert visit.violations(axe) == []
+    page.get_by_label("cyanotype", exact=True).uncheck()
+    expect(page.locator("#error-loras")).to_be_empty()
 
 
 def test_a_wrong_key_is_asked_for_again(visit: Visit) -> None:
