@@ -1,12 +1,12 @@
 """The models of weights sources, on the meta device and so without weights, to count their parameters.
 
 A source is recognised by its configuration on disk, or by its repository's name, which is also the usual name of a
-folder that holds it.
+folder that holds it. The models of known repositories are made once in a process: whoever gets one must not change it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def _read_rewriter(folder: Path) -> Qwen3VLForConditionalGeneration:
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(folder))
 
 
+@cache
 def _edit_model(*, zero_cond_t: bool) -> EditArchitecture:
     """Qwen/Qwen-Image-Edit-2511 by its public config.json files; transformer and VAE have the classes' defaults. The
     other models of its pipeline's class have the same sizes."""
@@ -112,6 +113,7 @@ class _Rewriter:
     deepstack: tuple[int, int, int]
     tied: bool
 
+    @cache  # noqa: B019  # as long as the process: the few instances live in a table
     def __call__(self) -> Qwen3VLForConditionalGeneration:
         text = {
             "hidden_size": self.hidden,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -131,7 +132,7 @@ def encode_text(
     """Qwen2.5-VL on the meta device, from patches and embeddings on, for one prompt of `num_tokens` tokens with
     square pictures of `condition_px` pixels a side. Where its windows begin is computed in advance."""
     dtype = torch.bfloat16
-    nn.Module.to(text_encoder, dtype=dtype)
+    text_encoder = deepcopy(text_encoder).to(dtype=dtype)
     vision, text = text_encoder.model.visual, text_encoder.model.language_model
     config = vision.config
     side = condition_px // config.patch_size
@@ -162,7 +163,7 @@ def encode_text(
 def vae_stages(vae: AutoencoderKLQwenImage, side_px: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """Encoding and decoding a square picture on the meta device in two dimensions."""
     dtype = torch.bfloat16
-    nn.Module.to(vae, dtype=dtype)  # in place; the method of diffusers emits a needless warning
+    vae = nn.Module.to(deepcopy(vae), dtype=dtype)  # the method of diffusers emits a needless warning
     still = StillVae(vae).to(memory_format=torch.channels_last)
     picture = torch.empty(1, 3, side_px, side_px, device="meta", dtype=dtype).to(memory_format=torch.channels_last)
     latent_side = side_px // _LATENT_PX

@@ -1,5 +1,6 @@
 """The configured architecture at full size with random weights: as fast as the trained one, without a download."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ def random_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
         raise CheckpointError(f"{settings.base.path} is not an architecture that can be built without its files.")
     processor = _processor(settings.base)
     dtype = getattr(torch, settings.dtype)
-    text_config = architecture.text_encoder.config
+    text_config = deepcopy(architecture.text_encoder.config)
     for name, token_id in special_token_ids(processor.tokenizer).items():
         setattr(text_config, name, token_id)
     torch.manual_seed(0)

@@ -8,13 +8,15 @@ loading, and an output that a client requests larger, may need more for a while.
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
-from serve_app.config import AppSettings, EditorSettings, RewriterSettings
+from serve_app.config import AppSettings, EditorSettings, RewriterSettings, VaeKind
 from serve_app.editor.loading.quantize import is_quantizable
 from serve_app.editor.model.modulation import MAX_EXTRA_ROWS, ZERO, is_modulation
 from serve_app.editor.model.schedule import tabled_timesteps
@@ -133,15 +135,20 @@ def vae_working_bytes(vae: AutoencoderKLQwenImage, settings: AppSettings) -> int
     """Peak bytes of feature maps over encoding at `vae_area_px` and decoding at `output_area_px`, with tiling those of
     one tile. Found by running both on the meta device."""
     editor, sizes = settings.editor, settings.sizes
-    nn.Module.to(vae, dtype=_dtype(editor))  # in place; the method of diffusers emits a needless warning
     made, seen = fit_area(sizes.output_area_px, 1.0), fit_area(sizes.vae_area_px, 1.0)
     if editor.vae_tiling:
         made = seen = Size(vae.tile_sample_min_width, vae.tile_sample_min_height)
-    picture = torch.empty(1, 3, seen.height, seen.width, device="meta", dtype=_dtype(editor))
+    return _peak_of_vae(vae, editor.vae, _dtype(editor), made, seen)
+
+
+@lru_cache(maxsize=16)
+def _peak_of_vae(vae: AutoencoderKLQwenImage, kind: VaeKind, dtype: torch.dtype, made: Size, seen: Size) -> int:
+    vae = nn.Module.to(deepcopy(vae), dtype=dtype)  # the method of diffusers emits a needless warning
+    picture = torch.empty(1, 3, seen.height, seen.width, device="meta", dtype=dtype)
     shape = (1, vae.config.z_dim, made.height // _LATENT_PX, made.width // _LATENT_PX)
-    latents = torch.empty(shape, device="meta", dtype=_dtype(editor))
+    latents = torch.empty(shape, device="meta", dtype=dtype)
     encode, decode = (lambda: vae.encode(picture[:, :, None])), (lambda: vae.decode(latents[:, :, None]))
-    if editor.vae == "still":
+    if kind == "still":
         still, picture = StillVae(vae), picture.to(memory_format=torch.channels_last)
         still.to(memory_format=torch.channels_last)  # as Vae does
         encode, decode = (lambda: still.encode(picture)), (lambda: still.decode(latents))

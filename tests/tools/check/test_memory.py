@@ -1,10 +1,12 @@
 """The plan's working sets against the counted peaks of the same calls, at full width and without a device."""
 
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from serve_app.config import WeightsSource
 from serve_app.editor.model.attention import varlen_attention
@@ -58,7 +60,7 @@ def test_the_text_encoder_holds_what_is_planned(model: EditArchitecture, num_tok
 def test_the_vae_holds_what_is_planned(model: EditArchitecture) -> None:
     """Decoding takes more than encoding, and the plan has one row for both."""
     planned = vae_working_bytes(model.vae, settings())
-    vae = Vae(model.vae)
+    vae = Vae(nn.Module.to(deepcopy(model.vae), dtype=torch.bfloat16))
     encoding, decoding = (peak_bytes(partial(run, vae)) for run in (encode, decode))
     assert encoding <= decoding
     check(planned, decoding)
