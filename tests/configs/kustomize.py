@@ -5,6 +5,7 @@
 
 import copy
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,31 @@ def render(folder: Path) -> list[Yaml]:
 
 
 def load(path: Path) -> Yaml:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    (document,) = load_all(path.read_text(encoding="utf-8"))
+    return document
+
+
+def load_all(text: str) -> list[Yaml]:
+    """The documents of a text, which is parsed once: most tests render the same files again."""
+    return copy.deepcopy(_parsed(text))
+
+
+@cache
+def _parsed(text: str) -> list[Yaml]:
+    return list(yaml.safe_load_all(text))
 
 
 def serve_app_of(service: Yaml) -> tuple[ServeApplicationSchema, AppSettings]:
     """The application of a RayService's Serve config, and its settings."""
-    (app,) = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])).applications
+    (config,) = load_all(service["spec"]["serveConfigV2"])
+    (app,) = ServeDeploySchema.model_validate(config).applications
     return app, AppSettings.model_validate(app.args)
 
 
 def _resource(path: Path) -> list[Yaml]:
     if path.is_dir():
         return render(path)
-    return [copy.deepcopy(each) for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    return load_all(path.read_text(encoding="utf-8"))
 
 
 def _config_map(folder: Path, generator: Yaml) -> Yaml:
