@@ -15,7 +15,6 @@ import ray
 import serve_app.tools.check
 from serve_app.cli import build_parser, main
 from serve_app.config import TINY_FILE
-from serve_app.tiny.checkpoint import PARTS
 from tests.conftest import ROOT
 
 HEAVY = {"diffusers", "httpx2", "numpy", "PIL", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
@@ -143,17 +142,6 @@ def test_check_of_a_missing_file_names_it(tmp_path: Path, capsys: pytest.Capture
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith(f"camera-edit: {missing}: cannot be read: ")
-
-
-def test_tiny_writes_the_checkpoint_and_prints_where(tmp_path: Path) -> None:
-    folder = tmp_path / "weights"
-    # In its own process: in this one, transformers may have enabled progress bars already.
-    command = [sys.executable, "-m", "serve_app.cli", "tiny", str(folder)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (0, "")
-    for part in PARTS:
-        assert list((folder / part).rglob("*.safetensors")), part
-        assert f"  {folder / part}  (" in run.stdout
 
 
 def test_tiny_does_not_write_into_a_non_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from serve_app.errors import CheckpointError
 from serve_app.tiny import checkpoint
 from serve_app.tiny.checkpoint import build_checkpoint, cached_checkpoint
 from serve_app.weights.locate import locate
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +31,30 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_another_process_builds_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib; from serve_app.tiny.checkpoint import build_checkpoint as b; b(pathlib.Path(sys.argv[1]))"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, capture_output=True)
-    assert digests(tmp_path / "again") == digests(folder)
+@dataclass(frozen=True)
+class Made:
+    """What `camera-edit tiny` did in another process: in this one, transformers may have enabled progress bars."""
+
+    folder: Path
+    run: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("command") / "weights"
+    command = [sys.executable, "-m", "serve_app.cli", "tiny", str(folder)]
+    return Made(folder, subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
+
+
+def test_another_process_builds_the_same_bytes(folder: Path, made: Made) -> None:
+    assert digests(made.folder) == digests(folder)
+
+
+def test_the_command_writes_the_checkpoint_and_prints_where(made: Made) -> None:
+    assert (made.run.returncode, made.run.stderr) == (0, "")
+    for part in checkpoint.PARTS:
+        assert list((made.folder / part).rglob("*.safetensors")), part
+        assert f"  {made.folder / part}  (" in made.run.stdout
 
 
 def test_the_parts_are_of_the_real_classes(folder: Path) -> None:
