@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
@@ -15,7 +16,7 @@ from serve_app.edits.camera import CameraPose, camera_prompt
 from serve_app.edits.images import encode_picture, prepare
 from serve_app.edits.request import EditRequest, Pictures, Pixels, Sampling
 from serve_app.edits.sizes import OutputSize, Size, fit_area
-from serve_app.tools.bench.pictures import MORNING, NIGHT, draw_scene
+from serve_app.tools.bench.pictures import MORNING, NIGHT, Palette, draw_scene
 
 ORBIT = (0, 45, 90, 135, 180, 225, 270, 315)
 PROMPT = "Change the time of day to sunset with warm light"
@@ -37,10 +38,18 @@ def make_edit(
     return BenchEdit(request, originals, tuple(prepare(picture, sizes) for picture in originals))
 
 
+@cache
+def _scene(palette: Palette, width: int, height: int) -> Image.Image:
+    """The sections edit the same scenes, each of which takes longer to draw than to edit. Nobody changes them."""
+    return draw_scene(palette, width, height)
+
+
 def plain_edit(sizes: SizeSettings, num_references: int = 1) -> BenchEdit:
     """One edit at the configured output area, 4 steps, no guidance."""
-    scenes = (draw_scene(MORNING, 640, 640), draw_scene(NIGHT, 512, 512), draw_scene(MORNING, 512, 512))
-    return make_edit(scenes[:num_references], fit_area(sizes.output_area_px, 1.0), Sampling(), sizes)
+    scenes = tuple(
+        _scene(*each) for each in ((MORNING, 640, 640), (NIGHT, 512, 512), (MORNING, 512, 512))[:num_references]
+    )
+    return make_edit(scenes, fit_area(sizes.output_area_px, 1.0), Sampling(), sizes)
 
 
 def unlike_edits(sizes: SizeSettings) -> list[BenchEdit]:
@@ -54,7 +63,7 @@ def unlike_edits(sizes: SizeSettings) -> list[BenchEdit]:
     edits = []
     for number in range(8):
         width, height = aspects[number % len(aspects)]
-        scene = draw_scene(MORNING if number % 2 else NIGHT, 80 * width, 80 * height)
+        scene = _scene(MORNING if number % 2 else NIGHT, 80 * width, 80 * height)
         sampling = Sampling(seed=number, num_inference_steps=(4, 5, 6)[number % 3])
         size = fit_area(small.output_area_px, width / height)
         edits.append(make_edit((scene,), size, sampling, small, f"{PROMPT}, " * (1 + number % 4)))

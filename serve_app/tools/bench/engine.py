@@ -13,6 +13,7 @@ from serve_app.editor.loading.load import as_edit_model
 from serve_app.editor.model.edit_model import Draft, EditModel
 from serve_app.editor.model.vae import StillVae
 from serve_app.edits.images import encode_picture
+from serve_app.edits.sizes import fit_area
 from serve_app.tools.bench.contenders import (
     begin,
     draw_one_by_one,
@@ -26,6 +27,7 @@ from serve_app.tools.bench.contenders import (
 from serve_app.tools.bench.floor import copy_rate, counted_flops, matmul_rate, step_flops
 from serve_app.tools.bench.timing import in_turns
 
+LATENT_PX = 8
 PACK_SIZES = (1, 2, 4, 8, 16)
 NO_CACHE = {"latents_cache_bytes": 0, "prompts_cache_bytes": 0}
 
@@ -180,18 +182,20 @@ def orbit(bench: Bench) -> None:
 
 @torch.inference_mode()
 def still_vae(bench: Bench) -> None:
-    """VAE encode and decode at 512 x 512, with a width between the tiny and the real VAE's."""
+    """VAE encode and decode at four times the output area, but at most 512 x 512, with a width between the tiny and
+    the real VAE's."""
     torch.manual_seed(0)
     vae = AutoencoderKLQwenImage(base_dim=32, num_res_blocks=2).eval().requires_grad_(False)
     still = StillVae(vae).to(memory_format=torch.channels_last)
-    picture = (torch.rand(1, 3, 512, 512) * 2 - 1).to(memory_format=torch.channels_last)
-    latents = torch.randn(1, 16, 64, 64)
+    side = fit_area(min(4 * bench.settings.sizes.output_area_px, 512**2), 1.0).width
+    picture = (torch.rand(1, 3, side, side) * 2 - 1).to(memory_format=torch.channels_last)
+    latents = torch.randn(1, 16, side // LATENT_PX, side // LATENT_PX)
     bench.compare(
-        "VAE encode, 512², base_dim 32",
+        f"VAE encode, {side}², base_dim 32",
         {"stock": lambda: vae.encode(picture[:, :, None]).latent_dist.mode(), "still": lambda: still.encode(picture)},
     )
     bench.compare(
-        "VAE decode, 512², base_dim 32",
+        f"VAE decode, {side}², base_dim 32",
         {"stock": lambda: vae.decode(latents[:, :, None]), "still": lambda: still.decode(latents)},
     )
 

@@ -63,7 +63,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def copy_rate(device: torch.device) -> float:
     """Bytes per second of a copy on the device, read and written bytes both counted."""
     num_bytes = 2**32 if device.type == "cuda" else 2**28
-    source = torch.randint(0, 255, (num_bytes,), dtype=torch.uint8, device=device)
+    source = torch.randint(2**62, (num_bytes // torch.int64.itemsize,), device=device)
     target = torch.empty_like(source)
     target.copy_(source)
     seconds = timed(lambda: [target.copy_(source) for _ in range(_REPEATS)])
