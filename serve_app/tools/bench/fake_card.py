@@ -28,9 +28,9 @@ HOPPER = (9, 0)
 _LATENT_PX = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
-    """What a stage does.
+    """What a stage does. Compared by identity, so that what is computed from it can be cached.
 
     Attributes:
         ops: the operations of eager execution, in order.

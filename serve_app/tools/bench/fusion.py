@@ -11,6 +11,7 @@ The model of fusion. For an earlier form of the block it gave 1.731 GB at one me
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from serve_app.tools.bench.counting import Access, Kind, Op
 from serve_app.tools.bench.fake_card import Trace
@@ -52,8 +53,9 @@ class Kernel:
     fp8: bool = False
 
 
-def kernels(trace: Trace, levers: Levers) -> list[Kernel]:
-    """The kernels of a stage with the levers applied."""
+@lru_cache(maxsize=256)
+def kernels(trace: Trace, levers: Levers) -> tuple[Kernel, ...]:
+    """The kernels of a stage with the levers applied. They are the same on each card."""
     ops = list(trace.ops)
     if levers.tables:
         ops = [op for op in ops if not any(access.storage in trace.modulation for access in op.reads)]
@@ -64,15 +66,15 @@ def kernels(trace: Trace, levers: Levers) -> list[Kernel]:
     if levers.gelu_epilogue:
         ops = list(_without_gelu(ops))
     if not levers.compiled:
-        return [_kernel(op, trace.quantizable, levers.fp8) for op in ops]
+        return tuple(_kernel(op, trace.quantizable, levers.fp8) for op in ops)
     outside = [op for op in ops if op.region is None]
     regions: dict[int, list[Op]] = defaultdict(list)
     for op in ops:
         if op.region is not None:
             regions[op.region].append(op)
     needed = _read_outside(ops) | trace.kept
-    fused = [kernel for region in regions.values() for kernel in _fused(region, needed, levers, trace.quantizable)]
-    return fused + [_kernel(op, trace.quantizable, levers.fp8) for op in outside]
+    fused = (kernel for region in regions.values() for kernel in _fused(region, needed, levers, trace.quantizable))
+    return *fused, *(_kernel(op, trace.quantizable, levers.fp8) for op in outside)
 
 
 def _kernel(op: Op, quantizable: frozenset[int], fp8: bool) -> Kernel:

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from diffusers import QwenImageTransformer2DModel
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from serve_app.editor.model.layout import SpanShape
 from serve_app.tools.bench.cards import Backend, Card
@@ -76,10 +78,14 @@ class StepTrace:
 
     def cost(self, card: Card, levers: Levers, backend: Backend) -> Cost:
         """The cost of the whole step: each further block adds what the second one did."""
-        one, two = (cost(kernels(trace, levers), card, backend) for trace in (self.one, self.two))
+        one, two = self.shallow_costs(card, levers, backend)
         more = self.num_layers - 1
         scaled = {name: first + more * (vars(two)[name] - first) for name, first in vars(one).items()}
         return Cost(**scaled)
+
+    def shallow_costs(self, card: Card, levers: Levers, backend: Backend) -> tuple[Cost, Cost]:
+        """The costs of the steps with one block and with two."""
+        return cost(kernels(self.one, levers), card, backend), cost(kernels(self.two, levers), card, backend)
 
 
 def cost(launched: Sequence[Kernel], card: Card, backend: Backend = "FlashAttention 2") -> Cost:
@@ -104,6 +110,7 @@ def cost(launched: Sequence[Kernel], card: Card, backend: Backend = "FlashAttent
     )
 
 
+@lru_cache(maxsize=8)
 def count_step(transformer: QwenImageTransformer2DModel, num_references: int) -> StepTrace:
     """Record a step of one edit at one megapixel."""
     shape = SpanShape(GRID, (GRID,) * num_references, TEXT_TOKENS[num_references])
@@ -117,10 +124,9 @@ def step_rows(step: StepTrace, card: Card, *, fp8: bool) -> list[LeverRow]:
     rows: list[LeverRow] = []
     for name, levers, backend in _levers(fp8=fp8):
         whole = step.cost(card, levers, backend)
-        block = replace(step, num_layers=2).cost(card, levers, backend).elementwise_bytes
-        block -= replace(step, num_layers=1).cost(card, levers, backend).elementwise_bytes
+        one, two = step.shallow_costs(card, levers, backend)
         saved = rows[-1].cost.computed_s - whole.computed_s if rows else 0.0
-        rows.append(LeverRow(name, whole, saved, block))
+        rows.append(LeverRow(name, whole, saved, two.elementwise_bytes - one.elementwise_bytes))
     return rows
 
 
@@ -148,11 +154,22 @@ def _levers(*, fp8: bool) -> Iterator[tuple[str, Levers, Backend]]:
 
 def other_stages(model: EditArchitecture, card: Card, num_references: int) -> dict[str, Cost]:
     """The stages beside the step, which run eagerly in 16 bits. All references are encoded one after the other."""
-    encode, decode = vae_stages(model.vae, SIDE_PX)
-    num_tokens = TEXT_TOKENS[num_references] + TEMPLATE_TOKENS
-    text = encode_text(model.text_encoder, num_tokens, num_references, CONDITION_PX)
+    encode, decode = _count_vae(model.vae)
     return {
-        "VAE encode": cost(kernels(trace(encode), Levers()) * num_references, card),
-        "text encoder": cost(kernels(trace(text), Levers()), card),
-        "VAE decode": cost(kernels(trace(decode), Levers()), card),
+        "VAE encode": cost(kernels(encode, Levers()) * num_references, card),
+        "text encoder": cost(kernels(_count_text_encoder(model.text_encoder, num_references), Levers()), card),
+        "VAE decode": cost(kernels(decode, Levers()), card),
     }
+
+
+@lru_cache(maxsize=8)
+def _count_vae(vae: AutoencoderKLQwenImage) -> tuple[Trace, Trace]:
+    """Encoding and decoding one picture."""
+    encode, decode = vae_stages(vae, SIDE_PX)
+    return trace(encode), trace(decode)
+
+
+@lru_cache(maxsize=8)
+def _count_text_encoder(text_encoder: Qwen2_5_VLForConditionalGeneration, num_references: int) -> Trace:
+    num_tokens = TEXT_TOKENS[num_references] + TEMPLATE_TOKENS
+    return trace(encode_text(text_encoder, num_tokens, num_references, CONDITION_PX))

@@ -1,5 +1,6 @@
 """Computed rooflines: what is counted, how kernels fuse, and what is printed."""
 
+from collections.abc import Sequence
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -84,7 +85,7 @@ def traced() -> Trace:
     return Trace(tuple(recorder.ops), frozenset(recorder.kept), quantizable)
 
 
-def elementwise(launched: list[Kernel]) -> list[float]:
+def elementwise(launched: Sequence[Kernel]) -> list[float]:
     return sorted(kernel.num_bytes for kernel in launched if kernel.kind == "elementwise")
 
 
