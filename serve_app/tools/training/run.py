@@ -10,7 +10,7 @@ from serve_app.tools.training.shipped import TrainingOnExport
 from serve_app.tools.training.stages import STAGES, Training
 
 NUM_SCENES = 40
-"""The number of held-out scenes for the scores."""
+"""The number of held-out scenes for the scores of the report."""
 
 
 def train(folder: Path, max_seconds: float = float("inf")) -> Path | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,6 +26,22 @@ def held_out_scenes(count: int, rng: np.random.Generator) -> list[Scene]:
         if is_held_out(scene):
             scenes.append(scene)
     return scenes
+
+
+@lru_cache(maxsize=4096)
+def _render(scene: Scene, pose: CameraPose) -> Picture:
+    """Each stage and each sheet scores the same scenes. Read-only, as the picture is shared."""
+    picture = render(scene, pose)
+    picture.flags.writeable = False
+    return picture
+
+
+@lru_cache(maxsize=64)
+def _views(scene: Scene) -> Picture:
+    """The same for the scene from all poses."""
+    pictures = views(scene)
+    pictures.flags.writeable = False
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class CameraCases:
 
     def add(self, scene: Scene, source: Picture, num_poses: int, rng: np.random.Generator, words: str = "") -> None:
         """Add cases that show the scene from random poses, without repetition."""
-        every_view = views(scene)
+        every_view = _views(scene)
         for place in rng.choice(len(POSES), num_poses, replace=False):
             self.cases.append(Case(camera_prompt(POSES[place], words), (source,), every_view[place]))
             self.owners.append(len(self.views))
@@ -66,7 +83,7 @@ def camera_cases(num_scenes: int, poses_each: int, seed: int = 31) -> CameraCase
     rng = np.random.default_rng(seed)
     cases = CameraCases([], [], [], [])
     for scene in held_out_scenes(num_scenes, rng):
-        cases.add(scene, render(scene, POSES[rng.choice(INPUT_POSES)]), poses_each, rng)
+        cases.add(scene, _render(scene, POSES[rng.choice(INPUT_POSES)]), poses_each, rng)
     return cases
 
 
@@ -76,7 +93,7 @@ def combined_cases(num_scenes: int, poses_each: int, seed: int = 34) -> CameraCa
     cases = CameraCases([], [], [], [])
     for scene in held_out_scenes(num_scenes, rng):
         wish = random_wish(scene, rng, kind=str(rng.choice(("recolour", "light", "ground"))))
-        cases.add(wish.target, render(scene, POSES[rng.choice(INPUT_POSES)]), poses_each, rng, wish.prompt)
+        cases.add(wish.target, _render(scene, POSES[rng.choice(INPUT_POSES)]), poses_each, rng, wish.prompt)
     return cases
 
 
@@ -98,10 +115,10 @@ def wish_cases(count: int, held_out_words: bool, seed: int = 32) -> dict[str, li
     for scene in scenes:
         wish = random_wish(scene, rng, held_out_words)
         pose = POSES[rng.choice(INPUT_POSES)]
-        pictures = [render(scene, pose)]
+        pictures = [_render(scene, pose)]
         if wish.reference:
-            pictures.append(render(wish.reference, POSES[rng.choice(INPUT_POSES)]))
-        cases[wish.kind].append(Case(wish.prompt, tuple(pictures), render(wish.target, pose)))
+            pictures.append(_render(wish.reference, POSES[rng.choice(INPUT_POSES)]))
+        cases[wish.kind].append(Case(wish.prompt, tuple(pictures), _render(wish.target, pose)))
     return cases
 
 

@@ -36,6 +36,8 @@ from serve_app.tools.training.text import Prompts, new_text_encoder, new_tokeniz
 from serve_app.tools.training.vae import new_vae, train_vae
 
 STAGES = ("vae", "base", "refine", "angles", "lightning", "polish", "cyanotype", "rewriter")
+NUM_SCENES = 24
+"""The number of held-out scenes by which a stage is scored while it trains."""
 
 
 class Training:
@@ -44,12 +46,9 @@ class Training:
     A stage trains for about `max_seconds` at most and returns whether it is done.
     """
 
-    def __init__(
-        self, folder: Path, recipe: Recipe, device: str | None = None, num_scored: int = 24, fast: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, device: str | None = None, fast: bool = True) -> None:
         self.folder, self.recipe, self._fast = folder, recipe, fast
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._num_scored = num_scored
 
     def vae(self, max_seconds: float) -> bool:
         vae = new_vae(self.recipe.vae).to(self.device)
@@ -98,8 +97,12 @@ class Training:
         factors = new_adapter(self.model.transformer, recipe.adapter)
         fit = Fit("cyanotype", dict(factors), recipe.angles.fit, self.folder)
         loss_of = lightning_loss(self.model, Samples(data, tokens, targets), recipe, frozen, frozen, factors)
-        styled = in_style(cyanotype, self._camera, self._wishes)
-        return run_fit(fit, loss_of, self._scorer(frozen, factors, recipe.adapter, *styled), max_seconds)
+
+        def score() -> Mapping[str, float]:
+            styled = in_style(cyanotype, self._camera, self._wishes)
+            return self._scorer(frozen, factors, recipe.adapter, *styled)()
+
+        return run_fit(fit, loss_of, score, max_seconds)
 
     def rewriter(self, max_seconds: float) -> bool:
         tokenizer = new_rewriter_tokenizer()
@@ -203,8 +206,8 @@ class Training:
 
     @cached_property
     def _camera(self) -> CameraCases:
-        return camera_cases(self._num_scored, 6)
+        return camera_cases(NUM_SCENES, 6)
 
     @cached_property
     def _wishes(self) -> dict[str, list[Case]]:
-        return wish_cases(4 * self._num_scored, held_out_words=False)
+        return wish_cases(4 * NUM_SCENES, held_out_words=False)

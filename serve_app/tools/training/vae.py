@@ -1,6 +1,7 @@
 """The first stage: a VAE for pictures of the toy world, of the real VAE's class."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +56,24 @@ def vae_loss(vae: AutoencoderKLQwenImage, recipe: VaeRecipe, pictures: Picture) 
     return loss_of
 
 
-def ceiling_of(vae: AutoencoderKLQwenImage, num_scenes: int = 48) -> Score:
+def ceiling_of(vae: AutoencoderKLQwenImage) -> Score:
     """A score of the VAE alone: the PSNR of views of held-out scenes after encoding and decoding."""
-    rng = np.random.default_rng(5)
-    scenes = [scene for scene in (random_scene(rng) for _ in range(num_scenes * 12)) if is_held_out(scene)][:num_scenes]
-    inputs = np.stack([render(scene, POSES[rng.choice(INPUT_POSES)]) for scene in scenes])
-    others = np.stack([render(scene, POSES[rng.integers(len(POSES))]) for scene in scenes])
 
     def score() -> Mapping[str, float]:
-        return {name: _psnr_of(vae, pictures) for name, pictures in (("input_db", inputs), ("any_db", others))}
+        return {name: _psnr_of(vae, pictures) for name, pictures in _held_out_views().items()}
 
     return score
+
+
+@cache
+def _held_out_views(num_scenes: int = 48) -> Mapping[str, Picture]:
+    """Pictures from poses that an input may have, and from any."""
+    rng = np.random.default_rng(5)
+    scenes = [scene for scene in (random_scene(rng) for _ in range(num_scenes * 12)) if is_held_out(scene)][:num_scenes]
+    return {
+        "input_db": np.stack([render(scene, POSES[rng.choice(INPUT_POSES)]) for scene in scenes]),
+        "any_db": np.stack([render(scene, POSES[rng.integers(len(POSES))]) for scene in scenes]),
+    }
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Training the tiny weights: every stage learns, resumes where it stopped, and writes what the loader reads."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,16 @@ RECIPE = Recipe(
 
 
 def training_in(folder: Path) -> Training:
-    return Training(folder, RECIPE, device="cpu", num_scored=1, fast=False)
+    return Training(folder, RECIPE, device="cpu", fast=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_scenes() -> Iterator[None]:
+    """One scene for all scores: their values are not judged here."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in ("stages", "run"):
+            patched.setattr(f"serve_app.tools.training.{module}.NUM_SCENES", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +309,6 @@ def test_the_command_resumes_what_is_there_and_exports_it_with_its_scores(
     trained: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("serve_app.tools.training.run.Recipe", lambda: RECIPE)
-    monkeypatch.setattr("serve_app.tools.training.run.NUM_SCENES", 1)
     assert main(["tiny", "--train", str(trained.folder)]) == 0
     exported = trained.folder / "export"
     assert f"and their scores (about.json) are in {exported}" in capsys.readouterr().out
@@ -319,7 +328,7 @@ def test_the_command_trains_the_style_adapter_alone_and_adds_its_scores_to_the_o
 ) -> None:
     others = {"recipe": "an older one", "data_seed": 7, "scores": {"azimuth": 0.5, "cyanotype_pose": 2.0}}
     (exported / "about.json").write_text(json.dumps(others))
-    for name, value in {"Recipe": lambda: RECIPE, "NUM_SCENES": 1, "TOY_FOLDER": exported}.items():
+    for name, value in {"Recipe": lambda: RECIPE, "TOY_FOLDER": exported}.items():
         monkeypatch.setattr(f"serve_app.tools.training.run.{name}", value)
     command = ["tiny", "--train", "--cyanotype", str(tmp_path)]
     assert main([*command, "--minutes", "0"]) == 0
