@@ -1,9 +1,11 @@
 """Which service `camera-edit edit` and `mcp` call, and with which API key."""
 
 import os
+import ssl
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import httpx2
@@ -29,7 +31,8 @@ class Connection:
         """Options of an httpx2 client, or of a single request but for the base URL."""
         headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
         # A proxy configured for the internet cannot reach this machine.
-        return {"headers": headers, "trust_env": not is_loopback(httpx2.URL(self.url).host)}
+        trust_env = not is_loopback(httpx2.URL(self.url).host)
+        return {"headers": headers, "trust_env": trust_env, "verify": _tls(trust_env)}
 
     def check(self) -> None:
         """Check that something answers.
@@ -47,6 +50,12 @@ class Connection:
                 else "Check the URL, and that the service runs."
             )
             raise ServiceUnavailable(f"No service answers at {self.url} ({problem!r}). {advice}") from problem
+
+
+@cache
+def _tls(trust_env: bool) -> ssl.SSLContext:
+    """Read once for all clients: the certificates of all authorities take longer than most requests."""
+    return httpx2.create_ssl_context(trust_env=trust_env)
 
 
 def find_connection(url: str | None, key: str | None, environment: Mapping[str, str] = os.environ) -> Connection:
