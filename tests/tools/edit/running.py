@@ -103,6 +103,7 @@ def running_service(folder: Path, settings: AppSettings, *api_keys: str, **jobs:
             workers,
             Preparer(settings, shared_decoders()),
             keys_of(*api_keys) if api_keys else None,
+            retry_after_s=lambda: 1,
         )
         await runner.start()
         services.append(RunningService(f"http://127.0.0.1:{port}", editor, rewriter, asyncio.get_running_loop()))
