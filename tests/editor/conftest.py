@@ -36,8 +36,15 @@ def fuse_by_diffusers(pipeline: QwenImageEditPlusPipeline, settings: EditorSetti
     pipeline.unload_lora_weights()
 
 
+@pytest.fixture(scope="session")
+def small_settings(tiny_settings: AppSettings) -> AppSettings:
+    """With references of 128 x 128 pixels: the same operations on a quarter of the tokens."""
+    sizes = tiny_settings.sizes.model_copy(update={"vae_area_px": 128 * 128})
+    return tiny_settings.model_copy(update={"sizes": sizes})
+
+
 @pytest.fixture
-def tiny_areas(tiny_settings: AppSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make diffusers' pipeline, whose areas are constants, use those of the tiny settings."""
-    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", tiny_settings.sizes.vae_area_px)
-    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", tiny_settings.sizes.condition_area_px)
+def small_areas(small_settings: AppSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make diffusers' pipeline, whose areas are constants, use those of the small settings."""
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", small_settings.sizes.vae_area_px)
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", small_settings.sizes.condition_area_px)

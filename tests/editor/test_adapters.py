@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -24,10 +24,10 @@ from serve_app.errors import ServiceUnavailable
 from serve_app.tiny.adapters import LIGHTNING_RANK
 from serve_app.weights.locate import locate
 from tests.editor.conftest import fuse_by_diffusers
-from tests.editor.test_exactness import ASTRONAUT, COFFEE, PLAIN, TALL, UNLIKE, Case, begin, draw, draw_stock
+from tests.editor.test_exactness import ASTRONAUT, COFFEE, PLAIN, TALL, UNLIKE, Case, DrawStock, begin, draw, draw_stock
 from tests.pictures import difference
 
-pytestmark = pytest.mark.usefixtures("tiny_areas")
+pytestmark = pytest.mark.usefixtures("small_areas")
 
 POSE = CameraPose(45, 30, 1.0)
 CAMERA_WEIGHT = 0.9
@@ -52,13 +52,14 @@ CASES = {
 WEIGHTS = [(), uses(angles=1.0), uses(style=1.0), uses(angles=0.4, style=-0.8)]
 # They differ in everything else, too.
 FOUR = [replace(case, loras=loras) for case, loras in zip(UNLIKE, WEIGHTS, strict=True)]
+TWO = [replace(SMALL, loras=uses(angles=0.6)), replace(SMALL, loras=uses(style=1.0))]
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_settings: AppSettings, tmp_path_factory: pytest.TempPathFactory) -> AppSettings:
+def settings(small_settings: AppSettings, tmp_path_factory: pytest.TempPathFactory) -> AppSettings:
     """Lightning fused, angles for edits with a camera pose, and one that has the keys and the alpha of Lightning's file
     but other numbers, on request."""
-    lightning, angles, *_ = tiny_settings.editor.loras
+    lightning, angles, *_ = small_settings.editor.loras
     tensors = load_file(locate(lightning.source) / lightning.file)
     torch.manual_seed(13)
     folder = tmp_path_factory.mktemp("style")
@@ -68,10 +69,10 @@ def settings(tiny_settings: AppSettings, tmp_path_factory: pytest.TempPathFactor
         name="style", source=WeightsSource(path=str(folder)), file="style.safetensors", apply="request"
     )
     camera = angles.model_copy(update={"apply": "camera", "weight": CAMERA_WEIGHT})
-    editor = tiny_settings.editor.model_copy(
+    editor = small_settings.editor.model_copy(
         update={"loras": (lightning, camera, style), "latents_cache_bytes": 0, "prompts_cache_bytes": 0}
     )
-    return tiny_settings.model_copy(update={"editor": editor})
+    return small_settings.model_copy(update={"editor": editor})
 
 
 def load(settings: AppSettings, **options: object) -> EditModel:
@@ -96,6 +97,12 @@ def stock(settings: AppSettings) -> QwenImageEditPlusPipeline:
     return pipeline
 
 
+@pytest.fixture(scope="module")
+def stock_picture(stock: QwenImageEditPlusPipeline) -> DrawStock:
+    """diffusers' picture of a case, which is drawn once."""
+    return cache(partial(draw_stock_with, stock))
+
+
 def draw_stock_with(pipeline: QwenImageEditPlusPipeline, case: Case) -> Pixels:
     weights = {"angles": CAMERA_WEIGHT} if case.camera is not None else {}
     weights |= {lora.name: lora.weight for lora in case.loras}
@@ -104,10 +111,8 @@ def draw_stock_with(pipeline: QwenImageEditPlusPipeline, case: Case) -> Pixels:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_equals_diffusers(
-    case: Case, adapted: EditModel, stock: QwenImageEditPlusPipeline, settings: AppSettings
-) -> None:
-    assert difference(draw(adapted, settings, case), draw_stock_with(stock, case)) <= 1
+def test_equals_diffusers(case: Case, adapted: EditModel, stock_picture: DrawStock, settings: AppSettings) -> None:
+    assert difference(draw(adapted, settings, case), stock_picture(case)) <= 1
 
 
 def test_each_adapter_moves_the_picture(adapted: EditModel, settings: AppSettings) -> None:
@@ -118,12 +123,12 @@ def test_each_adapter_moves_the_picture(adapted: EditModel, settings: AppSetting
 
 
 def test_four_edits_of_one_pack_equal_the_same_edits_alone(
-    adapted: EditModel, stock: QwenImageEditPlusPipeline, settings: AppSettings
+    adapted: EditModel, stock_picture: DrawStock, settings: AppSettings
 ) -> None:
     packed = adapted.draw([begin(adapted, settings, case) for case in FOUR])
     for pixels, case in zip(packed, FOUR, strict=True):
         assert difference(pixels, draw(adapted, settings, case)) <= 1
-        assert difference(pixels, draw_stock_with(stock, case)) <= 1
+        assert difference(pixels, stock_picture(case)) <= 1
 
 
 def test_the_neighbours_weights_change_no_bit(adapted: EditModel, settings: AppSettings) -> None:
@@ -145,12 +150,12 @@ def test_the_order_of_a_request_does_not_matter(adapted: EditModel, settings: Ap
     assert difference(*pictures) == 0
 
 
-def test_tables_and_unlike_packs(stock: QwenImageEditPlusPipeline, settings: AppSettings) -> None:
+def test_tables_and_unlike_packs(stock_picture: DrawStock, settings: AppSettings) -> None:
     """With AdaLN tables, 5 and 7 steps among them; the adapter's rows are added to the table's."""
     model = load(settings, adaln_tables=True)
     packed = model.draw([begin(model, settings, case) for case in FOUR])
     for pixels, case in zip(packed, FOUR, strict=True):
-        assert difference(pixels, draw_stock_with(stock, case)) <= 1
+        assert difference(pixels, stock_picture(case)) <= 1
 
 
 def test_too_little_room_for_a_pack_takes_turns(
@@ -203,35 +208,34 @@ def of_the_neighbour(runs_of: RunsOf) -> RunsOf:
 def test_wrong_runs_are_noticed(
     fault: Callable[[RunsOf], RunsOf],
     adapted: EditModel,
-    stock: QwenImageEditPlusPipeline,
+    stock_picture: DrawStock,
     settings: AppSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cases = [replace(SMALL, loras=uses(angles=0.6)), replace(SMALL, loras=uses(style=1.0))]
-    right = [draw_stock_with(stock, case) for case in cases]
-    assert max(map(difference, adapted.draw([begin(adapted, settings, case) for case in cases]), right)) <= 1
+    right = [stock_picture(case) for case in TWO]
+    assert max(map(difference, adapted.draw([begin(adapted, settings, case) for case in TWO]), right)) <= 1
     monkeypatch.setattr(adapters, "runs_of", fault(adapters.runs_of))
-    assert max(map(difference, adapted.draw([begin(adapted, settings, case) for case in cases]), right)) > 1
+    assert max(map(difference, adapted.draw([begin(adapted, settings, case) for case in TWO]), right)) > 1
 
 
 def test_a_lost_alpha_is_noticed(
-    stock: QwenImageEditPlusPipeline, settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+    stock_picture: DrawStock, settings: AppSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = load_pipeline(settings.editor)
     monkeypatch.setattr(Factors, "scale", property(lambda self: 1.0))
     wrong = as_edit_model(pipeline, settings.editor)
-    assert difference(draw(wrong, settings, CASES["one"]), draw_stock_with(stock, CASES["one"])) > 1
+    assert difference(draw(wrong, settings, CASES["one"]), stock_picture(CASES["one"])) > 1
 
 
 def test_omitted_modulation_is_noticed(
-    adapted: EditModel, stock: QwenImageEditPlusPipeline, settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+    adapted: EditModel, stock_picture: DrawStock, settings: AppSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without(self: PackAdapters, index: int, rows: BlockRows, activated: torch.Tensor) -> BlockRows:
         return rows
 
     monkeypatch.setattr(PackAdapters, "modulate", without)
     case = replace(SMALL, loras=uses(angles=0.7))
-    assert difference(draw(adapted, settings, case), draw_stock_with(stock, case)) > 1
+    assert difference(draw(adapted, settings, case), stock_picture(case)) > 1
 
 
 @pytest.mark.timeout(600)

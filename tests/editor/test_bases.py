@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.editor.test_exactness import PLAIN, SMALL_PACK, Case, begin, draw_stock
 from tests.pictures import difference
 
-pytestmark = pytest.mark.usefixtures("tiny_areas")
+pytestmark = pytest.mark.usefixtures("small_areas")
 
 BASES = sorted((ROOT / "configs" / "bases").glob("*.yaml"))
 
@@ -34,11 +34,11 @@ def rewritten(folder: Path, tmp_path: Path, part: str, **fields: Any) -> Weights
 @pytest.mark.parametrize("zero_cond_t", [None, False], ids=["Qwen-Image-Edit-2509", "FireRed-Image-Edit-1.1"])
 @pytest.mark.parametrize("tables", [False, True], ids=["live", "tables"])
 def test_references_at_the_edits_own_timestep_equal_diffusers(
-    zero_cond_t: bool | None, tables: bool, tiny_settings: AppSettings, tmp_path: Path
+    zero_cond_t: bool | None, tables: bool, small_settings: AppSettings, tmp_path: Path
 ) -> None:
-    base = rewritten(locate(tiny_settings.editor.base), tmp_path, "transformer/config.json", zero_cond_t=zero_cond_t)
-    editor = tiny_settings.editor.model_copy(update={"base": base, "loras": (), "adaln_tables": tables})
-    settings = tiny_settings.model_copy(update={"editor": editor})
+    base = rewritten(locate(small_settings.editor.base), tmp_path, "transformer/config.json", zero_cond_t=zero_cond_t)
+    editor = small_settings.editor.model_copy(update={"base": base, "loras": (), "adaln_tables": tables})
+    settings = small_settings.model_copy(update={"editor": editor})
     model = as_edit_model(load_pipeline(editor), editor)
     pipeline = QwenImageEditPlusPipeline.from_pretrained(base.path)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**editor.scheduler.model_dump())
@@ -48,14 +48,14 @@ def test_references_at_the_edits_own_timestep_equal_diffusers(
         assert difference(pixels, draw_stock(pipeline, case)) <= 1
 
 
-def test_the_switch_changes_the_picture(tiny_settings: AppSettings, tmp_path: Path) -> None:
+def test_the_switch_changes_the_picture(small_settings: AppSettings, tmp_path: Path) -> None:
     """The comparisons are meaningful."""
-    base = rewritten(locate(tiny_settings.editor.base), tmp_path, "transformer/config.json", zero_cond_t=None)
+    base = rewritten(locate(small_settings.editor.base), tmp_path, "transformer/config.json", zero_cond_t=None)
     pictures = []
-    for source in (base, tiny_settings.editor.base):
-        editor = tiny_settings.editor.model_copy(update={"base": source, "loras": ()})
+    for source in (base, small_settings.editor.base):
+        editor = small_settings.editor.model_copy(update={"base": source, "loras": ()})
         model = as_edit_model(load_pipeline(editor), editor)
-        pictures.append(model.draw([begin(model, tiny_settings, PLAIN)])[0])
+        pictures.append(model.draw([begin(model, small_settings, PLAIN)])[0])
     assert difference(*pictures) > 5
 
 
@@ -69,11 +69,11 @@ def test_the_switch_changes_the_picture(tiny_settings: AppSettings, tmp_path: Pa
     ],
 )
 def test_another_kind_of_model_is_rejected_by_name(
-    part: str, fields: dict[str, Any], named: str, tiny_settings: AppSettings, tmp_path: Path
+    part: str, fields: dict[str, Any], named: str, small_settings: AppSettings, tmp_path: Path
 ) -> None:
-    base = rewritten(locate(tiny_settings.editor.base), tmp_path, part, **fields)
+    base = rewritten(locate(small_settings.editor.base), tmp_path, part, **fields)
     with pytest.raises(CheckpointError, match=named):
-        load_pipeline(tiny_settings.editor.model_copy(update={"base": base}))
+        load_pipeline(small_settings.editor.model_copy(update={"base": base}))
 
 
 @pytest.mark.parametrize("file", BASES, ids=lambda path: path.stem)

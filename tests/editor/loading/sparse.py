@@ -47,7 +47,8 @@ def save_real_loras(folder: Path, transformer: nn.Module) -> tuple[LoraSettings,
             lightning[f"{name}.lora_down.weight"] = (64, module.in_features)
             lightning[f"{name}.lora_up.weight"] = (module.out_features, 64)
             lightning[f"{name}.alpha"] = ()
-    _save(folder / "lightning.safetensors", lightning)
+    # Alphas are read. Side by side they share two pages, where each of them would have the system read ahead.
+    _save(folder / "lightning.safetensors", dict(sorted(lightning.items(), key=lambda each: len(each[1]))))
     config = {"transformer.r": 16, "transformer.lora_alpha": 16}
     _save(folder / "angles.safetensors", angles, {"lora_adapter_metadata": json.dumps(config)})
     source = WeightsSource(path=str(folder))

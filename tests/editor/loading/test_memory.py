@@ -4,6 +4,7 @@ The card is the meta device, whose tensors have sizes and no content. All else i
 files with the real headers, which have holes instead of weights.
 """
 
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # A dispatch mode sees one thread only.
     monkeypatch.setattr(fuse, "_TILE_NUMBERS", 2**26)  # The largest weight at once: fewer operations, more memory.
+    # Reading a hole ahead fills the page cache with zeros, 40 GB of them.
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: None)
     # It compares numbers, of which there are none; its own tensors are a few rows.
     monkeypatch.setattr(transformer, "check_fused", lambda *_: None)
     # As torchao does, without its scales.
