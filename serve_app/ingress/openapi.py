@@ -5,6 +5,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+Responses = dict[int | str, dict[str, Any]]
 
 SAMPLE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQMAAAD+wSzIAAAABlBMVEV4quZajEbiNzc0AAAAEklEQVR42mNggIL/TAxMDEwMAAch"
@@ -19,6 +22,20 @@ _KEY = {
 }
 # FastAPI lists a 422 with these wherever a route has a parameter; here such requests get a 400 in the dialect's shape.
 _VALIDATION_SCHEMAS = ("HTTPValidationError", "ValidationError")
+
+
+def error_responses(model: type[BaseModel], *statuses: int, **fields: str) -> Responses:
+    """Responses of a router or a route whose body is `model`; `fields` as in OpenAPI, such as a description.
+
+    The first one has FastAPI list the model and the others refer to it: FastAPI makes a validator of each model of
+    each route, which is most of the time in which the application is built.
+    """
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    first, *others = statuses
+    return {
+        first: {"model": model, **fields},
+        **{status: {"content": {"application/json": {"schema": schema}}, **fields} for status in others},
+    }
 
 
 def document(app: FastAPI) -> dict[str, Any]:

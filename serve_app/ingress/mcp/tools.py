@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from mcp_types import CallToolResult, Tool, ToolAnnotations
@@ -48,6 +48,7 @@ def list_tools() -> list[Tool]:
     return [_tool(name, arguments) for name, arguments in ARGUMENTS.items()]
 
 
+@cache  # pydantic takes milliseconds for each schema
 def _tool(name: str, arguments: type[BaseModel]) -> Tool:
     title, description = _DESCRIPTIONS[name]
     result: type[BaseModel] = McpAdapters if arguments is ListAdapters else McpPictures

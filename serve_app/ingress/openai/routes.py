@@ -30,15 +30,13 @@ from serve_app.ingress.openai.jobs import draw_as_job, find_or_submit, result_of
 from serve_app.ingress.openai.parse import parse_body
 from serve_app.ingress.openai.request import OpenAIForm, OpenAIJson
 from serve_app.ingress.openai.stream import Draw, DrawResult, EventStream, drawing, server_sent
-from serve_app.ingress.openapi import SAMPLE
+from serve_app.ingress.openapi import SAMPLE, error_responses
 from serve_app.ingress.parsing.bodies import LateResponse
 from serve_app.ingress.parsing.fields import RepeatKeyHeader
 from serve_app.ingress.parsing.validation import default, echo
 
-_ERRORS = {status: {"model": OpenAIError} for status in (400, 401, 404, 408, 413, 414, 422, 429, 431, 500, 503, 504)}
-_CANCELLED: dict[int | str, dict[str, Any]] = {
-    499: {"model": OpenAIError, "description": "The job of this Idempotency-Key was cancelled."}
-}
+_ERRORS = error_responses(OpenAIError, 400, 401, 404, 408, 413, 414, 422, 429, 431, 500, 503, 504)
+_CANCELLED = error_responses(OpenAIError, 499, description="The job of this Idempotency-Key was cancelled.")
 
 _DATA_URL = f"data:image/png;base64,{SAMPLE}"
 _PICTURE = {"images": [{"image_url": _DATA_URL}]}
@@ -109,7 +107,7 @@ _EDIT_RESPONSE: dict[str, Any] = {
 
 def openai_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=_ERRORS)  # type: ignore[arg-type]
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=_ERRORS)
     _add_edits(router, backend)
     _add_models(router, backend)
     return router

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 
 from serve_app.edits.job import JobState
 from serve_app.ingress.backend import Backend
-from serve_app.ingress.openapi import SAMPLE
+from serve_app.ingress.openapi import SAMPLE, error_responses
 from serve_app.ingress.parsing.bodies import BodyReader, read_model
 from serve_app.ingress.parsing.fields import RepeatKeyHeader
 from serve_app.ingress.runpod.answers import (
@@ -54,10 +54,10 @@ _JOB_EXAMPLES: dict[str, Example] = {
 NewJob = Annotated[RunPodRequest, Body(openapi_examples=_JOB_EXAMPLES)]
 WaitMs = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the job's end.")]
 StreamWaitMs = Annotated[int, Query(ge=0, le=300_000, description="Milliseconds to wait for something new.")]
-_ERRORS = {status: {"model": RunPodError} for status in (400, 401, 408, 413, 414, 429, 431, 500, 503, 504)}
-_REPEATED = {422: {"model": RunPodError, "description": "The Idempotency-Key came with another body before."}}
-_OPERATORS = {403: {"model": RunPodError, "description": "The request does not come from an operator."}}
-_UNKNOWN = {404: {"model": RunPodError, "description": "No such job, or it is no longer kept."}}
+_ERRORS = error_responses(RunPodError, 400, 401, 408, 413, 414, 429, 431, 500, 503, 504)
+_REPEATED = error_responses(RunPodError, 422, description="The Idempotency-Key came with another body before.")
+_OPERATORS = error_responses(RunPodError, 403, description="The request does not come from an operator.")
+_UNKNOWN = error_responses(RunPodError, 404, description="No such job, or it is no longer kept.")
 
 
 def _checked_route(jobs: RunPodJobs, bodies: BodyReader, max_body_bytes: int) -> type[APIRoute]:
@@ -90,7 +90,7 @@ def runpod_router(backend: Backend) -> APIRouter:
     """All routes of the dialect, without a prefix."""
     jobs = RunPodJobs(backend)
     route = _checked_route(jobs, backend.bodies, backend.settings.limits.max_body_bytes)
-    router = APIRouter(route_class=route, tags=["RunPod"], responses=_ERRORS)  # type: ignore[arg-type]
+    router = APIRouter(route_class=route, tags=["RunPod"], responses=_ERRORS)
     _add_submitting(router, jobs)
     _add_reading(router, jobs)
     _add_changing(router, backend)
@@ -98,34 +98,34 @@ def runpod_router(backend: Backend) -> APIRouter:
 
 
 def _add_submitting(router: APIRouter, jobs: RunPodJobs) -> None:
-    @router.post("/runsync", response_model=RunPodEnvelope, responses=_REPEATED)  # type: ignore[arg-type]
+    @router.post("/runsync", response_model=RunPodEnvelope, responses=_REPEATED)
     async def runsync(request: NewJob, wait: WaitMs = 90_000, repeat_key: RepeatKeyHeader = None) -> Response:
         """Run a job and return it at its end; or its current state after the wait, and it goes on."""
         return await jobs.run(request, repeat_key, wait)
 
-    @router.post("/run", responses=_REPEATED)  # type: ignore[arg-type]
+    @router.post("/run", responses=_REPEATED)
     async def run(request: NewJob, repeat_key: RepeatKeyHeader = None) -> RunPodAccepted:
         """Queue a job and return at once."""
         return RunPodAccepted(id=await jobs.submit(request, repeat_key, sync=False), status=JobState.IN_QUEUE)
 
 
 def _add_reading(router: APIRouter, jobs: RunPodJobs) -> None:
-    @router.get("/status/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)  # type: ignore[arg-type]
+    @router.get("/status/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)
     async def status(job_id: str) -> Response:
         """The job's current state."""
         return await jobs.status(job_id, 0)
 
-    @router.post("/status/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)  # type: ignore[arg-type]
+    @router.post("/status/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)
     async def status_by_post(job_id: str) -> Response:
         """The same by POST."""
         return await jobs.status(job_id, 0)
 
-    @router.get("/status-sync/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)  # type: ignore[arg-type]
+    @router.get("/status-sync/{job_id}", response_model=RunPodEnvelope, responses=_UNKNOWN)
     async def status_sync(job_id: str, wait: WaitMs = 90_000) -> Response:
         """The job at its end, or its current state after the wait."""
         return await jobs.status(job_id, wait)
 
-    @router.get("/stream/{job_id}", response_model=RunPodStream, responses=_UNKNOWN)  # type: ignore[arg-type]
+    @router.get("/stream/{job_id}", response_model=RunPodStream, responses=_UNKNOWN)
     async def stream(job_id: str, wait: StreamWaitMs = 8_000) -> Response:
         """What is new since the last call: each picture once, when it is done, and how far the others are."""
         return await jobs.stream(job_id, wait)
@@ -134,19 +134,19 @@ def _add_reading(router: APIRouter, jobs: RunPodJobs) -> None:
 def _add_changing(router: APIRouter, backend: Backend) -> None:
     jobs = backend.jobs
 
-    @router.post("/cancel/{job_id}", responses=_UNKNOWN)  # type: ignore[arg-type]
+    @router.post("/cancel/{job_id}", responses=_UNKNOWN)
     async def cancel(job_id: str) -> RunPodAccepted:
         """Cancel a job; one that has ended stays as it is."""
         record = await jobs.cancel(job_id)
         return RunPodAccepted(id=job_id, status=record.state)
 
-    @router.post("/retry/{job_id}", responses=_UNKNOWN)  # type: ignore[arg-type]
+    @router.post("/retry/{job_id}", responses=_UNKNOWN)
     async def retry(job_id: str) -> RunPodAccepted:
         """Queue a FAILED or TIMED_OUT job again, under its id."""
         record = await jobs.retry(job_id, uuid.uuid4().hex)
         return RunPodAccepted(id=job_id, status=record.state)
 
-    @router.post("/purge-queue", responses=_OPERATORS)  # type: ignore[arg-type]
+    @router.post("/purge-queue", responses=_OPERATORS)
     async def purge_queue() -> RunPodPurged:
         """Cancel all waiting jobs."""
         return RunPodPurged(removed=await jobs.purge())

@@ -23,7 +23,7 @@ from serve_app.config import AppSettings
 from serve_app.edits.camera import AZIMUTH_WORDS, DISTANCE_WORDS, ELEVATION_WORDS
 from serve_app.errors import EditFailed
 from serve_app.ingress.backend import DRAINS
-from tests.ingress.openai_harness import DATA_URL, PNG, Harness, harness
+from tests.ingress.openai_harness import DATA_URL, PNG, Harness, harness, kept_harness
 
 DEADLINE_S = 20
 PROTOCOLS = ["2026-07-28", "legacy"]
@@ -31,7 +31,7 @@ PROTOCOLS = ["2026-07-28", "legacy"]
 
 @pytest.fixture
 def app(tiny_settings: AppSettings) -> Harness:
-    return harness(tiny_settings)
+    return kept_harness(tiny_settings)
 
 
 @asynccontextmanager
