@@ -59,7 +59,8 @@ CASES = {
     "guidance 4 against words": replace(PLAIN, sampling=Sampling(true_cfg_scale=4.0, negative_prompt="blurry, dark")),
     "6 steps": replace(PLAIN, sampling=Sampling(num_inference_steps=6)),
     "1 step": replace(PLAIN, sampling=Sampling(num_inference_steps=1)),
-    "160x96": replace(PLAIN, size=Size(160, 96)),
+    "256x256": replace(PLAIN, size=Size(256, 256)),
+    "320x192": replace(PLAIN, size=Size(320, 192)),
 }
 
 # They differ in everything that a pack could mix up.
