@@ -8,6 +8,7 @@ its memory.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -262,7 +263,7 @@ def shallow_transformer(
 def shallow_text_encoder(
     card: FakeCard, architecture: EditArchitecture, device: torch.device
 ) -> Qwen2_5_VLForConditionalGeneration:
-    config = architecture.text_encoder.config
+    config = deepcopy(architecture.text_encoder.config)
     config.text_config.num_hidden_layers = NUM_BLOCKS
     config.text_config.layer_types = config.text_config.layer_types[:NUM_BLOCKS]
     config.vision_config.depth = NUM_BLOCKS

@@ -7,6 +7,7 @@ reads back to the host; tokens and noise, which EditModel.prepare makes on the C
 """
 
 import inspect
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_the_rewriters_language_model_stays_on_the_card(card: FakeCard, settings
         return
     architecture = find_rewriter(WeightsSource(path=settings.rewriter.source.path))
     assert architecture is not None
-    config = architecture.config
+    config = deepcopy(architecture.config)
     config.text_config.num_hidden_layers, config.vision_config.depth = NUM_BLOCKS, NUM_BLOCKS
     config.vision_config.deepstack_visual_indexes = []
     with card.on():
