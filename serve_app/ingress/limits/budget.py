@@ -14,6 +14,11 @@ MAX_OUTGOING_BYTES = 256 * 2**20
 MAX_OUTGOING_BYTES_PER_CLIENT = 32 * 2**20
 """Of one API key. More responses at once would not be faster, and others would wait longer. A single response may be
 larger than either limit."""
+MAX_STARTING_BYTES_PER_CLIENT = 8 * 2**20
+"""Of the responses of one API key that began within `STARTING_S` and are not taken yet. Clients that read fast take
+theirs sooner; but the more responses pass through the replica and the proxy at the same time, the longer everybody
+else's wait there."""
+STARTING_S = 0.5
 OUTGOING_WAIT_S = 20.0
 """How long a response waits for its part of the budget before it becomes a 429."""
 EVENT_S = 20.0
@@ -101,15 +106,21 @@ def _fits(num_bytes: int, taken: int, limit: int) -> bool:
 
 
 class OutgoingBytes(ByteBudget):
-    """The bytes of responses."""
+    """The bytes of responses.
+
+    Attributes:
+        starting: those of responses that began within `STARTING_S`.
+    """
 
     def __init__(
         self,
         total: int = MAX_OUTGOING_BYTES,
         per_client: int = MAX_OUTGOING_BYTES_PER_CLIENT,
         wait_s: float = OUTGOING_WAIT_S,
+        starting_per_client: int = MAX_STARTING_BYTES_PER_CLIENT,
     ) -> None:
         super().__init__(total, per_client, wait_s)
+        self.starting = ByteBudget(total, starting_per_client, wait_s)
 
     async def take(self, client: Hashable, num_bytes: int) -> None:
         """As the budget's.
@@ -120,10 +131,51 @@ class OutgoingBytes(ByteBudget):
         try:
             await super().take(client, num_bytes)
         except TimeoutError:
-            raise Overloaded(
-                f"Responses that clients have not read yet hold {self.per_client // _MIB} MiB of this API key, or "
-                f"{self.total // _MIB} MiB in all. Read them, request fewer at once, and try again."
-            ) from None
+            raise self._overloaded() from None
+
+    async def start(self, client: Hashable, num_bytes: int) -> None:
+        """Wait until so many bytes may begin, and count them in `starting`.
+
+        Raises:
+            Overloaded: they might not within `wait_s`.
+        """
+        try:
+            await self.starting.take(client, num_bytes)
+        except TimeoutError:
+            raise self._overloaded() from None
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(
+            f"Responses that clients have not read yet hold {self.per_client // _MIB} MiB of this API key, or "
+            f"{self.total // _MIB} MiB in all. Read them, request fewer at once, and try again."
+        )
+
+
+class _TimedBytes:
+    """Bytes that go back to their budget after a time."""
+
+    def __init__(self, budget: ByteBudget, client: str, seconds: float) -> None:
+        self._budget = budget
+        self._client = client
+        self._seconds = seconds
+        self._parts: dict[object, tuple[asyncio.TimerHandle, int]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, num_bytes: int) -> None:
+        part = object()
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._expire, part)
+        self._parts[part] = timer, num_bytes
+
+    def release(self) -> None:
+        """Give them back at once."""
+        for part, (timer, _) in tuple(self._parts.items()):
+            timer.cancel()
+            self._expire(part)
+
+    def _expire(self, part: object) -> None:
+        self._budget.give_back(self._client, self._parts.pop(part)[1])
 
 
 class ResponseBytes:
@@ -132,9 +184,9 @@ class ResponseBytes:
     def __init__(self, budget: OutgoingBytes, client: str, event_s: float = EVENT_S) -> None:
         self._budget = budget
         self._client = client
-        self._event_s = event_s
         self._reserved = 0
-        self._events: dict[object, tuple[asyncio.TimerHandle, int]] = {}
+        self._events = _TimedBytes(budget, client, event_s)
+        self._starting = _TimedBytes(budget.starting, client, STARTING_S)
 
     def __bool__(self) -> bool:
         return self._reserved > 0 or bool(self._events)
@@ -150,25 +202,30 @@ class ResponseBytes:
             await self._budget.take(self._client, missing)
             self._reserved += missing
 
+    async def start(self, num_bytes: int) -> None:
+        """Take what is missing of them, and wait until they may be sent.
+
+        Raises:
+            Overloaded: no room came free in time.
+        """
+        await self.reserve(num_bytes)
+        if num_bytes >= COUNTED_BYTES:
+            await self._budget.start(self._client, num_bytes)
+            self._starting.add(num_bytes)
+
     def sent_event(self, num_bytes: int) -> None:
         """Give reserved bytes back after `event_s`."""
         num_bytes = min(num_bytes, self._reserved)
         if num_bytes:
             self._reserved -= num_bytes
-            event = object()
-            timer = asyncio.get_running_loop().call_later(self._event_s, self._expire, event)
-            self._events[event] = timer, num_bytes
+            self._events.add(num_bytes)
 
     def release(self) -> None:
         """Give everything back."""
-        for timer, num_bytes in self._events.values():
-            timer.cancel()
-            self._reserved += num_bytes
+        self._starting.release()
+        self._events.release()
         self._budget.give_back(self._client, self._reserved)
-        self._reserved, self._events = 0, {}
-
-    def _expire(self, event: object) -> None:
-        self._budget.give_back(self._client, self._events.pop(event)[1])
+        self._reserved = 0
 
 
 RESPONSE_BYTES: ContextVar[ResponseBytes] = ContextVar("response_bytes")

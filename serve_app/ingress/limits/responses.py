@@ -87,7 +87,7 @@ class _LimitedSend:
         elif not self._is_rejected:
             body: bytes = message.get("body", b"")
             if self._is_stream:
-                await self._held.reserve(len(body))
+                await self._held.start(len(body))
             for chunk in in_chunks(message, CHUNK_BYTES):
                 await self._send(chunk)
             if self._is_stream:
@@ -97,7 +97,7 @@ class _LimitedSend:
         length = Headers(raw=message["headers"]).get("content-length")
         self._is_stream = length is None
         try:
-            await self._held.reserve(int(length or 0))
+            await self._held.start(int(length or 0))
         except Overloaded as problem:
             self._is_rejected = True
             await error_response(self._scope["path"], problem)(self._scope, self._receive, self._send)

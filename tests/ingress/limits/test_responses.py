@@ -175,6 +175,27 @@ def test_a_response_counts_until_its_client_has_taken_it() -> None:
     run(scenario)
 
 
+def test_few_responses_of_a_client_begin_at_once() -> None:
+    async def scenario() -> None:
+        budget = OutgoingBytes(starting_per_client=LARGE)
+        slow, second, third = (Client(Response(bytes(LARGE)), budget) for _ in range(3))
+        other = Client(Response(bytes(LARGE)), budget, "b")
+        await settled()
+        assert [len(each.messages) > 0 for each in (slow, second, third, other)] == [True, False, False, True]
+        await until_async(lambda: bool(second.messages))  # `slow` has begun long enough ago
+        assert third.messages == []
+        second.took.set()
+        await second.task
+        await settled()
+        assert third.status == 200
+        for client in (slow, third, other):
+            client.took.set()
+            await client.task
+        assert (budget.num_taken, budget.starting.num_taken) == (0, 0)
+
+    run(scenario)
+
+
 def test_a_client_that_never_takes_its_response_holds_it_for_a_bounded_time_and_others_get_a_429() -> None:
     async def scenario() -> None:
         budget = OutgoingBytes(per_client=LARGE, wait_s=0.05)
