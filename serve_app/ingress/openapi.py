@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 Responses = dict[int | str, dict[str, Any]]
+"""By status, as FastAPI's parameter `responses`."""
 
 SAMPLE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQMAAAD+wSzIAAAABlBMVEV4quZajEbiNzc0AAAAEklEQVR42mNggIL/TAxMDEwMAAch"
@@ -28,7 +29,8 @@ def error_responses(model: type[BaseModel], *statuses: int, **fields: str) -> Re
     """Responses of a router or a route whose body is `model`; `fields` as in OpenAPI, such as a description.
 
     The first one has FastAPI list the model and the others refer to it: FastAPI makes a validator of each model of
-    each route, which is most of the time in which the application is built.
+    each route, which is most of the time in which the application is built. FastAPI names the schema after the class,
+    so no other model may have its name.
     """
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     first, *others = statuses

@@ -35,13 +35,18 @@ function writeLoras(uses) {
     box.checked = use !== undefined;
     weight.value = use?.weight ?? weight.defaultValue;
   }
+  const gone = uses.filter((use) => !rows().some((row) => row.name === use.name)).map(({ name }) => name);
+  $("error-loras").textContent = gone.length ? `This service no longer has ${gone.join(", ")}.` : "";
 }
 
 function loraRow({ name, weight, min_weight, max_weight }) {
   const title = `from ${min_weight} to ${max_weight}`;
+  const box = el("input", { type: "checkbox", "aria-describedby": "error-loras" });
+  const choose = () => (box.checked = true);
+  const inputmode = min_weight < 0 ? null : "decimal"; // some keypads for decimals have no minus
   return el("div", { "data-name": name },
-    el("label", { class: "check" }, el("input", { type: "checkbox", "aria-describedby": "error-loras" }), el("span", {}, name)),
-    el("input", { class: "weight", inputmode: "decimal", value: weight, title, "aria-label": `Weight of ${name}, ${title}`, "aria-describedby": "error-loras" }));
+    el("label", { class: "check" }, box, el("span", {}, name)),
+    el("input", { class: "weight", inputmode, value: weight, title, "aria-label": `Weight of ${name}, ${title}`, "aria-describedby": "error-loras", oninput: choose }));
 }
 
 /** What a text is sent as. One that is no number is sent as it is: the service says what is wrong with it. */
@@ -55,7 +60,7 @@ export function plan(settings, numPictures, poses, maxEdits) {
     if (value !== "" && value !== DEFAULTS[name]) common[name] = value;
   }
   if (settings.rewrite_prompt) common.rewrite_prompt = true;
-  if (settings.loras?.length) common.loras = settings.loras.map(({ name, weight }) => ({ name, weight: numberOf(weight) }));
+  if (settings.loras?.length) common.loras = settings.loras.map(({ name, weight }) => (weight.trim() ? { name, weight: numberOf(weight) } : { name }));
   const pose = settings.pose;
   if (settings.views === "all") {
     const chunks = [];
@@ -77,24 +82,25 @@ export function plan(settings, numPictures, poses, maxEdits) {
 
 const plain = ({ azimuth, elevation, distance }) => ({ azimuth, elevation, distance });
 
-/** Show an error at the field that it names, or at the button. */
-export function showError(problem, pictures) {
+/** Show an error at the field that it names, or at the button.
+ *  @param settings those of the request, from which the form may differ by now */
+export function showError(problem, pictures, settings) {
   clearErrors();
   const own = problem.field && document.querySelector(`.error[data-field~="${problem.field}"]`);
   const place = own || $("error-general");
   place.textContent = problem.message;
   if (!own) return;
   const isPicture = place.id === "error-image";
-  const control = isPicture ? $("file") : controlOf(problem);
+  const control = isPicture ? $("file") : controlOf(problem, settings);
   if (isPicture) pictures.tiles.children[problem.index ?? 0]?.classList.add("wrong");
-  control.closest("details")?.setAttribute("open", "");
-  control.setAttribute("aria-invalid", "true");
-  control.focus({ preventScroll: true });
+  control?.closest("details")?.setAttribute("open", "");
+  control?.setAttribute("aria-invalid", "true");
+  control?.focus({ preventScroll: true });
   place.scrollIntoView({ block: "center" });
 }
 
-function controlOf({ field, index }) {
-  if (field === "loras") return rows().filter((row) => row.box.checked)[index ?? 0].weight;
+function controlOf({ field, index }, settings) {
+  if (field === "loras") return rows().find((row) => row.name === settings.loras[index ?? 0]?.name)?.weight;
   return $(field) ?? document.querySelector(`input[name=${field}]:checked`);
 }
 

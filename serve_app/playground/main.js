@@ -90,7 +90,7 @@ async function begin(settings, list) {
   if (matchMedia("(max-width: 60rem)").matches) $("stage").scrollIntoView({ block: "start" });
   await run.go();
   if (run.problem && run.numDone === 0) {
-    showError(run.problem, pictures);
+    showError(run.problem, pictures, settings);
     if (run.problem.status >= 400) discard(run);
   }
 }

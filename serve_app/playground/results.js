@@ -188,7 +188,7 @@ export class Results {
     const output = this.run.record.outputs[this.index];
     const pose = this.run.record.poses[this.index];
     const prompt = output?.prompt ?? [pose ? this.actions.words(pose) : "", this.run.record.settings.prompt].filter(Boolean).join(" ");
-    const loras = (this.run.record.settings.loras ?? []).map(({ name, weight }) => `, ${name} × ${weight}`).join("");
+    const loras = (this.run.record.settings.loras ?? []).map(({ name, weight }) => `, ${name}${weight.trim() && ` × ${weight}`}`).join("");
     this.caption.replaceChildren(el("q", {}, prompt), output ? ` seed ${output.seed}${loras}` : "");
   }
 

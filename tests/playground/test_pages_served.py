@@ -125,6 +125,16 @@ def test_the_settings_are_the_services(client: TestClient, tiny_settings: AppSet
     assert settings["rewriter"] is settings["has_tiny_weights"] is True
 
 
+def test_the_settings_have_the_adapters_of_the_moment(tiny_settings: AppSettings) -> None:
+    app = harness(tiny_settings)
+    before = app.client.get("/playground/settings.json")
+    (style,) = (lora for lora in tiny_settings.editor.loras if lora.name == "cyanotype")
+    app.backend.reconfigured.loras = (style.model_copy(update={"name": "new"}),)
+    after = app.client.get("/playground/settings.json")
+    assert {each["name"] for each in after.json()["adapters"]} == {"lightning", "angles", "new"}
+    assert after.headers["etag"] != before.headers["etag"]
+
+
 def test_the_pages_need_no_key_but_the_settings_and_the_api_do(guarded: TestClient) -> None:
     for path in (*paths(), "/playground/poses.json"):
         assert guarded.get(path).status_code == 200, path

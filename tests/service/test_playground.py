@@ -220,14 +220,24 @@ def test_errors_stand_at_their_fields_in_the_apis_words(visit: Visit, picture: b
     assert visit.violations(axe) == []
     visit.set(seed="7")
     expect(page.locator("#error-seed")).to_be_empty()
-    page.get_by_label("cyanotype", exact=True).check()
     page.get_by_label("Weight of cyanotype").fill("9")
+    expect(page.get_by_label("cyanotype", exact=True)).to_be_checked()
     page.click("#start")
     expect(page.locator("#error-loras")).to_have_text("input.loras[0].weight must be between -2.0 and 2.0, got 9.0.")
     expect(page.get_by_label("Weight of cyanotype")).to_be_focused()
     assert visit.violations(axe) == []
     page.get_by_label("cyanotype", exact=True).uncheck()
     expect(page.locator("#error-loras")).to_be_empty()
+    page.get_by_label("Weight of cyanotype").fill("9")
+
+    def uncheck_and_send(route: Route) -> None:
+        page.get_by_label("cyanotype", exact=True).uncheck()
+        route.continue_()
+
+    page.route("**/run", uncheck_and_send)
+    page.click("#start")
+    expect(page.locator("#error-loras")).to_contain_text("input.loras[0].weight")
+    expect(page.locator("#runs li")).to_have_count(0)
 
 
 def test_a_wrong_key_is_asked_for_again(visit: Visit) -> None:

@@ -31,8 +31,10 @@ _DROP = """([base64, name]) => {
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 @dataclass
@@ -116,8 +118,10 @@ def visiting(browser: Browser, service: Service) -> Iterator[Visit]:
     visit.page.on("console", hear)
     visit.page.on("pageerror", lambda error: visit.console.append(str(error)))
     visit.page.on("request", lambda request: visit.hosts.add(urlsplit(request.url).netloc))
-    yield visit
-    context.close()
+    try:
+        yield visit
+    finally:
+        context.close()
     surprises = [text for text in visit.console if not any(each in text for each in visit.expected)]
     assert surprises == []
     assert visit.hosts - {""} == {urlsplit(visit.service.url).netloc}  # blob: and data: have none

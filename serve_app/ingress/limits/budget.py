@@ -15,10 +15,11 @@ MAX_OUTGOING_BYTES_PER_CLIENT = 32 * 2**20
 """Of one API key. More responses at once would not be faster, and others would wait longer. A single response may be
 larger than either limit."""
 MAX_STARTING_BYTES_PER_CLIENT = 8 * 2**20
-"""Of the responses of one API key that began within `STARTING_S` and are not taken yet. Clients that read fast take
-theirs sooner; but the more responses pass through the replica and the proxy at the same time, the longer everybody
-else's wait there."""
+"""Of the responses of one API key that began within the last `STARTING_S` and that the client has not taken; an event
+of a stream counts for all of that time. The more large responses pass through the replica and the proxy at the same
+time, the longer those of other clients wait there."""
 STARTING_S = 0.5
+"""How long a response counts as beginning."""
 OUTGOING_WAIT_S = 20.0
 """How long a response waits for its part of the budget before it becomes a 429."""
 EVENT_S = 20.0
@@ -109,7 +110,7 @@ class OutgoingBytes(ByteBudget):
     """The bytes of responses.
 
     Attributes:
-        starting: those of responses that began within `STARTING_S`.
+        starting: those of responses that began within the last `STARTING_S`.
     """
 
     def __init__(
@@ -131,24 +132,23 @@ class OutgoingBytes(ByteBudget):
         try:
             await super().take(client, num_bytes)
         except TimeoutError:
-            raise self._overloaded() from None
+            raise Overloaded(
+                f"Responses that clients have not read yet hold {self.per_client // _MIB} MiB of this API key, or "
+                f"{self.total // _MIB} MiB in all. Read them, request fewer at once, and try again."
+            ) from None
 
     async def start(self, client: Hashable, num_bytes: int) -> None:
         """Wait until so many bytes may begin, and count them in `starting`.
 
         Raises:
-            Overloaded: they might not within `wait_s`.
+            Overloaded: they could not begin within `wait_s`.
         """
         try:
             await self.starting.take(client, num_bytes)
         except TimeoutError:
-            raise self._overloaded() from None
-
-    def _overloaded(self) -> Overloaded:
-        return Overloaded(
-            f"Responses that clients have not read yet hold {self.per_client // _MIB} MiB of this API key, or "
-            f"{self.total // _MIB} MiB in all. Read them, request fewer at once, and try again."
-        )
+            raise Overloaded(
+                "Too many large responses of this API key begin at once. Request fewer at once, and try again."
+            ) from None
 
 
 class _TimedBytes:
@@ -203,7 +203,7 @@ class ResponseBytes:
             self._reserved += missing
 
     async def start(self, num_bytes: int) -> None:
-        """Take what is missing of them, and wait until they may be sent.
+        """Reserve what `num_bytes` lacks, then wait until the response or event may be sent.
 
         Raises:
             Overloaded: no room came free in time.

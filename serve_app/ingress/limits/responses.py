@@ -100,6 +100,7 @@ class _LimitedSend:
             await self._held.start(int(length or 0))
         except Overloaded as problem:
             self._is_rejected = True
+            self._held.release()
             await error_response(self._scope["path"], problem)(self._scope, self._receive, self._send)
         else:
             await self._send(message)

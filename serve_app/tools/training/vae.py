@@ -65,11 +65,15 @@ def ceiling_of(vae: AutoencoderKLQwenImage) -> Score:
     return score
 
 
+_NUM_SCENES = 48
+
+
 @cache
-def _held_out_views(num_scenes: int = 48) -> Mapping[str, Picture]:
-    """Pictures from poses that an input may have, and from any."""
+def _held_out_views() -> Mapping[str, Picture]:
+    """Pictures from poses that an input may have, and from any. They are shared: nobody may change them."""
     rng = np.random.default_rng(5)
-    scenes = [scene for scene in (random_scene(rng) for _ in range(num_scenes * 12)) if is_held_out(scene)][:num_scenes]
+    drawn = (random_scene(rng) for _ in range(_NUM_SCENES * 12))
+    scenes = [scene for scene in drawn if is_held_out(scene)][:_NUM_SCENES]
     return {
         "input_db": np.stack([render(scene, POSES[rng.choice(INPUT_POSES)]) for scene in scenes]),
         "any_db": np.stack([render(scene, POSES[rng.integers(len(POSES))]) for scene in scenes]),

@@ -196,6 +196,51 @@ def test_few_responses_of_a_client_begin_at_once() -> None:
     run(scenario)
 
 
+def test_the_events_of_a_stream_begin_one_after_the_other() -> None:
+    async def scenario() -> None:
+        async def events() -> AsyncGenerator[bytes]:
+            for number in range(2):
+                yield bytes([number]) * LARGE
+
+        budget = OutgoingBytes(starting_per_client=LARGE)
+        client = Client(StreamingResponse(events()), budget)
+        await settled()
+        assert b"".join(client.chunks) == bytes(LARGE)
+        await until_async(lambda: len(b"".join(client.chunks)) == 2 * LARGE)
+        client.took.set()
+        await client.task
+        assert (budget.num_taken, budget.starting.num_taken) == (0, 0)
+
+    run(scenario)
+
+
+def test_a_response_that_may_not_begin_in_time_becomes_a_429() -> None:
+    async def scenario() -> None:
+        budget = OutgoingBytes(starting_per_client=LARGE, wait_s=0.05)
+        first, refused = (Client(Response(bytes(LARGE)), budget) for _ in range(2))
+        await refused.task
+        assert refused.status == 429
+        assert b"begin at once" in b"".join(refused.chunks)
+        assert budget.num_taken == LARGE
+        first.took.set()
+        await first.task
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_before_its_response_begins_holds_nothing() -> None:
+    async def scenario() -> None:
+        budget = OutgoingBytes(starting_per_client=LARGE)
+        first, second = (Client(Response(bytes(LARGE)), budget) for _ in range(2))
+        await settled()
+        second.task.cancel()
+        first.took.set()
+        await asyncio.gather(first.task, second.task, return_exceptions=True)
+        assert (budget.num_taken, budget.starting.num_taken) == (0, 0)
+
+    run(scenario)
+
+
 def test_a_client_that_never_takes_its_response_holds_it_for_a_bounded_time_and_others_get_a_429() -> None:
     async def scenario() -> None:
         budget = OutgoingBytes(per_client=LARGE, wait_s=0.05)
