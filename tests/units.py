@@ -28,19 +28,17 @@ SHARED = {
 
 LONGEST = (
     f"{SERVICE_FOLDER}service",
-    # Only one service starts at a time, so the other workers begin with these.
-    "tests/tools/bench/test_bench.py",
-    "tests/test_lint.py",
     f"{SERVICE_FOLDER}narrow",
     f"{SERVICE_FOLDER}toy",
     f"{SERVICE_FOLDER}on_redis",
-    f"{SERVICE_FOLDER}newcomer",
+    "tests/test_lint.py",
     "tests/tools/demo/test_demo.py",
-    f"{SERVICE_FOLDER}none",
     "tests/editor/loading/test_compile.py",
     "tests/tools/training/test_training.py",
+    f"{SERVICE_FOLDER}newcomer",
+    f"{SERVICE_FOLDER}none",
 )
-"""The longest units start first, so that all workers end at about the same time."""
+"""The longest units start first, so that both workers end at about the same time."""
 
 
 def unit_of(node_id: str) -> str:

@@ -67,7 +67,11 @@ def wave(service: Service, path: str, body: dict[str, Any], has_keys: bool) -> N
             num_answered = NUM_CLIENTS - (1 + QUEUE if path == "/v1/images/edits" else 0)
             await until_async(lambda: sum(client.done() for client in clients) >= num_answered, timeout_s=60)
             answers = [client.result() for client in clients if client.done()]
-            jobs = (await client.get("/health")).json()["jobs"]
+            # On a busy machine the first job's edits take seconds to begin.
+            deadline = time.monotonic() + 60
+            while (jobs := (await client.get("/health")).json()["jobs"])["inProgress"] == 0:
+                assert time.monotonic() < deadline, jobs
+                await asyncio.sleep(0.1)
             await asyncio.to_thread(cancel_jobs, service, log_began)
             for client_task in clients:
                 client_task.cancel()
