@@ -14,6 +14,9 @@ FREE_MULTIPLE_PX = 32
 TOKEN_PX = MADE_MULTIPLE_PX
 """The side of the square of pixels that one picture token stands for."""
 
+LATENT_PX = TOKEN_PX // 2
+"""The same for one of the VAE's latents, of which two by two make a token."""
+
 
 @dataclass(frozen=True)
 class Size:

@@ -13,7 +13,7 @@ from serve_app.editor.loading.load import as_edit_model
 from serve_app.editor.model.edit_model import Draft, EditModel
 from serve_app.editor.model.vae import StillVae
 from serve_app.edits.images import encode_picture
-from serve_app.edits.sizes import fit_area
+from serve_app.edits.sizes import LATENT_PX, fit_area
 from serve_app.tools.bench.contenders import (
     begin,
     draw_one_by_one,
@@ -27,7 +27,6 @@ from serve_app.tools.bench.contenders import (
 from serve_app.tools.bench.floor import copy_rate, counted_flops, matmul_rate, step_flops
 from serve_app.tools.bench.timing import in_turns
 
-LATENT_PX = 8
 PACK_SIZES = (1, 2, 4, 8, 16)
 NO_CACHE = {"latents_cache_bytes": 0, "prompts_cache_bytes": 0}
 

@@ -19,13 +19,13 @@ from serve_app.editor.model.layout import Layout, Layouts, SpanShape
 from serve_app.editor.model.modulation import LiveModulation, is_modulation
 from serve_app.editor.model.packed import PackedTransformer, Span
 from serve_app.editor.model.vae import StillVae
+from serve_app.edits.sizes import LATENT_PX
 from serve_app.tools.bench.counting import Op, Recorder
 from serve_app.tools.live_bytes import LiveBytes
 
 TIMESTEP = 750.0
 HOPPER = (9, 0)
 """Compute capability of the cards whose attention is recorded."""
-_LATENT_PX = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ def vae_stages(vae: AutoencoderKLQwenImage, side_px: int) -> tuple[Callable[[], 
     vae = nn.Module.to(deepcopy(vae), dtype=dtype)  # the method of diffusers emits a needless warning
     still = StillVae(vae).to(memory_format=torch.channels_last)
     picture = torch.empty(1, 3, side_px, side_px, device="meta", dtype=dtype).to(memory_format=torch.channels_last)
-    latent_side = side_px // _LATENT_PX
+    latent_side = side_px // LATENT_PX
     latents = torch.empty(1, vae.config.z_dim, latent_side, latent_side, device="meta", dtype=dtype)
     return lambda: still.encode(picture), lambda: still.decode(latents)
 

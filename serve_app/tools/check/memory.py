@@ -21,7 +21,7 @@ from serve_app.editor.loading.quantize import is_quantizable
 from serve_app.editor.model.modulation import MAX_EXTRA_ROWS, ZERO, is_modulation
 from serve_app.editor.model.schedule import tabled_timesteps
 from serve_app.editor.model.vae import StillVae
-from serve_app.edits.sizes import TOKEN_PX, Size, fit_area
+from serve_app.edits.sizes import LATENT_PX, TOKEN_PX, Size, fit_area
 from serve_app.rewriter.instructions import INSTRUCTIONS
 from serve_app.tools.check.plan import Row
 from serve_app.tools.live_bytes import peak_bytes
@@ -45,7 +45,6 @@ _ENCODER_MLP_WIDTHS, _ENCODER_WIDTHS = 3, 5
 # The same for a layer of the rewriter: stream and its norm (2), query, attention's output and projection (3), and of
 # the MLP's width: gate, activated gate, up and their product (4).
 _REWRITER_WIDTHS, _REWRITER_MLP_WIDTHS = 5, 4
-_LATENT_PX = 8
 _TEMPLATE_TOKENS = 64 + 5  # of the prompt's template, before and after the prompt
 _CONDITION_TOKEN_PX = 28  # Qwen2.5-VL merges 2x2 patches of 14 px, to a whole number of which a side is rounded,
 REWRITER_TOKEN_PX = 32  # Qwen3-VL 2x2 patches of 16 px.
@@ -145,7 +144,7 @@ def vae_working_bytes(vae: AutoencoderKLQwenImage, settings: AppSettings) -> int
 def _peak_of_vae(vae: AutoencoderKLQwenImage, kind: VaeKind, dtype: torch.dtype, made: Size, seen: Size) -> int:
     vae = nn.Module.to(deepcopy(vae), dtype=dtype)  # the method of diffusers emits a needless warning
     picture = torch.empty(1, 3, seen.height, seen.width, device="meta", dtype=dtype)
-    shape = (1, vae.config.z_dim, made.height // _LATENT_PX, made.width // _LATENT_PX)
+    shape = (1, vae.config.z_dim, made.height // LATENT_PX, made.width // LATENT_PX)
     latents = torch.empty(shape, device="meta", dtype=dtype)
     encode, decode = (lambda: vae.encode(picture[:, :, None])), (lambda: vae.decode(latents[:, :, None]))
     if kind == "still":
