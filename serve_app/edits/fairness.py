@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S
 from serve_app.errors import KeyPlacesTaken, Overloaded
 
-ASKED_S = 60.0
+ACTIVE_S = 60.0
 """For how long after a request of another client one client's places are limited."""
 
 
@@ -122,8 +122,8 @@ class Slots(Generic[T]):
         self.served.discard(item)
 
 
-class Askers:
-    """Which clients have sent work within `ASKED_S`. A client that is alone may take all of what is shared.
+class ActiveClients:
+    """Which clients have sent work within `ACTIVE_S`. A client that is alone may take all of what is shared.
 
     Args:
         left: the part that it leaves to the others else, as a divisor: 4 is a quarter.
@@ -133,16 +133,16 @@ class Askers:
     def __init__(self, left: int, clock: Callable[[], float]) -> None:
         self._left = left
         self._clock = clock
-        self._asked_at: dict[str, float] = {}
+        self._seen_at: dict[str, float] = {}
 
     def add(self, client: str) -> None:
         """Record that a client sends work, also if it is refused."""
-        self._asked_at[client] = self._clock()
+        self._seen_at[client] = self._clock()
 
     def is_alone(self, client: str) -> bool:
         """Whether no other client has sent work."""
-        since = self._clock() - ASKED_S
-        return all(at <= since for other, at in self._asked_at.items() if other != client)
+        since = self._clock() - ACTIVE_S
+        return all(at <= since for other, at in self._seen_at.items() if other != client)
 
     def share(self, client: str, num: int) -> int:
         """How many of `num` the client may take."""
@@ -151,7 +151,7 @@ class Askers:
 
 class Places:
     """Decides whether work is accepted: a client may take all places while it is alone. From another client's request,
-    also a refused one, until `ASKED_S` later it is refused beyond `max_per_client`. Work that is accepted stays.
+    also a refused one, until `ACTIVE_S` later it is refused beyond `max_per_client`. Work that is accepted stays.
 
     Args:
         num: places in all.
@@ -174,7 +174,7 @@ class Places:
         self._max_per_client = max_per_client
         self._what = what
         self._hint = f" ({setting})" if setting else ""
-        self._askers = Askers(4, clock)
+        self._active = ActiveClients(4, clock)
 
     def require(self, client: str, taken: Counter[str], num: int = 1) -> None:
         """Ask for `num` places; more than there are can be had while nothing else is there.
@@ -186,8 +186,8 @@ class Places:
             KeyPlacesTaken: the client has all that it gets. It would not get free ones, so this comes first.
             Overloaded: they are not free.
         """
-        self._askers.add(client)
-        share = self._askers.share(client, self._num)
+        self._active.add(client)
+        share = self._active.share(client, self._num)
         if share < self._num and self._max_per_client is not None:
             share = self._max_per_client
         if share < self._num and taken[client] and taken[client] + num > share:

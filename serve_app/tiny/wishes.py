@@ -1,7 +1,7 @@
-"""All that the tiny model can be asked in words, each wish with the scene that grants it: render that for the truth.
+"""The prompts that the tiny model understands ("wishes"), each with the scene that its picture must show.
 
-A wish keeps the picture's pose; where it is to change too, the camera's own words are put in front as for any prompt.
-Each kind is worded in several ways for training, and in two that are kept for tests and use no new words.
+A wish keeps the picture's pose. To change the pose too, put the camera's words in front, as for any prompt. Each kind
+has several wordings for training, and two that only tests use, made of the same words.
 """
 
 import re
@@ -17,7 +17,7 @@ from serve_app.tiny.world import COLOURS, GROUNDS, LIGHTS, Scene, Thing, is_held
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked, and what it makes of the scene; `reference` is the scene of picture 2 where the kind needs one."""
+    """A prompt and the scene after the edit; `reference` is the scene of picture 2, for kinds that need one."""
 
     kind: str
     prompt: str
@@ -44,7 +44,7 @@ class _Kind:
 
 
 def wishes_of(scene: Scene, rng: np.random.Generator, held_out: bool = False) -> list[Wish]:
-    """Every wish that the scene can be granted, each in a wording drawn from the training ones or the held-out ones.
+    """Every wish that is possible for the scene, each in a wording drawn from the training ones or the held-out ones.
 
     A training scene leads to training scenes alone, so that no held-out pair of things is ever seen in training.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from serve_app.edits.fairness import ASKED_S, FairQueue, Places, Slots
+from serve_app.edits.fairness import ACTIVE_S, FairQueue, Places, Slots
 from serve_app.errors import Overloaded
 
 
@@ -161,7 +161,7 @@ def test_a_client_that_finds_all_taken_gets_the_next_places() -> None:
     office.taken["anna"] -= 1
     assert not office.is_accepted("anna")
     assert office.is_accepted("otto")
-    office.now += ASKED_S
+    office.now += ACTIVE_S
     office.taken["anna"] -= 1
     assert office.is_accepted("anna")
 

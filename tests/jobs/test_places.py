@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import JobSettings
-from serve_app.edits.fairness import ASKED_S
+from serve_app.edits.fairness import ACTIVE_S
 from serve_app.errors import EditFailed, KeyPlacesTaken, Overloaded, StoreFull
 from serve_app.jobs.places import HOLD_S, STORE_FULL_S, JobPlaces
 from tests.fakes import FakeEditor, picture
@@ -76,7 +76,7 @@ def test_one_key_takes_its_part_of_the_places_while_another_sends_work(settings:
     with pytest.raises(KeyPlacesTaken, match=rf"^This API key has {num} places .*\(jobs.max_places_per_key\)"):
         scene.places.hold("another", "anna")
     assert scene.num_held("otto", 1) == 1
-    scene.now += ASKED_S
+    scene.now += ACTIVE_S
     assert scene.num_held("anna", 200) == 9
 
 

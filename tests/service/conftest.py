@@ -29,6 +29,9 @@ START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
 LOG_TIMEOUT_S = 20
 
+SMALL = {"output_area_px": 128**2, "vae_area_px": 128**2, "condition_area_px": 64**2}
+"""The sizes of edits in tests to which pictures do not matter: a quarter of the work."""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -171,8 +174,9 @@ def open_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, swit
     folder = tmp_path_factory.mktemp("service")
     settings: dict[str, Any] = {"jobs": jobs_of(folder, receiver), "fetch": {"origins": [receiver.origin]}}
     settings["served_model_names"] = ["Qwen/Qwen-Image-Edit-2511", "Qwen-Image-Edit-2511", "gpt-image-qwen"]  # n8n's
+    sizes = {**SMALL, "output_area_px": 256**2}  # as in the shipped file, for the tests of the documents' programs
     # Room for edits of several pictures to share a step.
-    return switch_to(host_in(folder, editor={"max_pack_tokens": 4096}, **settings))
+    return switch_to(host_in(folder, editor={"max_pack_tokens": 4096}, sizes=sizes, **settings))
 
 
 @pytest.fixture(scope="session")
@@ -195,6 +199,7 @@ def narrow_host(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, sw
     places = {"max_active_jobs": 1, "max_queued_jobs": QUEUE, "max_places_per_key": 1 + QUEUE}
     jobs = {**jobs_of(folder, receiver), **places}
     settings: dict[str, Any] = {"jobs": jobs, "fetch": {"origins": [receiver.origin]}, "api_keys_file": str(keys)}
+    settings["sizes"] = SMALL
     return switch_to(host_in(folder, None, "camera-edit", environment, KEY, **settings))
 
 
@@ -226,7 +231,12 @@ def on_redis(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switc
     environment = {FAULT_VARIABLE: str(fault)}
     redis.start()
     try:
-        settings: dict[str, Any] = {"build": "tests.service.faulty:build", "jobs": jobs, "rewriter": None}
+        settings: dict[str, Any] = {
+            "build": "tests.service.faulty:build",
+            "jobs": jobs,
+            "rewriter": None,
+            "sizes": SMALL,
+        }
         host = switch_to(host_in(folder, environment=environment, **settings))
         yield OnRedis(host.service, redis, fault, host.process)
     finally:

@@ -29,7 +29,7 @@ from serve_app.editor.engine.budget import Speed, TokenBudget
 from serve_app.editor.engine.edit import Edit, num_tokens
 from serve_app.editor.engine.pack import Pack
 from serve_app.editor.engine.turns import Ranked, in_turn
-from serve_app.edits.fairness import Askers
+from serve_app.edits.fairness import ActiveClients
 
 AGEING = 0.2
 """How much of the engine's work since an edit came counts for it."""
@@ -69,7 +69,7 @@ class Scheduler:
         self._is_closed = False
         self._served: dict[str, float] = defaultdict(float)
         self._uncharged: set[str] = set()
-        self._askers = Askers(2, clock)
+        self._active = ActiveClients(2, clock)
         self._num_done = 0
         self._speed = Speed()
 
@@ -78,7 +78,7 @@ class Scheduler:
     def add(self, edit: Edit) -> None:
         """Let a prepared edit wait for its turn."""
         with self.changed:
-            self._askers.add(edit.ticket.client)
+            self._active.add(edit.ticket.client)
             self._level(edit.ticket.client)
             edit.arrived_at = self._num_done
             self._edits.append(edit)
@@ -122,7 +122,7 @@ class Scheduler:
         """The edits of the next step; those among them that have no draft begin with it."""
         with self.changed:
             order, begun = self._in_turn(self._edits), self.begun
-            pack = Pack(self.budget.tokens, begun, self._max_paused, self._askers.share, shares_begun=self._pauses)
+            pack = Pack(self.budget.tokens, begun, self._max_paused, self._active.share, shares_begun=self._pauses)
             # Again for what might not begin while it was unknown which of the begun edits follow.
             for edit in (*order, *(edit for edit in order if edit.draft is None)):
                 if edit in pack.edits or not pack.may_begin(edit):

@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.edits.fairness import Askers
+from serve_app.edits.fairness import ActiveClients
 from serve_app.errors import Overloaded
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.dialects import is_work, route_path
@@ -58,7 +58,7 @@ class WorkPace:
         self._per_s = per_s
         self._max_waiting = math.ceil(per_s * MAX_WAIT_S)
         self._clock = clock
-        self._askers = Askers(2, clock)
+        self._active = ActiveClients(2, clock)
         self._lines: dict[str, _Line] = defaultdict(_Line)  # as many as API keys
 
     async def take(self, client: str, num: int = 1) -> None:
@@ -70,7 +70,7 @@ class WorkPace:
         Raises:
             Overloaded: too many of the client's requests wait.
         """
-        self._askers.add(client)
+        self._active.add(client)
         line = self._lines[client]
         if line.num_waiting >= self._max_waiting:
             raise Overloaded(
@@ -103,7 +103,7 @@ class WorkPace:
         now = self._clock()
         line.tokens = min(MAX_BURST, line.tokens + self._per_s * (now - line.at))
         line.at = now
-        if self._askers.is_alone(client):
+        if self._active.is_alone(client):
             line.tokens = MAX_BURST + 1  # this request takes at least one
         return max(0.0, (1 - line.tokens) / self._per_s)
 

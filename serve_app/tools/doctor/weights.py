@@ -101,8 +101,8 @@ def check_weights(settings: AppSettings, hub: Hub, deep: bool = False) -> tuple[
 
 
 def _check_absent(absent: Sequence[Weights], hub: Hub) -> Iterator[Finding]:
-    asked = next((each for each in absent if each.is_repository), None)
-    problem = None if asked is None or hub.is_offline else access_problem(hub, asked.source)
+    repository = next((each for each in absent if each.is_repository), None)
+    problem = None if repository is None or hub.is_offline else access_problem(hub, repository.source)
     for weights in absent:
         check, path = f"weights of {weights.setting}", weights.source.path
         if not weights.is_repository:

@@ -10,7 +10,7 @@ from serve_app.config import Scheduling
 from serve_app.editor.engine.engine import Engine
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Prepared
-from serve_app.edits.fairness import ASKED_S
+from serve_app.edits.fairness import ACTIVE_S
 from serve_app.edits.request import LOW_PRIORITY_DELAY_S, EditRequest, Pictures
 from tests.editor.engine.harness import PICTURES, TOKENS_OF_64_PX, Clock, at_step, eventually, open_gate, running
 from tests.fakes import FakeModel, edit_request
@@ -83,7 +83,7 @@ def test_a_client_that_is_alone_for_a_minute_fills_the_step(gated: FakeModel) ->
     with running(gated, max_pack_tokens=8 * TOKENS_OF_64_PX, clock=clock) as engine:
         submit(engine, "second", 0)
         at_step(gated, 1)
-        clock.now += ASKED_S
+        clock.now += ACTIVE_S
         for number in range(8):
             submit(engine, "first", number, steps=100)
         eventually(lambda: engine.stats.preparing == 0)

@@ -8,7 +8,7 @@ import pytest
 from httpx2 import ASGITransport, AsyncClient, Response
 
 from serve_app.config import AppSettings
-from serve_app.edits.fairness import ASKED_S
+from serve_app.edits.fairness import ACTIVE_S
 from serve_app.errors import Overloaded, StoreFull
 from serve_app.ingress.limits.pace import MAX_BURST, MAX_COUNTED_BYTES, MAX_WAIT_S, WorkPace
 from tests.ingress.openai_harness import DATA_URL, EDITS, Harness, harness
@@ -76,7 +76,7 @@ def test_a_client_that_is_alone_does_not_wait_and_has_its_whole_burst_when_anoth
         await scene.begin("otto")
         tasks = await scene.send(MAX_BURST + 1)
         assert scene.num_begun == 11 * MAX_BURST
-        scene.now += ASKED_S
+        scene.now += ACTIVE_S
         await asyncio.gather(*tasks)
         await scene.send(10 * MAX_BURST)
         assert scene.num_begun == 21 * MAX_BURST + 1
@@ -89,7 +89,7 @@ def test_a_pause_saves_up_no_more_than_a_burst() -> None:
         scene = Scene()
         await scene.begin("otto")
         await scene.send(MAX_BURST)
-        scene.now += ASKED_S - 1
+        scene.now += ACTIVE_S - 1
         tasks = await scene.send(2 * MAX_BURST)
         assert scene.num_begun == 2 * MAX_BURST
         await end(tasks)
