@@ -30,7 +30,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -44,7 +44,7 @@ from serve_app.edits.service import Deadline, EditorPort, OnProgress
 from serve_app.errors import Overloaded, RepeatKeyConflict, ServiceError, ServiceUnavailable
 from serve_app.ingress.auth import CLIENT, KEY_NAME
 from serve_app.ingress.backend import DRAINS, RETRY_AFTER_S, Backend
-from serve_app.ingress.pictures.prepare import ParsedRequest
+from serve_app.ingress.pictures.prepare import ParsedRequest, PictureSource
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +117,11 @@ class JobAdmission:
         Raises:
             ServiceError: the job was not accepted.
         """
-        jobs = self._backend.jobs
-        repeat_key = None if key is None else RepeatKey(key, await self._fingerprint(fields, parsed))
-        if repeat_key is not None and (known := await jobs.find(repeat_key)) is not None:
-            _log_accepted(known, repeated=True)
-            return known
+        jobs, repeat_key = self._backend.jobs, None
+        if key is not None:
+            repeat_key = await self._repeat_key(key, fields, chain.from_iterable(parsed.picture_sets))
+            if (known := await self._find(repeat_key)) is not None:
+                return known
         if self._backend.draining.begun:
             raise ServiceUnavailable(DRAINS)
         client = CLIENT.get()
@@ -143,25 +143,50 @@ class JobAdmission:
         _log_accepted(accepted, repeated=accepted.id != job_id)
         return accepted
 
-    async def _fingerprint(self, fields: str, parsed: ParsedRequest) -> str:
+    async def find_invalid(self, key: str | None, fields: str, pictures: Iterable[PictureSource]) -> JobSpec | None:
+        """The job that the same request made before it became invalid: adapters and limits change. None: there is none.
+
+        Args:
+            key, fields: as in `find_or_submit`.
+            pictures: of the request, in order.
+
+        Raises:
+            InvalidInput: as `fingerprint_of`.
+            ServiceUnavailable: the jobs do not answer.
+        """
+        if key is None:
+            return None
+        try:
+            return await self._find(await self._repeat_key(key, fields, pictures))
+        except RepeatKeyConflict:  # the request's own fault comes first
+            return None
+
+    async def _find(self, repeat_key: RepeatKey) -> JobSpec | None:
+        known = await self._backend.jobs.find(repeat_key)
+        if known is not None:
+            _log_accepted(known, repeated=True)
+        return known
+
+    async def _repeat_key(self, key: str, fields: str, pictures: Iterable[PictureSource]) -> RepeatKey:
         most = self._backend.settings.limits.max_picture_bytes
-        return await asyncio.get_running_loop().run_in_executor(_HASHING, fingerprint_of, fields, parsed, most)
+        loop = asyncio.get_running_loop()
+        return RepeatKey(key, await loop.run_in_executor(_HASHING, fingerprint_of, fields, [*pictures], most))
 
 
-def fingerprint_of(fields: str, parsed: ParsedRequest, max_picture_bytes: int) -> str:
+def fingerprint_of(fields: str, pictures: Iterable[PictureSource], max_picture_bytes: int) -> str:
     """A hex digest that is equal for requests for the same edits, however they were encoded. Hashes all bytes of the
     pictures, so it must not run on an event loop.
 
     Args:
         fields: the request without its pictures, as canonical JSON.
-        parsed: its pictures are hashed as bytes, so that the encoding of base64 and its line breaks do not count; a
-            URL is hashed as text.
+        pictures: hashed as bytes, so that the encoding of base64 and its line breaks do not count; a URL is hashed as
+            text.
 
     Raises:
         InvalidInput: a picture is not valid base64, or too large.
     """
     digest = hashlib.sha256(fields.encode())
-    for source in chain.from_iterable(parsed.picture_sets):
+    for source in pictures:
         content = source.content
         if isinstance(content, str):
             content = content.encode() if source.url else decode_base64(content, source.field, max_picture_bytes)

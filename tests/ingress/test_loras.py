@@ -1,8 +1,10 @@
 """Adapters by name in both dialects: which a request may name, what is listed, and what a repeat compares."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from httpx2 import Response
 
 from serve_app.config import AppSettings, CameraWords, LoraSettings, WeightsSource
 from serve_app.edits.request import LoraUse
@@ -177,6 +179,26 @@ def test_a_repeat_with_other_adapters_is_another_request(app: Harness) -> None:
         other = {**first, "loras": [{"name": "woodcut", "weight": 0.5}]}
         assert app.client.post(path, json=wrap(other), headers=headers).status_code == 422
         headers = {"Idempotency-Key": "two"}
+
+
+@pytest.mark.parametrize(("path", "wrap"), [("/runsync", lambda fields: {"input": fields}), ("/v1/images/edits", dict)])
+def test_a_repeat_finds_its_job_after_its_adapter_is_gone(
+    app: Harness, path: str, wrap: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    def send(headers: dict[str, str], **fields: Any) -> Response:
+        body = wrap({"image": DATA_URL, "prompt": "x", "loras": [{"name": "woodcut"}], **fields})
+        response: Response = app.client.post(path, json=body, headers=headers)
+        return response
+
+    known = {"Idempotency-Key": "one"}
+    assert send(known).status_code == 200
+    app.backend.reconfigured.loras = ()
+    assert send(known).status_code == 200
+    assert len(app.jobs.specs) == 1
+    for headers, changed in ((known, {"prompt": "y"}), ({"Idempotency-Key": "two"}, {}), ({}, {})):
+        refused = send(headers, **changed)
+        assert refused.status_code == 400
+        assert "no adapter 'woodcut' here" in refused.text
 
 
 def test_a_new_user_config_counts_at_once(app: Harness) -> None:

@@ -7,16 +7,16 @@ client, and the repeated request finds the same job.
 import uuid
 from dataclasses import replace
 
-from serve_app.config import AppSettings
 from serve_app.edits.job import Job, JobRecord, JobSpec, JobsPort, JobState, Policy
 from serve_app.edits.service import Deadline
-from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, ServiceError, error_class
+from serve_app.errors import DeadlineExceeded, EditCancelled, EditFailed, InvalidInput, ServiceError, error_class
 from serve_app.ingress.admission import JobAdmission
+from serve_app.ingress.backend import Backend
 from serve_app.ingress.limits.job_bodies import JobBodies
 from serve_app.ingress.openai.answers import Finished
-from serve_app.ingress.openai.request import OpenAIEdit
+from serve_app.ingress.openai.body import OpenAIBody
+from serve_app.ingress.openai.parse import parse_body
 from serve_app.ingress.openai.stream import DrawResult, OnEvent
-from serve_app.ingress.pictures.prepare import ParsedRequest
 
 WAIT_S = 60.0
 """For one call of the Jobs deployment; the job's policy limits how long it may take."""
@@ -35,19 +35,24 @@ _ERRORS: dict[JobState, type[ServiceError]] = {
 
 
 async def find_or_submit(
-    admission: JobAdmission,
-    settings: AppSettings,
-    key: str,
-    edit: OpenAIEdit,
-    parsed: ParsedRequest,
-    deadline: Deadline,
-) -> JobSpec:
-    """The job of the key, or a new one.
+    backend: Backend, admission: JobAdmission, key: str, body: OpenAIBody
+) -> tuple[JobSpec, Deadline]:
+    """The job of the key, or a new one, and the request's deadline.
 
     Raises:
         ServiceError: the job was not accepted.
     """
-    return await admission.find_or_submit(
+    settings = backend.settings
+    fields = body.edit.model_dump_json(exclude=_NOT_COMPARED, exclude_none=True)
+    try:
+        parsed = parse_body(body, settings, backend.loras)
+    except InvalidInput:
+        known = await admission.find_invalid(key, fields, body.pictures)
+        if known is None:
+            raise
+        return known, Deadline.after(settings.limits.request_timeout_s)
+    deadline = Deadline.after(parsed.timeout_s)
+    job = await admission.find_or_submit(
         f"img-{uuid.uuid4()}",
         # Its stream has no previews, since a job's event feed is consumed once.
         replace(parsed, edits=tuple(replace(each, num_previews=0) for each in parsed.edits)),
@@ -55,8 +60,9 @@ async def find_or_submit(
         Policy(settings.limits.request_timeout_s),
         settings.jobs.async_retention_s,
         key=key,
-        fields=edit.model_dump_json(exclude=_NOT_COMPARED, exclude_none=True),
+        fields=fields,
     )
+    return job, deadline
 
 
 async def draw_as_job(

@@ -139,16 +139,16 @@ async def _edit(backend: Backend, admission: JobAdmission, request: Request, rep
         await admission.refuse_early(repeat_key)
     # FastAPI keeps its own request object, and that would keep the body.
     body = await read_body(Request(request.scope, request.receive), backend.bodies, settings.limits.max_body_bytes)
-    parsed = parse_body(body, settings, backend.loras)
-    deadline = Deadline.after(parsed.timeout_s)
     draw: Draw
     with ExitStack() as held:
         if repeat_key is None:
+            parsed = parse_body(body, settings, backend.loras)
+            deadline = Deadline.after(parsed.timeout_s)
             held.enter_context(backend.edit_places.take(CLIENT.get(), len(parsed.edits)))
             prepared = await deadline.bound(backend.prepare(request.state.request_id, parsed))
             edits, job_id, draw = prepared.edits, None, drawing(backend, prepared, deadline)
         else:
-            job = await find_or_submit(admission, settings, repeat_key, body.edit, parsed, deadline)
+            job, deadline = await find_or_submit(backend, admission, repeat_key, body)
             edits, job_id = job.edits, job.id
             draw = partial(draw_as_job, backend.jobs, backend.job_bodies, job_id, deadline)
         look = _look(edits[0], body.edit.quality)

@@ -15,7 +15,7 @@ from serve_app.ingress.backend import Backend
 from serve_app.ingress.parsing.bodies import LateResponse
 from serve_app.ingress.parsing.validation import default, within
 from serve_app.ingress.runpod.answers import envelope, plain_envelope, stream
-from serve_app.ingress.runpod.parse import parse_input
+from serve_app.ingress.runpod.parse import parse_input, pictures_of
 from serve_app.ingress.runpod.request import RunPodPolicy, RunPodRequest
 from serve_app.net.origins import origin_of
 
@@ -41,7 +41,14 @@ class RunPodJobs:
         """
         limits, jobs = self._settings.limits, self._settings.jobs
         policy = request.policy or RunPodPolicy(executionTimeout=None, ttl=None, lowPriority=None)
-        parsed = parse_input(request.input, limits, self._backend.loras, low_priority=bool(policy.lowPriority))
+        fields = request.model_dump_json(exclude={"input": _PICTURES}, exclude_none=True)
+        try:
+            parsed = parse_input(request.input, limits, self._backend.loras, low_priority=bool(policy.lowPriority))
+        except InvalidInput:
+            known = await self.admission.find_invalid(repeat_key, fields, pictures_of(request.input))
+            if known is None:
+                raise
+            return known.id
         webhook = _checked_webhook(request.webhook, jobs.webhook_origins)
         deadline = Deadline.after(parsed.timeout_s)
         spec = await self.admission.find_or_submit(
@@ -51,7 +58,7 @@ class RunPodJobs:
             _policy(policy, limits.request_timeout_s),
             jobs.sync_retention_s if sync and repeat_key is None else jobs.async_retention_s,
             key=repeat_key,
-            fields=request.model_dump_json(exclude={"input": _PICTURES}, exclude_none=True),
+            fields=fields,
             webhook=webhook,
             input_without_pictures=request.input.model_dump(mode="json", exclude=_PICTURES, exclude_none=True),
         )

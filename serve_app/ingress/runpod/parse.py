@@ -28,7 +28,7 @@ def parse_input(
     """
     options = fields.options(checked_seed(fields.seed, DEFAULT_SEED, "input.seed"), limits, adapters, "input.")
     moved = [posed(options, camera, adapters, "input.") for camera in fields.cameras("input.")]
-    pictures = _pictures(fields)
+    pictures = pictures_of(fields)
     if isinstance(fields.prompt, list):
         _check_batch(fields, len(pictures), len(fields.prompt))
         sets: tuple[tuple[PictureSource, ...], ...] = tuple((picture,) for picture in pictures)
@@ -54,7 +54,7 @@ def parse_input(
     )
 
 
-def _pictures(fields: RunPodInput) -> tuple[PictureSource, ...]:
+def pictures_of(fields: RunPodInput) -> tuple[PictureSource, ...]:
     """All pictures of an `input` with their fields, in order.
 
     Raises:
