@@ -42,6 +42,7 @@ _FULL = Overloaded("Too many requests are waiting already; try again later.")
 _FULL_FOR_CLIENT = KeyPlacesTaken(
     "This API key's places in the queue are all taken, while other keys send work; try again later."
 )
+_NOT_YET = ServiceUnavailable("The service is starting; try again later.")
 _GONE = ServiceUnavailable("The replica that had this request is gone; send it again.")
 # The errors that stand for the proxy's plain-text ones. When the replica of a request dies, Serve 2.60 answers 500 with
 # the text of its exception, or nothing at all, and 503 where a deployment is gone (`get_http_response_status` in
@@ -220,10 +221,15 @@ class QueueFullMiddleware:
 
 class ProxyErrorMiddleware:
     """Replaces the proxy's plain-text errors by the dialect's, with Retry-After. Serve's own routes (`/-/healthz`,
-    `/-/routes`) stay as they are."""
+    `/-/routes`) stay as they are.
+
+    The proxy's 404 means that no application has the path. Until the application has answered anything, that is because
+    it is not deployed yet.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._errors = {**_ERRORS, HTTPStatus.NOT_FOUND: _NOT_YET}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(SERVES_OWN):
@@ -233,7 +239,7 @@ class ProxyErrorMiddleware:
 
         async def send_or_replace(message: Message) -> None:
             nonlocal begun, replaced
-            response = _replacement(scope["path"], message)
+            response = self._replacement(scope["path"], message)
             begun, replaced = True, replaced or response is not None
             if response is not None:
                 await response(scope, receive, send)
@@ -249,15 +255,17 @@ class ProxyErrorMiddleware:
         if not begun:
             await RequestId(error_response(scope["path"], _GONE))(scope, receive, send)
 
-
-def _replacement(path: str, message: Message) -> JSONResponse | None:
-    if message["type"] != "http.response.start" or message["status"] not in _ERRORS:
-        return None
-    headers = Headers(raw=list(message["headers"]))
-    if not headers.get("content-type", "").startswith("text/plain"):
-        return None
-    response = error_response(path, _ERRORS[message["status"]])
-    for name in ("retry-after", REQUEST_ID_HEADER):
-        if name in headers:
-            response.headers[name] = headers[name]
-    return response
+    def _replacement(self, path: str, message: Message) -> JSONResponse | None:
+        if message["type"] != "http.response.start":
+            return None
+        headers, status = Headers(raw=list(message["headers"])), message["status"]
+        is_applications = not headers.get("content-type", "").startswith("text/plain")
+        if is_applications or status == HTTPStatus.OK:
+            self._errors = _ERRORS
+        if is_applications or status not in self._errors:
+            return None
+        response = error_response(path, self._errors[status])
+        for name in ("retry-after", REQUEST_ID_HEADER):
+            if name in headers:
+                response.headers[name] = headers[name]
+        return response

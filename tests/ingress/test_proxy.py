@@ -255,10 +255,24 @@ def test_its_own_retry_after_stays() -> None:
     assert answer.headers["retry-after"] == "7"
 
 
-@pytest.mark.parametrize("status", [200, 404])
-def test_other_answers_of_serve_pass(status: int) -> None:
-    answer = TestClient(ProxyErrorMiddleware(serves(status))).get("/runsync")
-    assert (answer.status_code, answer.text) == (status, SECRET)
+def test_its_404_means_try_again_until_the_application_has_answered() -> None:
+    answers = iter([serves(404), JSONResponse({"id": "x"}), serves(404)])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await next(answers)(scope, receive, send)
+
+    client = TestClient(ProxyErrorMiddleware(app))
+    before = client.post("/runsync")
+    assert (before.status_code, before.headers["retry-after"]) == (503, "5")
+    assert "starting" in before.json()["error"]
+    assert client.post("/runsync").status_code == 200
+    later = client.post("/elsewhere")
+    assert (later.status_code, later.text) == (404, SECRET)
+
+
+def test_other_answers_of_serve_pass() -> None:
+    answer = TestClient(ProxyErrorMiddleware(serves(200))).get("/runsync")
+    assert (answer.status_code, answer.text) == (200, SECRET)
 
 
 def test_its_health_route_speaks_for_itself() -> None:

@@ -317,7 +317,7 @@ def wait_until_ready(service: Service, process: "subprocess.Popen[bytes]") -> No
 def is_ready(service: Service) -> bool:
     try:
         response = requests.get(f"{service.url}/health", headers=service.headers, timeout=5)
-        # Before the routes are there, Serve's proxy answers 404 in plain text.
+        # Before the routes are there, Serve's proxy answers 503, or 404 in plain text if it lacks our middleware.
         return bool(response.json()["workers"]["ready"])
     except (requests.ConnectionError, requests.Timeout, KeyError, ValueError):
         return False  # Not listening yet, or without the app's routes.
