@@ -185,7 +185,9 @@ def _is_deep(unquoted: bytes) -> bool:
     # What is not too many has no more of them.
     brackets = unquoted.translate(_ONE_KIND, _NO_BRACKETS)[: 3 * MAX_JSON_VALUES]
     for _ in range(MAX_JSON_DEPTH):
-        brackets = brackets.replace(b"[]", b"")
+        num_before, brackets = len(brackets), brackets.replace(b"[]", b"")
+        if len(brackets) == num_before:
+            break
     # What has no partner is not JSON, but may be deep: brackets that close nothing, then some that are never closed.
     return b"[]" in brackets or brackets.count(b"[") > MAX_JSON_DEPTH
 
