@@ -29,14 +29,14 @@ SHARED = {
 ORDER = (
     f"{SERVICE_FOLDER}service",
     "tests/test_lint.py",
+    f"{SERVICE_FOLDER}newcomer",
+    f"{SERVICE_FOLDER}none",
     "tests/tools/",
     "tests/editor/",
     "tests/tiny/",
     f"{SERVICE_FOLDER}narrow",
     f"{SERVICE_FOLDER}toy",
     f"{SERVICE_FOLDER}on_redis",
-    f"{SERVICE_FOLDER}newcomer",
-    f"{SERVICE_FOLDER}none",
 )
 """How the units that start first begin, in order. While one worker runs the longest service's tests, the other runs
 those that only compute, so that seldom two services share the cores; the many short units come last, so that both

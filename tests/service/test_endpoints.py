@@ -123,7 +123,7 @@ def named_file(folder: Path, **settings: Any) -> Path:
 def test_without_keys_it_does_not_start_on_a_public_host(tmp_path: Path, receiver: Receiver) -> None:
     log_file = tmp_path / "serve.log"
     with starting():
-        process = serve_run(named_file(tmp_path, jobs=jobs_of(tmp_path, receiver)), log_file)
+        process = serve_run(named_file(tmp_path, jobs=jobs_of(tmp_path, receiver), rewriter=None), log_file)
         try:
             exit_code = process.wait(START_TIMEOUT_S)
         finally:
