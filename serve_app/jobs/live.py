@@ -1,13 +1,13 @@
 """A job that this replica runs, and the state of its event streams."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 
 from serve_app.edits.fairness import rank_of
 from serve_app.edits.job import EXECUTION_TIMEOUT, JobNews, JobRecord, JobSpec, JobState
-from serve_app.edits.request import EditOutcome, Progress
+from serve_app.edits.request import EditOutcome, Pictures, Progress
 from serve_app.edits.service import too_late
 from serve_app.errors import DeadlineExceeded
 
@@ -19,6 +19,7 @@ class LiveJob:
     Attributes:
         record: as stored, except that IN_PROGRESS is known here first.
         was_picked_up: by an earlier owner, which died.
+        pictures: its sets, between its submission and its start, if it starts at once; else only the store has them.
         deadline: when it must have ended (`Policy.timeout_s`); None: no limit.
         run_until: when its execution must have ended; set at its pick-up.
         outcomes: finished edits by index while the job runs; afterwards only the store has them.
@@ -34,6 +35,7 @@ class LiveJob:
     spec: JobSpec
     record: JobRecord
     was_picked_up: bool = False
+    pictures: Sequence[Pictures] = ()
     deadline: float | None = None
     run_until: float | None = None
     outcomes: dict[int, EditOutcome] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -70,8 +70,15 @@ class Runner:
         """All jobs that wait, run, or have an end that is not stored yet."""
         return [*self._slots.waiting, *self._slots.served, *self._ending]
 
-    def enlist(self, spec: JobSpec, record: JobRecord, *, was_picked_up: bool = False) -> LiveJob:
-        """Queue a stored job that this replica owns. Its ttl does not apply if another replica picked it up."""
+    def enlist(
+        self, spec: JobSpec, record: JobRecord, pictures: Sequence[Pictures] = (), *, was_picked_up: bool = False
+    ) -> LiveJob:
+        """Queue a stored job that this replica owns. Its ttl does not apply if another replica picked it up.
+
+        Args:
+            pictures: of a new job. Unless it starts at once, they are dropped and later read from the store: those of
+                all jobs that wait would fill the memory.
+        """
         job = LiveJob(spec, record, was_picked_up)
         self._slots.waiting.add(job)
         loop = asyncio.get_running_loop()
@@ -84,6 +91,8 @@ class Runner:
             by_deadline = job.deadline == min(limits)
             job.expiry = loop.call_at(min(limits), lambda: self.spawn(self._expire(job, by_deadline)))
         self._start_next()
+        if job.task is not None:
+            job.pictures = pictures
         return job
 
     def _remaining_s(self, record: JobRecord, limit_s: float) -> float:
@@ -146,16 +155,21 @@ class Runner:
 
     async def _draw(self, job: LiveJob) -> None:
         """Draw all edits that are not finished yet; some are, if an earlier owner died."""
-        job.outcomes.update(await self._store.call_until_done(lambda store: store.outcomes(job.id), is_write=False))
-        stored = await self._store.call_until_done(lambda store: store.pictures(job.id), is_write=False)
-        if not stored:
-            raise JobUnreadable("The job's stored pictures are missing; send the job again.")
-        pictures = [self._share(each) for each in stored]
+        if not job.pictures:
+            job.outcomes.update(await self._store.call_until_done(lambda store: store.outcomes(job.id), is_write=False))
+        pictures = await self._shared_pictures(job)
         await all_or_none(
             self._edit(job, index, edit, pictures[job.spec.pictures_of[index]])
             for index, edit in enumerate(job.spec.edits)
             if index not in job.outcomes
         )
+
+    async def _shared_pictures(self, job: LiveJob) -> list[SharedPictures]:
+        own, job.pictures = job.pictures, ()
+        own = own or await self._store.call_until_done(lambda store: store.pictures(job.id), is_write=False)
+        if not own:
+            raise JobUnreadable("The job's stored pictures are missing; send the job again.")
+        return [self._share(each) for each in own]
 
     async def _edit(self, job: LiveJob, index: int, request: EditRequest, pictures: SharedPictures) -> None:
         outcome = await self._drawn_in_time(job, index, request, pictures)
@@ -273,6 +287,7 @@ class Runner:
         if record is not None:
             job.record = record
             self.ends[record.state] += 1
+        job.pictures = ()
         job.outcomes.clear()
         job.progress.clear()
         job.notify()

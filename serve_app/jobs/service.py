@@ -121,7 +121,7 @@ class JobService:
                     self._refused.append(spec.id)
                 raise
             if is_new and job_id not in self._live:
-                self._enlist(spec, record)
+                self._enlist(spec, record, pictures)
         return job_id
 
     async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
@@ -222,8 +222,8 @@ class JobService:
         """Jobs that have ended in this replica since its start, by final state."""
         return self._runner.ends
 
-    def _enlist(self, spec: JobSpec, record: JobRecord) -> None:
-        self._live[spec.id] = self._runner.enlist(spec, record)
+    def _enlist(self, spec: JobSpec, record: JobRecord, pictures: Sequence[Pictures] = ()) -> None:
+        self._live[spec.id] = self._runner.enlist(spec, record, pictures)
 
     async def _stored_record(self, job_id: str) -> JobRecord | None:
         return await self._store.call(lambda store: store.record(job_id))

@@ -256,7 +256,8 @@ def test_its_own_retry_after_stays() -> None:
 
 
 def test_its_404_means_try_again_until_the_application_has_answered() -> None:
-    answers = iter([serves(404), JSONResponse({"id": "x"}), serves(404)])
+    apps: list[ASGIApp] = [serves(404), JSONResponse({"id": "x"}), serves(404)]
+    answers = iter(apps)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await next(answers)(scope, receive, send)

@@ -2,14 +2,16 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import redis.exceptions
 from redis.asyncio import Redis
 
-from serve_app.edits.job import JobCounts, JobState, Policy
+from serve_app.edits.job import JobCounts, JobSpec, JobState, Policy
 from serve_app.errors import JobUnreadable
+from serve_app.jobs.service import JobService
 from serve_app.jobs.stores.store import Store
 from tests.fakes import FakeEditor, picture
 from tests.jobs.conftest import RedisStores, SqliteStores, Stores, async_test
@@ -145,6 +147,37 @@ async def _is_picked_up(service: Replica) -> bool:
     return record is not None and record.state is JobState.IN_PROGRESS
 
 
+@asynccontextmanager
+async def behind_another_job(store: CutOffStore, waiting: JobSpec) -> AsyncIterator[JobService]:
+    """A replica whose job has waited for another one, so that its pictures are read from the store."""
+    gate = asyncio.Semaphore(0)
+    async with replica_on(store.as_store, FakeEditor(gate=gate), max_active_jobs=1) as service:
+        for each in (spec("first"), waiting):
+            await service.submit(each, [(picture(),)])
+        gate.release()
+        yield service
+
+
+@async_test
+async def test_only_a_job_that_waits_has_its_pictures_read_from_the_store(sqlite_stores: SqliteStores) -> None:
+    store = CutOffStore(sqlite_stores.open())
+    read, was_read = store.as_store.pictures, []
+
+    async def noted(job_id: str) -> object:
+        was_read.append(job_id)
+        return await read(job_id)
+
+    vars(store)["pictures"] = noted
+    gate = asyncio.Semaphore(0)
+    async with replica_on(store.as_store, FakeEditor(gate=gate), max_active_jobs=1) as service:
+        for name in ("first", "second"):
+            await service.submit(spec(name), [(picture(),)])
+        gate.release()
+        gate.release()
+        assert [await state(service, name) for name in ("first", "second")] == 2 * [JobState.COMPLETED]
+    assert was_read == ["second"]
+
+
 LASTING = [
     redis.exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
     sqlite3.DatabaseError("database disk image is malformed"),
@@ -166,8 +199,7 @@ async def test_an_error_that_no_attempt_can_mend_fails_its_job_alone(
         return await read(job_id)
 
     vars(store)["pictures"] = broken
-    async with replica_on(store.as_store, FakeEditor()) as service:
-        await service.submit(spec("broken"), [(picture(),)])
+    async with behind_another_job(store, spec("broken")) as service:
         job = await service.wait("broken", 20)
         assert (job.state, job.error_code) == (JobState.FAILED, "job_unreadable")
         assert await service.fault() is None
@@ -184,8 +216,7 @@ async def test_a_read_that_keeps_failing_does_not_count_as_an_outage(sqlite_stor
         raise sqlite3.OperationalError("disk I/O error")
 
     vars(store)["pictures"] = bad_sector
-    async with replica_on(store.as_store, FakeEditor()) as service:
-        await service.submit(spec("broken", policy=Policy(ttl_s=2)), [(picture(),)])
+    async with behind_another_job(store, spec("broken", policy=Policy(ttl_s=2))) as service:
         await until_async(lambda: num_reads >= 2)
         assert await service.fault() is None
         await service.reserve("another", "")
