@@ -22,6 +22,7 @@ import requests
 import yaml
 from rich.console import Console
 
+from serve_app.tools.bench.report import circumstances
 from serve_app.tools.connection import Connection
 from serve_app.tools.load.arguments import LoadOptions
 from serve_app.tools.load.mix import EditKind
@@ -161,7 +162,8 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     found = turns(options.rounds, options.seconds, options.warm_up, console.print)
     measured = ratios(found)
-    document = {"mix": [kind.model_dump() for kind in MIX], "seconds": options.seconds, "ratios": measured}
+    mix, seconds = [kind.model_dump() for kind in MIX], options.seconds
+    document = {**circumstances(), "mix": mix, "seconds": seconds, "ratios": measured}
     document["turns"] = [asdict(turn) for turn in found]
     console.print_json(json.dumps({"ratios": measured}))
     if options.output is not None:

@@ -45,14 +45,17 @@ def print_table(result: Result, console: Console) -> None:
 
 def write_json(result: Result, path: Path) -> None:
     """Write the results with date, device and versions."""
-    document = {
+    path.write_text(json.dumps({**circumstances(), **asdict(result)}, indent=1) + "\n", encoding="utf-8")
+
+
+def circumstances() -> dict[str, object]:
+    """Date, device and versions."""
+    return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": device_name(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _LIBRARIES},
-        **asdict(result),
     }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def device_name() -> str:
