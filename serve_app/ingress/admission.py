@@ -41,7 +41,7 @@ from serve_app.edits.images import decode_base64
 from serve_app.edits.job import JobCounts, JobSpec, JobsPort, Policy, RepeatKey
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import Deadline, EditorPort, OnProgress
-from serve_app.errors import Overloaded, RepeatKeyConflict, ServiceError, ServiceUnavailable
+from serve_app.errors import InvalidInput, Overloaded, RepeatKeyConflict, ServiceError, ServiceUnavailable
 from serve_app.ingress.auth import CLIENT, KEY_NAME
 from serve_app.ingress.backend import DRAINS, RETRY_AFTER_S, Backend
 from serve_app.ingress.pictures.prepare import ParsedRequest, PictureSource
@@ -151,14 +151,13 @@ class JobAdmission:
             pictures: of the request, in order.
 
         Raises:
-            InvalidInput: as `fingerprint_of`.
             ServiceUnavailable: the jobs do not answer.
         """
         if key is None:
             return None
         try:
             return await self._find(await self._repeat_key(key, fields, pictures))
-        except RepeatKeyConflict:  # the request's own fault comes first
+        except (InvalidInput, RepeatKeyConflict):  # the fault that was found first is reported
             return None
 
     async def _find(self, repeat_key: RepeatKey) -> JobSpec | None:

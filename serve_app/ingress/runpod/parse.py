@@ -29,6 +29,8 @@ def parse_input(
     options = fields.options(checked_seed(fields.seed, DEFAULT_SEED, "input.seed"), limits, adapters, "input.")
     moved = [posed(options, camera, adapters, "input.") for camera in fields.cameras("input.")]
     pictures = pictures_of(fields)
+    if not pictures:
+        raise InvalidInput("No picture: give input.image, or input.images, in base64.", "input.image")
     if isinstance(fields.prompt, list):
         _check_batch(fields, len(pictures), len(fields.prompt))
         sets: tuple[tuple[PictureSource, ...], ...] = tuple((picture,) for picture in pictures)
@@ -55,15 +57,9 @@ def parse_input(
 
 
 def pictures_of(fields: RunPodInput) -> tuple[PictureSource, ...]:
-    """All pictures of an `input` with their fields, in order.
-
-    Raises:
-        InvalidInput: there is none.
-    """
+    """All pictures of an `input` with their fields, in order."""
     single = [PictureSource("input.image", fields.image)] if fields.image is not None else []
     several = [PictureSource(f"input.images[{i}]", picture) for i, picture in enumerate(fields.images or [])]
-    if not single and not several:
-        raise InvalidInput("No picture: give input.image, or input.images, in base64.", "input.image")
     return (*single, *several)
 
 
