@@ -15,7 +15,7 @@ from tests.service.conftest import TOY_KEY, Service
 CHROMIUM = "/usr/bin/chromium"
 DONE_MS = 60_000
 
-FAILED_LOAD = re.compile(r"Failed to load resource: (net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE)|.* 404 \(Not Found\))")
+FAILED_LOAD = re.compile(r"Failed to load resource: (net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE)|.* (404|503) \([\w ]+\))")
 """What Chromium itself logs of a request that fails. No page can prevent it."""
 
 _DROP = """([base64, name]) => {
