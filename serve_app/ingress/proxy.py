@@ -229,7 +229,7 @@ class ProxyErrorMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._errors = {**_ERRORS, HTTPStatus.NOT_FOUND: _NOT_YET}
+        self._has_answered = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(SERVES_OWN):
@@ -258,13 +258,18 @@ class ProxyErrorMiddleware:
     def _replacement(self, path: str, message: Message) -> JSONResponse | None:
         if message["type"] != "http.response.start":
             return None
-        headers, status = Headers(raw=list(message["headers"])), message["status"]
-        is_applications = not headers.get("content-type", "").startswith("text/plain")
-        if is_applications or status == HTTPStatus.OK:
-            self._errors = _ERRORS
-        if is_applications or status not in self._errors:
+        status: int = message["status"]
+        if self._has_answered and status not in _ERRORS:
             return None
-        response = error_response(path, self._errors[status])
+        headers = Headers(raw=list(message["headers"]))
+        is_proxys = headers.get("content-type", "").startswith("text/plain")
+        if not is_proxys or status == HTTPStatus.OK:
+            self._has_answered = True
+            return None
+        problem = _NOT_YET if status == HTTPStatus.NOT_FOUND else _ERRORS.get(status)
+        if problem is None:
+            return None
+        response = error_response(path, problem)
         for name in ("retry-after", REQUEST_ID_HEADER):
             if name in headers:
                 response.headers[name] = headers[name]
