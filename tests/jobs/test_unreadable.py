@@ -149,12 +149,13 @@ async def _is_picked_up(service: Replica) -> bool:
 
 @asynccontextmanager
 async def behind_another_job(store: CutOffStore, waiting: JobSpec) -> AsyncIterator[JobService]:
-    """A replica whose job has waited for another one, so that its pictures are read from the store."""
+    """A replica whose job waits for the job "first", so that its pictures are read from the store."""
     gate = asyncio.Semaphore(0)
     async with replica_on(store.as_store, FakeEditor(gate=gate), max_active_jobs=1) as service:
         for each in (spec("first"), waiting):
             await service.submit(each, [(picture(),)])
-        gate.release()
+        for _ in range(2):
+            gate.release()
         yield service
 
 
@@ -168,12 +169,7 @@ async def test_only_a_job_that_waits_has_its_pictures_read_from_the_store(sqlite
         return await read(job_id)
 
     vars(store)["pictures"] = noted
-    gate = asyncio.Semaphore(0)
-    async with replica_on(store.as_store, FakeEditor(gate=gate), max_active_jobs=1) as service:
-        for name in ("first", "second"):
-            await service.submit(spec(name), [(picture(),)])
-        gate.release()
-        gate.release()
+    async with behind_another_job(store, spec("second")) as service:
         assert [await state(service, name) for name in ("first", "second")] == 2 * [JobState.COMPLETED]
     assert was_read == ["second"]
 

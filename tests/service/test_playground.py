@@ -22,7 +22,7 @@ from serve_app.tools.demo.modes import POSE, SCENES, encode_png
 from tests.forwarder import forwarding
 from tests.service.conftest import TOY_KEY, Service
 from tests.service.node import installed_clients, run
-from tests.service.visit import DONE_MS, FAILED_LOAD, Visit, centre, chromium, visiting
+from tests.service.visit import DONE_MS, Visit, centre, chromium, failed_load, visiting
 
 LEFT_FROM_ABOVE = CameraPose(270, 60, 1.0)
 
@@ -365,7 +365,7 @@ def test_jobs_resume_when_the_service_returns(visit: Visit, picture: bytes) -> N
         expect(page.locator("#service")).to_be_empty()
         assert len(accepted) == 1
         assert visit.console != []
-        assert [line for line in visit.console if not FAILED_LOAD.match(line)] == []
+        assert [line for line in visit.console if not failed_load("404 (Not Found)").match(line)] == []
         visit.console.clear()
         page.reload()
         visit.done("8 pictures")

@@ -15,8 +15,13 @@ from tests.service.conftest import TOY_KEY, Service
 CHROMIUM = "/usr/bin/chromium"
 DONE_MS = 60_000
 
-FAILED_LOAD = re.compile(r"Failed to load resource: (net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE)|.* (404|503) \([\w ]+\))")
-"""What Chromium itself logs of a request that fails. No page can prevent it."""
+
+def failed_load(status: str) -> re.Pattern[str]:
+    """What Chromium itself logs of a request that fails or has this status, such as "404 (Not Found)". No page can
+    prevent it."""
+    failure = rf"net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE)|.* {re.escape(status)}"
+    return re.compile(rf"Failed to load resource: ({failure})")
+
 
 _DROP = """([base64, name]) => {
     const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
