@@ -99,12 +99,12 @@ def num_rewriters(gpus: int, mix: Mix, setup: Setup, costs: Costs, assumed: Assu
 
 def cell_capacity(editors: int, rewriters: int, mix: Mix, setup: Setup, costs: Costs, assumed: Assumptions) -> float:
     """Pictures per second of a cell that is never idle."""
-    picture_s, asked = sum(share * engine_s(kind, setup, costs) for kind, share in shares(mix)), rewritten(mix)
-    if not asked:
+    picture_s, rewrites = sum(share * engine_s(kind, setup, costs) for kind, share in shares(mix)), rewritten(mix)
+    if not rewrites:
         return editors / picture_s
     if not rewriters:
-        return 1 / (picture_s + asked / assumed.rewrites_per_s)
-    return min(editors / picture_s, rewriters * assumed.rewrites_per_s / asked)
+        return 1 / (picture_s + rewrites / assumed.rewrites_per_s)
+    return min(editors / picture_s, rewriters * assumed.rewrites_per_s / rewrites)
 
 
 def engine_s(kind: EditKind, setup: Setup, costs: Costs) -> float:

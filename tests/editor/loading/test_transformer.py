@@ -111,7 +111,7 @@ def test_a_block_is_read_when_it_is_asked_for(editor: EditorSettings) -> None:
 
 
 def test_the_next_block_is_read_ahead(editor: EditorSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the system is asked to read are the bytes of the next block's tensors."""
+    """The system gets the order to read the bytes of the next block's tensors."""
     split(transformer_folder(editor))
     asked: list[bytes] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, _: asked.append(os.pread(file, size, start)))
