@@ -17,7 +17,7 @@ from serve_app.config import LimitSettings, SizeSettings
 from serve_app.edits.colour import nclx_profile, rgb_profile
 from serve_app.edits.containers import nclx, png_chunk
 from serve_app.edits.picture_files import KINDS, kind_of
-from serve_app.edits.provenance import save_options
+from serve_app.edits.png import encode_png
 from serve_app.edits.request import OutputFormat, Pixels, PreparedPicture
 from serve_app.edits.sizes import Size, fit_area
 from serve_app.errors import InvalidInput, listed
@@ -48,14 +48,6 @@ COLOUR_MODES = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
 
 # Pillow 13 converts these PNG samples to 8 bits, but not the transparent colour.
 TRANSPARENT_SCALES: dict[object, float] = {"L;2": 255 / 3, "L;4": 255 / 15, "RGB;16B": 1 / 256}
-
-ENCODER_OPTIONS: dict[str, Callable[[int], dict[str, int]]] = {
-    # Level 6, Pillow's default, takes four times as long as level 1 and saves a ninth of the bytes.
-    "png": lambda _: {"compress_level": 1},
-    # 0 keeps full colour resolution (4:4:4), -1 is the encoder's default (4:2:0).
-    "jpeg": lambda quality: {"quality": quality, "subsampling": 0 if quality >= 95 else -1},
-    "webp": lambda quality: {"quality": quality, "method": 0},
-}
 
 
 def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
@@ -258,7 +250,27 @@ def _resized(picture: Image.Image, size: Size) -> Pixels:
 
 def encode_picture(pixels: Pixels, output: OutputFormat, xmp: bytes = b"") -> bytes:
     """Encode `pixels` (uint8, H x W x 3, sRGB) as `output` says, with the packet `xmp` as the only metadata."""
-    options = ENCODER_OPTIONS[output.format](output.quality) | save_options(output.format, xmp)
+    return ENCODERS[output.format](pixels, output.quality, xmp)
+
+
+def _encode_jpeg(pixels: Pixels, quality: int, xmp: bytes) -> bytes:
+    # 0 keeps full colour resolution (4:4:4), -1 is the encoder's default (4:2:0).
+    return _saved(pixels, "JPEG", xmp, quality=quality, subsampling=0 if quality >= 95 else -1)
+
+
+def _encode_webp(pixels: Pixels, quality: int, xmp: bytes) -> bytes:
+    return _saved(pixels, "WEBP", xmp, quality=quality, method=0)
+
+
+def _saved(pixels: Pixels, format_name: str, xmp: bytes, **options: int) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, output.format, **options)
+    Image.fromarray(pixels).save(buffer, format_name, xmp=xmp, **options)
     return buffer.getvalue()
+
+
+ENCODERS: dict[str, Callable[[Pixels, int, bytes], bytes]] = {
+    "png": lambda pixels, _, xmp: encode_png(pixels, xmp),
+    "jpeg": _encode_jpeg,
+    "webp": _encode_webp,
+}
+"""By the format's name: the pixels, a quality of 1 to 100 and an XMP packet, which may be empty, to a file."""

@@ -10,10 +10,8 @@ packet's frame is from ISO 16684-1.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from xml.sax.saxutils import escape
-
-from PIL.PngImagePlugin import PngInfo
 
 from serve_app.config import EditorSettings, LoraSettings, WeightsSource
 from serve_app.edits.request import EditRequest
@@ -63,18 +61,6 @@ class Provenance:
 def marking_packet() -> bytes:
     """The XMP packet that holds nothing but the mark."""
     return _PACKET.format(properties=_elements(_MARK)).encode()
-
-
-def save_options(name: str, packet: bytes) -> dict[str, Any]:
-    """Options of Pillow's `save` that write `packet`: into PNG's iTXt chunk "XML:com.adobe.xmp", JPEG's APP1 segment or
-    WebP's XMP chunk."""
-    if not packet:
-        return {}
-    if name != "png":
-        return {"xmp": packet}
-    chunks = PngInfo()
-    chunks.add_itxt("XML:com.adobe.xmp", packet.decode())
-    return {"pnginfo": chunks}
 
 
 def _base(settings: EditorSettings) -> _Properties:

@@ -18,7 +18,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 
 from serve_app.config import AppSettings, LoraSettings
 from serve_app.edits.camera import AZIMUTH_WORDS, DISTANCE_WORDS, ELEVATION_WORDS, CameraPose
-from serve_app.edits.images import ENCODER_OPTIONS
+from serve_app.edits.images import ENCODERS
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.parsing.fields import MAX_ORBIT, MAX_SEED
 
@@ -150,7 +150,7 @@ def page_settings(settings: AppSettings, loras: Iterable[LoraSettings]) -> dict[
         "has_tiny_weights": settings.editor.base.is_embedded,
         "adapters": [lora.model_dump(include=shown) for lora in loras],
         "rewriter": settings.rewriter is not None,
-        "formats": list(ENCODER_OPTIONS),
+        "formats": list(ENCODERS),
         "max_orbit": MAX_ORBIT,
         "max_seed": MAX_SEED,
         "limits": settings.limits.model_dump(mode="json"),

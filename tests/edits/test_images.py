@@ -691,13 +691,6 @@ def test_formats_round_trip_without_metadata(name: str, within: float) -> None:
     assert np.abs(read(data) - ints(pixels)).mean() <= within
 
 
-def test_png_is_written_at_the_fast_level() -> None:
-    pixels = original("astronaut")
-    expected = saved(Image.fromarray(pixels), "PNG", compress_level=1)
-    assert encode_picture(pixels, OutputFormat("png")) == expected
-    assert expected != saved(Image.fromarray(pixels), "PNG")
-
-
 def test_webp_is_written_by_the_fast_method() -> None:
     picture = photograph()
     expected = saved(picture, "WEBP", quality=80, method=0)

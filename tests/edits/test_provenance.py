@@ -17,14 +17,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from serve_app.config import EditorSettings, LimitSettings, LoraSettings, ProvenanceKind, SizeSettings, WeightsSource
 from serve_app.edits.camera import CameraPose
-from serve_app.edits.images import ENCODER_OPTIONS, encode_picture, prepare, read_picture
+from serve_app.edits.images import ENCODERS, encode_picture, prepare, read_picture
 from serve_app.edits.provenance import Provenance
 from serve_app.edits.request import EditRequest, OutputFormat, Pixels, SharedPictures
 from serve_app.edits.service import EditService
 from tests.fakes import FakeEditor, edit_request, picture
 from tests.pictures import photograph
 
-FORMATS = tuple(ENCODER_OPTIONS)
+FORMATS = tuple(ENCODERS)
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
 OURS = "{urn:uuid:18683af0-98cc-40de-b83d-2f74e05fcc2f#}"

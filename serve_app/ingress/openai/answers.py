@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from serve_app.config import Apply, LoraSettings
-from serve_app.edits.images import ENCODER_OPTIONS
+from serve_app.edits.images import ENCODERS
 from serve_app.edits.provenance import public_source
 from serve_app.edits.request import EditOutcome, EditTimings, TokenCounts
 from serve_app.errors import ServiceError
@@ -41,7 +41,7 @@ class OpenAIError(BaseModel):
 class OpenAILook(BaseModel):
     """What all pictures of one response have in common."""
 
-    output_format: Annotated[str, WithJsonSchema({"type": "string", "enum": list(ENCODER_OPTIONS)})]
+    output_format: Annotated[str, WithJsonSchema({"type": "string", "enum": list(ENCODERS)})]
     size: str = Field(description="WIDTHxHEIGHT in pixels.")
     background: Literal["opaque"] = "opaque"
     quality: str = Field(description="As requested, or auto.")

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from serve_app.config import LimitSettings, LoraSettings
 from serve_app.edits.camera import CameraPose, orbit_azimuths, snap
-from serve_app.edits.images import ENCODER_OPTIONS
+from serve_app.edits.images import ENCODERS
 from serve_app.edits.request import MAX_LORAS, EditOptions, OutputFormat, Sampling
 from serve_app.errors import InvalidInput, listed
 from serve_app.ingress.parsing.loras import checked_loras
@@ -31,7 +31,7 @@ MAX_PARTIAL_IMAGES = 3
 MAX_ORBIT = 8
 """The adapter knows eight azimuths; an orbit of more views would repeat some."""
 
-FORMATS = {**{name: name for name in ENCODER_OPTIONS}, "jpg": "jpeg"}
+FORMATS = {**{name: name for name in ENCODERS}, "jpg": "jpeg"}
 
 _ORBIT = re.compile(f"orbit(?::([1-{MAX_ORBIT}]))?")
 _SIZE = re.compile(r"([0-9]{1,9})[x*]([0-9]{1,9})")
@@ -334,5 +334,5 @@ def output_format(name: str | None, quality: int, field: str) -> OutputFormat:
     """
     known = FORMATS.get(default(name, "png").lower())
     if known is None:
-        raise InvalidInput(f"{field} must be {listed(ENCODER_OPTIONS)}, got {echo(name)}.", field)
+        raise InvalidInput(f"{field} must be {listed(ENCODERS)}, got {echo(name)}.", field)
     return OutputFormat(known, quality)
