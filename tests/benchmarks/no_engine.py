@@ -18,8 +18,8 @@ class Editor(deployment.Editor):
     """The Editor without its model. Only its replicas import torch."""
 
     def __init__(self, settings: EditorSettings) -> None:
+        _remove_model()  # first: the engine keeps the methods that it finds when it has loaded
         super().__init__(settings)
-        _remove_model()
 
 
 def _remove_model() -> None:
