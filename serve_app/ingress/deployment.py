@@ -24,7 +24,7 @@ from serve_app.ingress.pictures.decoders import DecoderPool
 from serve_app.ingress.pictures.prepare import Preparer
 from serve_app.serving.handles import EditorHandle, OpenRewriter, call_all, fault, jobs_port, worker_counts
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
-from serve_app.serving.memory import return_freed_blocks
+from serve_app.serving.memory import return_freed_memory
 from serve_app.serving.replica import join_serve_logs
 from serve_app.serving.shared import share
 
@@ -45,7 +45,7 @@ class Ingress:
         give_up: Callable[[], None],
     ) -> None:
         join_serve_logs()
-        return_freed_blocks()
+        return_freed_memory()
         configure_http_servers()
         api_keys, operator_keys = _checked_keys(settings, give_up)
         me = serve.get_replica_context()

@@ -28,7 +28,7 @@ from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.middleware import RequestId, closing_response, head_error
 from serve_app.serving.control_headers import REQUEST_ID_HEADER, is_control_header, session_header
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
-from serve_app.serving.memory import return_freed_blocks
+from serve_app.serving.memory import return_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ _ERRORS: dict[int, ServiceError] = {
 def middlewares() -> list[Middleware]:
     """The middleware, as Serve's callback returns it: the last one is the outermost."""
     configure_http_servers()
-    return_freed_blocks()
+    return_freed_memory()
     return [
         Middleware(StripControlHeaders),
         Middleware(QueueFullMiddleware),

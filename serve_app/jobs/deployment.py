@@ -15,7 +15,7 @@ from serve_app.jobs.metrics import JobMetrics
 from serve_app.jobs.service import JobService
 from serve_app.jobs.store_link import open_store
 from serve_app.serving.handles import EditorHandle, OpenRewriter
-from serve_app.serving.memory import return_freed_blocks
+from serve_app.serving.memory import return_freed_memory
 from serve_app.serving.replica import join_serve_logs
 from serve_app.serving.shared import share
 
@@ -32,7 +32,7 @@ class Jobs:
         open_rewriter: OpenRewriter,
     ) -> None:
         join_serve_logs()
-        return_freed_blocks()
+        return_freed_memory()
         service = EditService(FairEditor(EditorHandle(editor)), open_rewriter(rewriter))
         self._jobs = JobService(settings, service, open_store(settings.store), share, webhook_body)
         self._metrics = JobMetrics()
