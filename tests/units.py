@@ -9,6 +9,7 @@ SERVICE_FOLDER = "tests/service/"
 SHARED = {
     "test_device_faults.py": "on_redis",
     "test_nothing_lost.py": "on_redis",
+    "test_rewriter_endpoint.py": "on_redis",
     "test_hostile.py": "narrow",
     "test_mcp_keys.py": "toy",
     "test_meaning.py": "toy",

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from serve_app.rewriter.shared import SharedRewrites
 from serve_app.serving.gpus import assigned_gpu_share
 from serve_app.serving.handles import RewriterHandle
 from serve_app.serving.replica import join_serve_logs, without_collection
+from serve_app.serving.shared import PutPictures
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class EndpointPort:
     async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
         """A better instruction, or the reason why there is none."""
         try:
-            seen = await asyncio.wait_for(cast(Awaitable[Pictures], pictures), self._timeout_s)
+            seen: Pictures = await asyncio.wait_for(cast(PutPictures, pictures).reference, self._timeout_s)
         except (RayError, TimeoutError) as problem:
             # The editor needs the same pictures: its error is the one for the client.
             logger.warning("no rewriting for %s: its pictures cannot be read: %s", job.request_id, problem)

@@ -8,7 +8,7 @@ import socket
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from serve_app.edits.service import EditService
 from serve_app.rewriter import endpoint
 from serve_app.rewriter.deployment import EndpointPort, open_rewriter
 from serve_app.rewriter.instructions import FAILED, INSTRUCTIONS
+from serve_app.serving.shared import PutPictures
 from tests.fakes import FakeEditor, edit_request
 from tests.network import Host, Script, hosting, repeats, sends, stalls
 
@@ -44,9 +45,13 @@ def responding(text: str, status: str = "200 OK") -> Script:
 GOOD = answering('{"instruction": "Brighten the sky."}')
 
 
-async def shared(pictures: Pictures) -> Pictures:
-    """As a Ray reference: to be awaited."""
-    return pictures
+def shared(pictures: Pictures) -> SharedPictures:
+    """As the deployments share them, with a coroutine in place of Ray's reference, which is awaited, too."""
+
+    async def read() -> Pictures:
+        return pictures
+
+    return SharedPictures(PutPictures(read(), "key"))
 
 
 def edited(origin: str, *wishes: str, pictures: Pictures = (PICTURE,), **settings: Any) -> list[EditOutcome]:
@@ -58,7 +63,7 @@ def edited(origin: str, *wishes: str, pictures: Pictures = (PICTURE,), **setting
         outcomes = []
         for wish in wishes or (WISH,):
             request = replace(edit_request(wish), rewrite_prompt=True)
-            outcomes.append(await service.run(request, cast(SharedPictures, shared(pictures))))
+            outcomes.append(await service.run(request, shared(pictures)))
         return outcomes
 
     return asyncio.run(main())
@@ -194,7 +199,7 @@ def test_calls_are_bounded_and_more_are_not_rewritten(monkeypatch: pytest.Monkey
         port = EndpointPort(settings)
         jobs = [replace(edit_request(name), rewrite_prompt=True) for name in "abc"]
         service = EditService(FakeEditor(), port)
-        outcomes = await asyncio.gather(*(service.run(each, cast(SharedPictures, shared(()))) for each in jobs))
+        outcomes = await asyncio.gather(*(service.run(each, shared(())) for each in jobs))
         return [outcome.rewrite for outcome in outcomes if outcome.rewrite is not None]
 
     with hosting(GOOD) as host:
@@ -212,7 +217,8 @@ def test_lost_pictures_are_the_editors_to_report() -> None:
     async def main() -> EditOutcome:
         settings = RewriterSettings(endpoint="http://127.0.0.1:9/v1", model="qwen")
         request = replace(edit_request(WISH), rewrite_prompt=True)
-        return await EditService(FakeEditor(), EndpointPort(settings)).run(request, cast(SharedPictures, lost()))
+        pictures = SharedPictures(PutPictures(lost(), "key"))
+        return await EditService(FakeEditor(), EndpointPort(settings)).run(request, pictures)
 
     assert asyncio.run(main()).rewrite == FAILED
 

@@ -211,7 +211,8 @@ def narrow(narrow_host: Host) -> Service:
 
 @dataclass(frozen=True)
 class OnRedis:
-    """A service that stores its jobs in its own Redis, on a device that fails on demand.
+    """A service that stores its jobs in its own Redis, on a device that fails on demand, with the receiver as its
+    rewriter.
 
     Attributes:
         fault: creating this file makes the device fail once.
@@ -234,7 +235,7 @@ def on_redis(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, switc
         settings: dict[str, Any] = {
             "build": "tests.service.faulty:build",
             "jobs": jobs,
-            "rewriter": None,
+            "rewriter": {"endpoint": f"{receiver.origin}/v1", "model": "any"},
             "sizes": SMALL,
         }
         host = switch_to(host_in(folder, environment=environment, **settings))

@@ -9,10 +9,14 @@ from typing import Any
 
 from tests.waiting import until
 
+COMPLETIONS = "/v1/chat/completions"
+REWRITTEN = "Brighten the sky."
+
 
 class Receiver(ThreadingHTTPServer):
     """Receives webhooks at `/NAME/STATUS,STATUS…`: each call gets the next status; the last one repeats. `/never` reads
-    a request and does not answer. `pictures` holds the pictures to serve, by their paths."""
+    a request and does not answer. `pictures` holds the pictures to serve, by their paths. COMPLETIONS answers as a
+    language model that rewrites every prompt to `REWRITTEN`."""
 
     daemon_threads = True
 
@@ -50,6 +54,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.calls.append((self.path, body))
         if self.path.startswith("/never"):
             self.server.closing.wait(60)
+            return
+        if self.path == COMPLETIONS:
+            content = json.dumps({"instruction": REWRITTEN})
+            answer = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
             return
         statuses = [int(status) for status in self.path.rpartition("/")[2].split(",")]
         self.send_response(statuses[min(before, len(statuses) - 1)])
