@@ -141,13 +141,15 @@ class JobNews:
 
 @dataclass(frozen=True)
 class JobCounts:
-    """Numbers of jobs: completed, failed and retried since the start; in_queue and in_progress now."""
+    """Numbers of jobs: completed, failed and retried since the start; in_queue and in_progress now; notifying are those
+    that have ended and whose webhooks are being notified."""
 
     completed: int = 0
     failed: int = 0
     retried: int = 0
     in_queue: int = 0
     in_progress: int = 0
+    notifying: int = 0
 
 
 class JobsPort(Protocol):

@@ -46,7 +46,7 @@ class Ready(BaseModel):
 
 
 class InFlight(BaseModel):
-    """Requests without a response, and jobs that are queued or run."""
+    """Requests without a response, and jobs that are queued, run, or have a webhook that is being notified."""
 
     requests: int
     jobs: int
@@ -81,7 +81,7 @@ def health_router(backend: Backend) -> APIRouter:
 
     async def in_flight(num_requests: int) -> InFlight:
         counts = await backend.jobs.counts()
-        return InFlight(requests=num_requests, jobs=counts.in_queue + counts.in_progress)
+        return InFlight(requests=num_requests, jobs=counts.in_queue + counts.in_progress + counts.notifying)
 
     return router
 

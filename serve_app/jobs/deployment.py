@@ -64,4 +64,5 @@ class Jobs:
 
     async def __del__(self) -> None:
         # Serve awaits this at the end of a graceful shutdown.
-        await self._jobs.close()
+        if "_jobs" in vars(self):  # not if the constructor failed
+            await self._jobs.close()

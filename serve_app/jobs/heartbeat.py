@@ -104,9 +104,10 @@ class Heartbeat:
     async def _isolated(self, job_id: str, work: Coroutine[Any, Any, None]) -> None:
         """Handle one job; its errors affect no other job."""
         try:
-            await work
-        except JobUnreadable as problem:
-            await self._condemn(job_id, problem)
+            try:
+                await work
+            except JobUnreadable as problem:
+                await self._condemn(job_id, problem)
         except ServiceUnavailable:
             raise
         except Exception:

@@ -12,7 +12,7 @@ from serve_app.config import JobSettings
 from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
-from serve_app.errors import InvalidInput, Overloaded, ServiceUnavailable
+from serve_app.errors import InvalidInput, JobUnreadable, Overloaded, ServiceUnavailable
 from serve_app.jobs.heartbeat import Heartbeat
 from serve_app.jobs.live import LiveJob, StreamCursor
 from serve_app.jobs.places import JobPlaces
@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 NUM_REFUSED = 10_000
-"""How many refused jobs are remembered, since the store may have them nevertheless: those of one outage."""
+"""How many refused jobs are remembered, since the store may have them nevertheless: those of one outage. So are jobs
+whose client left while they were stored."""
 
 STORE_POLL_S = 0.5
 """Between two reads of a job that another replica runs."""
@@ -116,7 +117,7 @@ class JobService:
                 )
                 # An ingress that got no answer sends a job again, maybe to a successor: it runs where it was stored.
                 is_new = job_id == spec.id and await self._stored_record(job_id) == record
-            except ServiceUnavailable:
+            except (ServiceUnavailable, asyncio.CancelledError):
                 if spec.repeat_key is None:
                     self._refused.append(spec.id)
                 raise
@@ -196,7 +197,13 @@ class JobService:
         # This replica knows of the pick-up of its own jobs before the store does.
         own = {job.id: job.record.state for job in self._runner.jobs}
         waiting = [job_id for job_id, state in {**stored, **own}.items() if state is JobState.IN_QUEUE]
-        return sum([await self._cancel(job_id) for job_id in waiting])
+        num_cancelled = 0
+        for job_id in waiting:
+            try:
+                num_cancelled += await self._cancel(job_id)
+            except JobUnreadable as problem:
+                logger.warning("job %s was not cancelled: %s", job_id, problem)
+        return num_cancelled
 
     async def counts(self) -> JobCounts:
         ends = self._runner.ends
@@ -207,6 +214,7 @@ class JobService:
             retried=self._num_retried,
             in_queue=num_waiting,
             in_progress=self._runner.num_open - num_waiting,
+            notifying=self._webhooks.num_notifying,
         )
 
     async def fault(self) -> str | None:
@@ -259,7 +267,8 @@ class JobService:
         return cancelled
 
     def _on_end(self, job: LiveJob) -> None:
-        self._live.pop(job.id, None)
+        if self._live.get(job.id) is job:  # and not a later run of the same job
+            del self._live[job.id]
         if job.id in self._cursors:
             self._cursors[job.id].expires_at = self._expiry(job.record)
         if job.record.webhook_pending and job.record.state.final:

@@ -63,6 +63,10 @@ class WebhookNotifier:
         )
         self.ends: Counter[str] = Counter()
 
+    @property
+    def num_notifying(self) -> int:
+        return len(self._notifying)
+
     def is_notifying(self, job_id: str) -> bool:
         return job_id in self._notifying
 

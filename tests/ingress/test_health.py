@@ -10,7 +10,7 @@ from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 
 from serve_app.config import AppSettings
-from serve_app.edits.job import JobsPort
+from serve_app.edits.job import JobCounts, JobsPort
 from serve_app.errors import ServiceUnavailable
 from serve_app.ingress import health as module
 from serve_app.ingress.app import build_app
@@ -67,6 +67,14 @@ def test_a_drained_service_takes_no_work_in_either_dialect_and_answers_the_rest(
     assert operator.post("/purge-queue").status_code == 200
     assert app.client.get("/health/live").status_code == 200
     assert app.editor.requests == []
+
+
+def test_a_webhook_that_is_being_notified_is_in_flight(app: Harness) -> None:
+    async def counts() -> JobCounts:
+        return JobCounts(completed=9, in_queue=1, in_progress=2, notifying=4)
+
+    vars(app.jobs)["counts"] = counts
+    assert local(app.app).post("/drain").json() == {"requests": 0, "jobs": 7}
 
 
 def test_an_undrained_service_takes_work_again(app: Harness) -> None:

@@ -68,6 +68,10 @@ def test_every_method_reaches_the_service(settings: JobSettings) -> None:
     asyncio.run(scenario())
 
 
+def test_a_deployment_whose_constructor_failed_ends_without_an_error() -> None:
+    asyncio.run(deployment.Jobs.__del__(Jobs.__new__(Jobs)))
+
+
 def test_the_service_has_the_methods_of_the_port() -> None:
     assert all(hasattr(JobService, name) for name in JOBS_METHODS)
 

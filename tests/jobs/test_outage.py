@@ -181,6 +181,27 @@ async def test_a_job_that_was_stored_although_its_client_was_refused_runs_only_w
         assert (await service.counts()).in_queue == 0
 
 
+@async_test
+async def test_a_job_whose_client_left_while_it_was_stored_is_not_drawn(stores: Stores) -> None:
+    store, editor, is_stored = CutOffStore(stores.open()), FakeEditor(), asyncio.Event()
+    async with replica_on(store.as_store, editor) as service:
+        add = store.as_store.add
+
+        async def add_slowly(*args: object) -> str:
+            await add(*args)  # type: ignore[arg-type]
+            is_stored.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        vars(store)["add"] = add_slowly
+        submission = asyncio.create_task(service.submit(spec("job"), [(picture(),)]))
+        await is_stored.wait()
+        submission.cancel()
+        await until_async(lambda: _has_no_open_job(store.as_store))
+        assert await state(service, "job") is JobState.CANCELLED
+        assert editor.requests == []
+
+
 async def _is_well(service: Replica) -> bool:
     return await service.fault() is None
 

@@ -70,6 +70,37 @@ async def test_it_fails_and_the_other_jobs_of_its_dead_owner_are_done(stores: St
         assert await service.fault() is None
 
 
+@async_test
+async def test_a_job_that_can_be_neither_read_nor_ended_does_not_stop_the_others(stores: Stores) -> None:
+    store = CutOffStore(stores.open())
+    for name in ("a", "b", "c"):
+        await store.as_store.add(spec(name), [(picture(),)], record(), "dead")
+    await damage(stores, "b", "record")
+
+    async def cannot(*_: object) -> bool:
+        raise JobUnreadable("damaged, too")
+
+    vars(store)["condemn"] = cannot
+    async with replica_on(store.as_store, FakeEditor(), clock=lambda: stores.now) as service:
+        assert [await state(service, name) for name in ("a", "c")] == 2 * [JobState.COMPLETED]
+        await until_async(lambda: "sweep" in store.calls)
+
+
+@async_test
+async def test_a_purge_leaves_out_a_job_that_cannot_be_read(stores: Stores) -> None:
+    editor = FakeEditor(gate=asyncio.Semaphore(0))
+    async with replica_on(stores.open(), editor, clock=lambda: stores.now, max_active_jobs=1) as service:
+        for name in ("running", "broken", "waiting"):
+            await service.submit(spec(name), [(picture(),)])
+        await until_async(lambda: _is_picked_up(service, "running"))
+        await damage(stores, "broken", "record")
+        assert await service.purge() == 1
+        assert await state(service, "waiting", 0) is JobState.CANCELLED
+        assert editor.gate is not None
+        editor.gate.release()
+        assert await state(service, "running") is JobState.COMPLETED
+
+
 async def _has_failed(store: Store, job_id: str) -> bool:
     try:
         found = await store.record(job_id)
@@ -130,7 +161,7 @@ async def test_a_job_whose_record_is_damaged_while_it_runs_fails_and_frees_its_s
     editor = FakeEditor(gate=asyncio.Semaphore(0))
     async with replica_on(stores.open(), editor, clock=lambda: stores.now, max_active_jobs=1) as service:
         await service.submit(spec("job"), [(picture(),)])
-        await until_async(lambda: _is_picked_up(service))
+        await until_async(lambda: _is_picked_up(service, "job"))
         await damage(stores, "job", "record")
         await service.submit(spec("next"), [(picture(),)])
         assert editor.gate is not None
@@ -142,8 +173,8 @@ async def test_a_job_whose_record_is_damaged_while_it_runs_fails_and_frees_its_s
         assert await service.fault() is None
 
 
-async def _is_picked_up(service: Replica) -> bool:
-    record = await service._stored_record("job")
+async def _is_picked_up(service: Replica, job_id: str) -> bool:
+    record = await service._stored_record(job_id)
     return record is not None and record.state is JobState.IN_PROGRESS
 
 

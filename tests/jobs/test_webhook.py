@@ -157,6 +157,7 @@ async def test_few_bodies_are_delivered_at_once_and_none_is_held_between_attempt
             job = replicas.spec(job_id, client=job_id.split()[0], webhook="https://hooks.example/hook")
             await service.submit(job, [(picture(),)])
         await until_async(lambda: len(tried) == len(jobs))
+        assert (await service.counts()).notifying == len(jobs)
         await asyncio.sleep(0)
         gc.collect()
         assert len(bodies) == 0

@@ -35,7 +35,7 @@ def dump_spec(spec: JobSpec) -> bytes:
 
 
 def load_spec(data: bytes) -> JobSpec:
-    with _reading("specification"):
+    with reading("specification"):
         fields = {**json.loads(data)}
         fields["input_without_pictures"] = fields.pop(_INPUT_KEY, None)
         return _SPECS.validate_python(fields)
@@ -46,7 +46,7 @@ def dump_record(record: JobRecord) -> bytes:
 
 
 def load_record(data: bytes) -> JobRecord:
-    with _reading("record"):
+    with reading("record"):
         return _RECORDS.validate_python(json.loads(data))
 
 
@@ -57,7 +57,7 @@ def dump_outcome(outcome: EditOutcome) -> tuple[bytes, bytes]:
 
 
 def load_outcome(rest: bytes, picture: bytes) -> EditOutcome:
-    with _reading("outcome"):
+    with reading("outcome"):
         outcome = _OUTCOMES.validate_python(json.loads(rest))
     return replace(outcome, result=replace(outcome.result, data=picture))
 
@@ -77,7 +77,7 @@ def dump_pictures(sets: Sequence[Pictures]) -> bytes:
 
 def load_pictures(data: bytes) -> tuple[Pictures, ...]:
     """The sets as they were; the arrays are writable."""
-    with _reading("pictures"):
+    with reading("pictures"):
         arrays = safetensors.numpy.load(data)
         sets = (_pictures(arrays, set_index) for set_index in count())
         return tuple(takewhile(bool, sets))
@@ -93,7 +93,11 @@ def load_state(text: str) -> JobState:
 
 
 @contextmanager
-def _reading(part: str) -> Iterator[None]:
+def reading(part: str) -> Iterator[None]:
+    """
+    Raises:
+        JobUnreadable: in place of the errors that damaged bytes cause.
+    """
     try:
         yield
     except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as problem:

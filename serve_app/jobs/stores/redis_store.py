@@ -27,6 +27,7 @@ from serve_app.jobs.stores.codec import (
     load_record,
     load_spec,
     load_state,
+    reading,
 )
 from serve_app.jobs.stores.store import UNLIMITED, ByteLimits, Store, StoredState, fingerprint_of, require_same
 
@@ -43,6 +44,9 @@ MAX_RETRY_PAUSE_S = 0.5
 
 STAGING_MS = 60_000
 """How long pictures are kept whose job is not stored."""
+
+LOST_RETENTION_S = 3600.0
+"""For how long a job is kept whose own retention is damaged."""
 
 PICTURE = b":picture"
 
@@ -122,7 +126,8 @@ class RedisStore(Store):
     async def outcomes(self, job_id: str) -> Mapping[int, EditOutcome]:
         fields = await self._execute("HGETALL", self._key("outcomes", job_id))
         indices = [index for index in fields if not index.endswith(PICTURE)]
-        return {int(index): load_outcome(fields[index], fields[index + PICTURE]) for index in indices}
+        with reading("outcomes"):
+            return {int(index): load_outcome(fields[index], fields[index + PICTURE]) for index in indices}
 
     async def add_outcome(self, job_id: str, owner: str, index: int, outcome: EditOutcome) -> bool:
         allowed = [_entry(JobState.IN_QUEUE, owner), _entry(JobState.IN_PROGRESS, owner)]
@@ -186,7 +191,7 @@ class RedisStore(Store):
             if None in fields:
                 return False
             record, owner, retention_s = fields
-            new = rule(StoredState(load_record(record), owner.decode(), float(retention_s)))
+            new = rule(StoredState(load_record(record), owner.decode(), _seconds(retention_s)))
             if new is None:
                 return False
             flags = int(afresh), int(new.record.state.needs_pictures)
@@ -230,11 +235,11 @@ def _read_entries(entries: Mapping[bytes, bytes]) -> dict[str, tuple[JobState, s
 
 
 def _seconds(stored: bytes | None) -> float:
-    """The retention of a job whose fields may be damaged, in seconds."""
+    """A job's retention, or `LOST_RETENTION_S` where that is damaged."""
     try:
-        return float(stored or b"0")
+        return float(stored or b"")
     except ValueError:
-        return 0.0
+        return LOST_RETENTION_S
 
 
 def _open(url: str) -> Redis:

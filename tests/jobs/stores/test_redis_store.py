@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from serve_app.config import RedisStoreSettings
 from serve_app.edits.job import JobState
-from serve_app.errors import ConfigError, StoreFull
+from serve_app.errors import ConfigError, JobUnreadable, StoreFull
 from serve_app.jobs.stores import redis_store
 from serve_app.jobs.stores.codec import dump_outcome, dump_spec
 from serve_app.jobs.stores.redis_store import RedisStore
@@ -296,3 +296,26 @@ async def test_an_entry_whose_job_is_gone_is_dropped_from_the_list(redis_stores:
         await client.delete(f"{redis_stores.prefix}job:job")
     assert not await store.condemn("job", "me", record(JobState.FAILED, ended_at=redis_stores.now))
     assert await store.open_jobs() == {}
+
+
+@async_test
+async def test_a_missing_picture_of_an_outcome_is_job_unreadable(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await add(store)
+    await store.add_outcome("job", "me", 0, outcome())
+    async with Redis.from_url(redis_stores.url) as client:
+        assert await client.hdel(f"{redis_stores.prefix}outcomes:job", "0:picture") == 1
+    with pytest.raises(JobUnreadable):
+        await store.outcomes("job")
+
+
+@async_test
+async def test_a_job_whose_retention_is_damaged_ends_and_is_kept(redis_stores: RedisStores) -> None:
+    store = redis_stores.open()
+    await add(store)
+    async with Redis.from_url(redis_stores.url) as client:
+        await client.hset(f"{redis_stores.prefix}job:job", "retention_s", "sixty")
+    await end(store, redis_stores.now)
+    found = await store.record("job")
+    assert found is not None
+    assert found.state is JobState.COMPLETED
