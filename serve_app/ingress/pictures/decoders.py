@@ -28,10 +28,10 @@ _UNAVAILABLE = "Pictures cannot be decoded now; try again later."
 class Decoder:
     """A process that decodes one picture at a time. Its methods block; `kill` may be called from another thread."""
 
-    is_killed: bool
     _is_ready: bool
 
     def __init__(self) -> None:
+        self.is_killed = False
         self._start()
 
     @property
@@ -73,6 +73,7 @@ class Decoder:
         """
         if self.is_killed or self._process.poll() is not None:
             self.close()
+            self.is_killed = False  # also if it does not start, which is no fault of the next pictures
             self._start()
         if not self._is_ready:
             receive(self._connection)
@@ -95,7 +96,6 @@ class Decoder:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             )
         self._is_ready = False
-        self.is_killed = False
 
     def _require_process(self) -> None:
         """The kernel may have ended it while it was idle, where memory is short."""
@@ -143,8 +143,8 @@ class DecoderPool:
     so that several event loops may use the pool and none of them waits for a pipe.
 
     Args:
-        num_decoders: sets of one client that are decoded at once. One process more is kept for clients of which none
-            is, so that a client with slow pictures does not occupy all.
+        num_decoders: sets of one client that are decoded at once. One process more serves only clients of which nothing
+            is being decoded, so that slow pictures of one client never occupy all.
         start: starts a process.
     """
 
@@ -267,3 +267,4 @@ class DecoderPool:
         with self._changed:
             waiting.decoder = None
             self._running.remove(waiting)
+            self._changed.notify_all()  # an idle decoder may take the client's next set now

@@ -138,6 +138,25 @@ def test_a_crash_is_an_error_of_its_own_picture_and_the_process_is_replaced(pool
     assert len(set(warm_up(pool)) - set(pids)) == 1
 
 
+def test_a_process_that_cannot_start_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    decoder = Decoder()
+    decoder.kill()  # as for a client that left
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    with pytest.raises(BlockingIOError):
+        decoder.revive()
+    for _ in range(2):
+        with pytest.raises(ServiceUnavailable):
+            decoder.decode([stored()], LIMITS, SIZES)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert len(decoder.decode([stored()], LIMITS, SIZES)) == 1
+    decoder.close()
+
+
 def test_a_client_that_leaves_frees_its_process_at_once(pool: DecoderPool) -> None:
     """Its process is stopped, so that it would never answer; the neighbour's waiting set is decoded all the same."""
     pids = warm_up(pool)
