@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -10,10 +11,15 @@ from itertools import islice
 
 from serve_app.config import RewriterSettings
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.errors import ServiceUnavailable
 from serve_app.rewriter.instructions import FAILED
 from serve_app.rewriter.model import RewriterModel, Row
+from serve_app.weights.faults import Fault, fault_of
 
 logger = logging.getLogger(__name__)
+
+STUCK_TIMEOUTS = 10
+"""A batch, which ends by itself after `timeout_s`, is stuck after so many times that."""
 
 
 @dataclass(eq=False)
@@ -45,6 +51,18 @@ class RewriteBatches:
         self._waiting: dict[_Waiting, None] = {}  # in the order of arrival
         self._is_full = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
+        self._device_failed = False
+        self._began: float | None = None
+
+    def check_health(self) -> None:
+        """
+        Raises:
+            ServiceUnavailable: the device is lost to this process, or a batch has not ended for long.
+        """
+        if self._device_failed:
+            raise ServiceUnavailable("The rewriter's device failed.")
+        if self._began is not None and time.monotonic() - self._began > STUCK_TIMEOUTS * self._settings.timeout_s:
+            raise ServiceUnavailable("The rewriter's model does not answer.")
 
     async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
         """A better instruction, or the reason why there is none."""
@@ -63,7 +81,9 @@ class RewriteBatches:
         while self._waiting:
             await self._filled()
             first = list(islice(self._waiting, self._settings.max_batch_size))
+            self._began = time.monotonic()
             ended = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, first)
+            self._began = None
             for waiting, rewrite in ended.items():
                 self._waiting.pop(waiting, None)
                 if waiting.is_wanted:
@@ -106,7 +126,8 @@ class RewriteBatches:
             return {}
         try:
             return dict(zip(batch, self._model.rewrite(list(batch.values())), strict=True))
-        except Exception:
+        except Exception as problem:
+            self._device_failed = self._device_failed or fault_of(problem) is Fault.DEVICE
             if len(batch) == 1:
                 logger.exception("rewriting failed for %s", ", ".join(each.job.request_id for each in batch))
                 return dict.fromkeys(batch, FAILED)

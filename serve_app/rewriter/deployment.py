@@ -38,11 +38,16 @@ class Rewriter:
         # Loads and runs the model, so that the event loop stays free for health checks and other requests.
         thread = ThreadPoolExecutor(1, thread_name_prefix="rewriter")
         model = thread.submit(RewriterModel, settings, assigned_gpu_share()).result()
-        self._bounded = BoundedRewriter(RewriteBatches(model, settings, thread).rewrite, settings)
+        self._batches = RewriteBatches(model, settings, thread)
+        self._bounded = BoundedRewriter(self._batches.rewrite, settings)
 
     async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
         """A better instruction, or the reason why there is none. The time limit includes waiting for the model."""
         return await self._bounded.rewrite(job, pictures)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._batches.check_health()
 
 
 class EndpointPort:

@@ -12,6 +12,7 @@ from transformers import BatchFeature
 
 from serve_app.config import RewriterSettings, WeightsSource
 from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.errors import ServiceUnavailable
 from serve_app.rewriter.batches import RewriteBatches
 from serve_app.rewriter.instructions import FAILED
 from serve_app.rewriter.model import Row
@@ -32,12 +33,14 @@ class FakeModel:
         max_rows: how many fit into one batch.
         failing: prompts with which every batch fails; with a leading "-", they fail when they are prepared.
         gate: if set, every batch waits for one release.
+        problem: the text of a batch's failure.
     """
 
     batches: list[list[str]] = field(default_factory=list)
     max_rows: int = 8
     failing: set[str] = field(default_factory=set)
     gate: threading.Semaphore | None = None
+    problem: str = "no"
     num_prepared: int = 0
     wanted: list[list[bool]] = field(default_factory=list)
 
@@ -57,7 +60,7 @@ class FakeModel:
             raise TimeoutError("the test never released this batch")
         self.wanted.append([row.is_wanted() for row in rows])
         if self.failing & set(names):
-            raise RuntimeError("no")
+            raise RuntimeError(self.problem)
         return [Rewrite(name.upper()) for name in names]
 
 
@@ -185,3 +188,43 @@ def test_it_goes_on_after_all_have_left() -> None:
 
     assert run(model, scenario) == Rewrite("A")
     assert model.batches == [["a"]]
+
+
+def healthy(batches: RewriteBatches) -> bool:
+    try:
+        batches.check_health()
+    except ServiceUnavailable:
+        return False
+    return True
+
+
+def batches_of(model: FakeModel, thread: ThreadPoolExecutor, timeout_s: float = 20.0) -> RewriteBatches:
+    settings = RewriterSettings(source=WeightsSource(path="unused"), timeout_s=timeout_s, batch_wait_timeout_s=0)
+    return RewriteBatches(cast(Any, model), settings, thread)
+
+
+@pytest.mark.parametrize(("problem", "is_lost"), [("CUDA error: an illegal memory access", True), ("no", False)])
+def test_only_a_lost_device_makes_it_unhealthy_for_good(problem: str, is_lost: bool) -> None:
+    async def main(thread: ThreadPoolExecutor) -> None:
+        batches = batches_of(FakeModel(failing={"bad"}, problem=problem), thread)
+        assert healthy(batches)
+        assert await batches.rewrite(RewriteJob("bad", "bad", 0), ()) == FAILED
+        await batches.rewrite(RewriteJob("good", "good", 0), ())
+        assert healthy(batches) is not is_lost
+
+    with ThreadPoolExecutor(1) as thread:
+        asyncio.run(main(thread))
+
+
+def test_a_batch_that_does_not_end_makes_it_unhealthy_until_it_does() -> None:
+    async def main(thread: ThreadPoolExecutor) -> None:
+        gate = threading.Semaphore(0)
+        batches = batches_of(FakeModel(gate=gate), thread, timeout_s=0.01)
+        rewriting = asyncio.create_task(batches.rewrite(RewriteJob("slow", "slow", 0), ()))
+        await until_async(lambda: not healthy(batches))
+        gate.release()
+        assert await rewriting == Rewrite("SLOW")
+        assert healthy(batches)
+
+    with ThreadPoolExecutor(1) as thread:
+        asyncio.run(main(thread))

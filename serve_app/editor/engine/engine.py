@@ -17,7 +17,7 @@ from typing import Protocol
 
 from serve_app.config import Scheduling
 from serve_app.editor.engine.edit import Edit, first_within, num_tokens, preview_steps
-from serve_app.editor.engine.failures import DeviceLost, Failed, Fault, device_failed
+from serve_app.editor.engine.failures import DeviceLost, Failed, device_failed
 from serve_app.editor.engine.intake import Intake, stopped
 from serve_app.editor.engine.outbox import Outbox
 from serve_app.editor.engine.scheduler import Scheduler
@@ -28,6 +28,7 @@ from serve_app.editor.model.cache import CacheStats
 from serve_app.editor.model.edit_model import Draft, Prepared
 from serve_app.edits.request import EditRequest, Pictures, Pixels, Progress
 from serve_app.errors import DeadlineExceeded, EditCancelled, ServiceUnavailable
+from serve_app.weights.faults import Fault
 
 logger = logging.getLogger(__name__)
 

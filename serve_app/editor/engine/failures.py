@@ -1,31 +1,11 @@
-"""Classifies exceptions from the model: does the edit fail, is memory short, or is the device lost?"""
+"""What an exception from the model means for its edits and for the engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
-
-import torch
 
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.errors import EditFailed, OutOfMemory, ServiceError
-
-_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
-_DEVICE_LOST = (
-    "CUDA error",
-    "CUDA driver error",
-    "Triton Error [CUDA]",
-    "device-side assert",
-    "CUDNN_STATUS_EXECUTION_FAILED",
-)
-
-
-class Fault(Enum):
-    """EDIT: one edit failed. MEMORY: out of memory, and the device still works. DEVICE: no later call to the device can
-    succeed in this process."""
-
-    EDIT = auto()
-    MEMORY = auto()
-    DEVICE = auto()
+from serve_app.weights.faults import Fault, fault_of
 
 
 @dataclass(frozen=True)
@@ -51,21 +31,6 @@ class DeviceLost(Exception):
     def __init__(self, call: str, suspects: Sequence[Ticket]) -> None:
         super().__init__(f"The device failed during {call}.")
         self.suspects = suspects
-
-
-def fault_of(problem: BaseException) -> Fault:
-    """The kind of fault. Torch and Triton report most faults only in a RuntimeError's text. The text of any other
-    exception is ignored, because it may quote a client."""
-    if isinstance(problem, MemoryError):
-        return Fault.MEMORY
-    if not isinstance(problem, RuntimeError):
-        return Fault.EDIT
-    text = str(problem)
-    # Checked before DEVICE: CUDA's out-of-memory message also begins with "CUDA error".
-    if isinstance(problem, torch.OutOfMemoryError) or any(words in text for words in _NO_MEMORY):
-        return Fault.MEMORY
-    lost = isinstance(problem, torch.AcceleratorError | torch.cuda.CudaError)
-    return Fault.DEVICE if lost or any(words in text for words in _DEVICE_LOST) else Fault.EDIT
 
 
 def service_error(problem: Exception) -> ServiceError:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from serve_app.editor.engine.edit import Edit
-from serve_app.editor.engine.failures import DeviceLost, Failed, Fault, fault_of, service_error
+from serve_app.editor.engine.failures import DeviceLost, Failed, service_error
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.errors import ServiceError
+from serve_app.weights.faults import Fault, fault_of
 
 logger = logging.getLogger(__name__)
 

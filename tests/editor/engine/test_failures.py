@@ -10,12 +10,13 @@ import torch
 
 from serve_app.config import AppSettings
 from serve_app.editor.engine.budget import TokenBudget
-from serve_app.editor.engine.failures import Fault, fault_of, service_error
+from serve_app.editor.engine.failures import service_error
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.loading.load import load_model
 from serve_app.editor.model.edit_model import Draft, Prepared
 from serve_app.edits.request import Pixels, Progress
 from serve_app.errors import EditFailed, InvalidInput, OutOfMemory, ServiceUnavailable
+from serve_app.weights.faults import Fault, fault_of
 from tests.editor.engine.harness import (
     PICTURES,
     TOKENS_OF_64_PX,
@@ -68,9 +69,9 @@ def ends(*tickets: Ticket) -> list[type[BaseException] | None]:
         (RuntimeError("CUDA driver error: unspecified launch failure"), Fault.DEVICE),
         (RuntimeError("Triton Error [CUDA]: misaligned address"), Fault.DEVICE),
         (torch.AcceleratorError("unspecified launch failure"), Fault.DEVICE),
-        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), Fault.EDIT),
-        (ValueError("CUDA error: as a client may have written"), Fault.EDIT),
-        (InvalidInput("prompt: 'CUDA error: out of memory' is too long"), Fault.EDIT),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), Fault.CALL),
+        (ValueError("CUDA error: as a client may have written"), Fault.CALL),
+        (InvalidInput("prompt: 'CUDA error: out of memory' is too long"), Fault.CALL),
     ],
 )
 def test_faults_are_classified(problem: Exception, fault: Fault) -> None:
