@@ -408,8 +408,8 @@ class LimitSettings(Settings):
         default=600.0,
         ge=1,
         le=7 * 86400,
-        description="Of a request without a policy, from its arrival to its pictures (RunPod's jobs: from their "
-        "pick-up); then 504. The largest timeout_s that a request may name; default 600.",
+        description="Of a request without a policy, from the end of its body to its pictures (RunPod's jobs: from "
+        "their pick-up); then 504. The largest timeout_s that a request may name; default 600.",
     )
     min_side_px: int = Field(default=64, ge=16, description="Smallest width and height of an output; default 64.")
     max_side_px: int = Field(default=2048, ge=64, description="Largest width and height of an output; default 2048.")

@@ -49,7 +49,7 @@ class Deadline:
     """When a request must be done.
 
     Attributes:
-        timeout_s: seconds from its arrival; None: no limit.
+        timeout_s: seconds from the arrival of its whole body; None: no limit.
         until: the deadline on the event loop's clock; None: no limit.
     """
 
@@ -58,7 +58,7 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout_s: float | None) -> Self:
-        """The deadline of a request that arrives now."""
+        """The deadline of a request whose body has been read now."""
         return cls(timeout_s, None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s)
 
     @property
@@ -68,7 +68,7 @@ class Deadline:
 
     @property
     def spent_s(self) -> float:
-        """Seconds since the request's arrival; 0 without a limit."""
+        """Seconds since the request's body had been read; 0 without a limit."""
         return 0.0 if self.timeout_s is None or self.left_s is None else self.timeout_s - self.left_s
 
     def later(self, margin_s: float) -> "Deadline":

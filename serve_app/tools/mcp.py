@@ -2,7 +2,6 @@
 input and output."""
 
 import asyncio
-import os
 from functools import partial
 from typing import Any
 
@@ -16,28 +15,28 @@ from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, Pa
 
 from serve_app import __version__
 from serve_app.errors import ConfigError
-from serve_app.tools.connection import KEY_VARIABLE, Connection
+from serve_app.tools.connection import KEY_VARIABLE, Connection, find_connection
 
 SILENCE_S = 60.0
 """Longer than the pings of a response that reports progress are apart."""
 
 
-def run_bridge(url: str, key: str | None) -> None:
+def run_bridge(url: str | None, key: str | None) -> None:
     """Bridge until standard input ends.
 
     Args:
-        url: of the service, with or without `/mcp`.
-        key: None: that of `KEY_VARIABLE`, if there is one.
+        url: of the service, with or without `/mcp`. It and the key: None: as `find_connection` finds them.
 
     Raises:
+        UsageError: the URL or the key cannot be used.
         ConfigError: there is no service at the URL, or it refuses the key.
     """
-    asyncio.run(_bridge(url, key or os.environ.get(KEY_VARIABLE)))
+    asyncio.run(_bridge(find_connection(url and url.rstrip("/").removesuffix("/mcp"), key)))
 
 
-async def _bridge(url: str, key: str | None) -> None:
-    endpoint = f"{url.rstrip('/').removesuffix('/mcp')}/mcp"
-    options: dict[str, Any] = Connection(endpoint, key or None).client_options
+async def _bridge(service: Connection) -> None:
+    endpoint = f"{service.url}/mcp"
+    options: dict[str, Any] = service.client_options
     async with httpx2.AsyncClient(timeout=SILENCE_S, **options) as http:
         await _check(http, endpoint)
         # Without its limit: one event holds all pictures of an orbit.

@@ -26,8 +26,8 @@ def test_the_bridge_forwards_tools_progress_cancellation_and_errors(tiny_setting
     async def work(url: str) -> None:
         bridge = StdioServerParameters(
             command=sys.executable,
-            args=["-m", "serve_app.cli", "mcp", "--url", url],
-            env={**os.environ, "CAMERA_EDIT_API_KEY": "one"},
+            args=["-m", "serve_app.cli", "mcp"],
+            env={**os.environ, "CAMERA_EDIT_URL": url, "CAMERA_EDIT_API_KEY": "one"},
         )
         async with asyncio.timeout(60), Client(bridge) as client:
             assert "orbit" in [tool.name for tool in (await client.list_tools()).tools]

@@ -219,8 +219,8 @@ class DrawFields(StrictModel):
     )
     timeout_s: Number = Field(
         None,
-        description="Seconds from the request's arrival after which it is cancelled and answered with 504. At most, "
-        "and by default, the server's limits.request_timeout_s (600).",
+        description="Seconds from the arrival of the whole request after which it is cancelled and answered with 504. "
+        "At most, and by default, the server's limits.request_timeout_s (600).",
     )
 
     def timeout(self, limits: LimitSettings, prefix: str = "") -> float | None:

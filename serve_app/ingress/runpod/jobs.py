@@ -44,18 +44,19 @@ class RunPodJobs:
         fields = request.model_dump_json(exclude={"input": _PICTURES}, exclude_none=True)
         try:
             parsed = parse_input(request.input, limits, self._backend.loras, low_priority=bool(policy.lowPriority))
+            checked_policy = _policy(policy, limits.request_timeout_s)
+            webhook = _checked_webhook(request.webhook, jobs.webhook_origins)
         except InvalidInput:
             known = await self.admission.find_invalid(repeat_key, fields, pictures_of(request.input))
             if known is None:
                 raise
             return known.id
-        webhook = _checked_webhook(request.webhook, jobs.webhook_origins)
         deadline = Deadline.after(parsed.timeout_s)
         spec = await self.admission.find_or_submit(
             f"{'sync-' if sync else ''}{uuid.uuid4()}-{jobs.cell}",
             parsed,
             deadline,
-            _policy(policy, limits.request_timeout_s),
+            checked_policy,
             jobs.sync_retention_s if sync and repeat_key is None else jobs.async_retention_s,
             key=repeat_key,
             fields=fields,

@@ -98,13 +98,15 @@ def app(tiny_settings: AppSettings, tmp_path: Path) -> Iterator[Harness]:
 
 
 @contextmanager
-def running_app(tiny_settings: AppSettings, tmp_path: Path, cell: str = "u1") -> Iterator[Harness]:
+def running_app(
+    tiny_settings: AppSettings, tmp_path: Path, cell: str = "u1", webhook_origins: tuple[str, ...] = (WEBHOOKS,)
+) -> Iterator[Harness]:
     jobs = JobSettings(
         cell=cell,
         store=SqliteStoreSettings(path=str(tmp_path / "jobs.sqlite3")),
         max_active_jobs=2,
         max_queued_jobs=1,
-        webhook_origins=(WEBHOOKS,),
+        webhook_origins=webhook_origins,
         webhook_timeout_s=0.1,
         webhook_gap_s=0,
     )
@@ -769,6 +771,15 @@ def test_a_repeat_is_answered_in_a_full_queue_and_while_the_service_drains(app: 
     app.release(3)
     for job_id in (first, *others):
         app.status(job_id, "COMPLETED")
+
+
+def test_a_repeat_finds_its_job_after_its_webhooks_origin_is_gone(tiny_settings: AppSettings, tmp_path: Path) -> None:
+    request, headers = {**body(), "webhook": f"{WEBHOOKS}/hook"}, {"Idempotency-Key": "k-1"}
+    with running_app(tiny_settings, tmp_path) as app:
+        first = app.client.post("/run", json=request, headers=headers).json()["id"]
+    with running_app(tiny_settings, tmp_path, webhook_origins=()) as app:
+        assert app.client.post("/run", json=request, headers=headers).json()["id"] == first
+        assert app.client.post("/run", json=request, headers={"Idempotency-Key": "k-2"}).status_code == 400
 
 
 def test_pictures_are_hashed_off_the_event_loop(app: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
