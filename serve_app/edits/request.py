@@ -130,7 +130,6 @@ class RewriteJob:
 
     request_id: str
     prompt: str
-    seed: int
 
 
 @dataclass(frozen=True)

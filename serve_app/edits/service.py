@@ -126,7 +126,7 @@ class EditService:
             return Rewrite(None, "this server has no rewriter")
         if not request.prompt.strip():
             return Rewrite(None, "there is no prompt to rewrite")
-        job = RewriteJob(request.request_id, request.prompt, request.sampling.seed)
+        job = RewriteJob(request.request_id, request.prompt)
         try:
             return await self._rewriter.rewrite(job, pictures)
         except ServiceError as problem:

@@ -25,7 +25,7 @@ class _Call:
 
 class SharedRewrites:
     """Keeps successful rewrites by prompt and pictures, and joins requests that are equal to one that runs. Decoding is
-    greedy, so the seed makes no difference. Lives on one event loop.
+    greedy, so equal requests have equal results. Lives on one event loop.
 
     Args:
         max_bytes: of the texts that are kept; the least recently used ones are dropped. 0: none are kept.

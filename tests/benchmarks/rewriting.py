@@ -69,7 +69,7 @@ class RawModel(RewriterModel):
 
 def requests(rng: np.random.Generator, max_pictures: int) -> list[Request]:
     return [
-        (RewriteJob("id", " ".join(rng.choice(WORDS, 4 + 6 * number)), 0), _pictures(rng, 1 + number % max_pictures))
+        (RewriteJob("id", " ".join(rng.choice(WORDS, 4 + 6 * number))), _pictures(rng, 1 + number % max_pictures))
         for number in range(NUM_PROMPTS)
     ]
 

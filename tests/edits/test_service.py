@@ -39,8 +39,8 @@ def test_the_rewritten_prompt_follows_the_camera_words() -> None:
     assert outcome.final_prompt == editor.requests[0].prompt == f"{WORDS} a precise wish"
     assert outcome.prompt == "a wish"
     assert outcome.rewrite == Rewrite("a precise wish")
-    # The rewriter never sees the camera's words, and repeats with the seed.
-    assert (rewriter.jobs[0].prompt, rewriter.jobs[0].seed) == ("a wish", 5)
+    # The rewriter never sees the camera's words.
+    assert rewriter.jobs[0].prompt == "a wish"
 
 
 def test_without_the_wish_nothing_is_rewritten() -> None:

@@ -76,7 +76,7 @@ def run(model: FakeModel, scenario: Callable[[Send], Awaitable[Any]], **update: 
     async def main() -> Any:
         with ThreadPoolExecutor(1) as thread:
             batches = RewriteBatches(cast(Any, model), settings, thread)
-            return await scenario(lambda name: asyncio.create_task(batches.rewrite(RewriteJob(name, name, 0), ())))
+            return await scenario(lambda name: asyncio.create_task(batches.rewrite(RewriteJob(name, name), ())))
 
     return asyncio.run(main())
 

@@ -32,7 +32,7 @@ from serve_app.serving.shared import PutPictures
 from tests import fakes
 from tests.jobs.replicas import spec
 
-JOB = RewriteJob("id", "a wish", 0)
+JOB = RewriteJob("id", "a wish")
 PICTURES = SharedPictures(PutPictures("a reference", "a key"))
 ANSWER_OF_JAVA = SimpleNamespace(language=1, formatted_exception_string="x")
 LOST = ("00ff", None, "")
