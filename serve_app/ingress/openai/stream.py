@@ -64,25 +64,19 @@ Draw = Callable[[OnEvent], Coroutine[Any, Any, DrawResult]]
 
 
 def drawing(backend: Backend, prepared: Prepared, deadline: Deadline) -> Draw:
-    """`draw_now` with shared pictures; it keeps no others."""
-    shared = [backend.share(pictures) for pictures in prepared.pictures]
+    """Draws the prepared edits, with shared pictures; it keeps no others. It raises DeadlineExceeded if not all are
+    done in time. When its task is cancelled, so are all edits."""
+    service, shared = backend.service, [backend.share(pictures) for pictures in prepared.pictures]
     edits = [(edit, shared[index]) for edit, index in zip(prepared.edits, prepared.pictures_of, strict=True)]
-    return partial(draw_now, backend.service, edits, deadline)
 
+    async def draw(on_event: OnEvent) -> DrawResult:
+        outcomes = await all_or_none(
+            _draw_one(service, index, edit, pictures, deadline, on_event)
+            for index, (edit, pictures) in enumerate(edits)
+        )
+        return DrawResult(outcomes, time.time())
 
-async def draw_now(
-    service: EditService, edits: Sequence[tuple[EditRequest, SharedPictures]], deadline: Deadline, on_event: OnEvent
-) -> DrawResult:
-    """Draw while the client waits. When this is cancelled, all edits are.
-
-    Raises:
-        DeadlineExceeded: not all were done in time.
-        ServiceError: of the first edit that failed.
-    """
-    outcomes = await all_or_none(
-        _draw_one(service, index, edit, pictures, deadline, on_event) for index, (edit, pictures) in enumerate(edits)
-    )
-    return DrawResult(outcomes, time.time())
+    return draw
 
 
 async def _draw_one(
