@@ -1,6 +1,5 @@
 """An editor in simulated time: the engine's own scheduler, and costs in place of the model."""
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.model.edit_model import Draft
 from serve_app.editor.model.schedule import Schedule
 from serve_app.edits.request import EditRequest, PreparedPicture, Sampling
-from serve_app.edits.sizes import MADE_MULTIPLE_PX, OutputSize, Size, fit_area
+from serve_app.edits.sizes import fit_area, output_size
 from serve_app.tools.load.mix import LoadEdit
 from serve_app.tools.plan.costs import Costs
 from serve_app.tools.plan.setup import Setup
@@ -100,11 +99,9 @@ class SimulatedEditor:
 def _request(load_edit: LoadEdit, setup: Setup) -> tuple[EditRequest, tuple[PreparedPicture, ...]]:
     """What the scheduler reads of an edit: its steps, and the sizes of its pictures, which have no pixels."""
     kind = load_edit.kind
-    sides = (kind.output.width, kind.output.height)
-    made = Size(*(MADE_MULTIPLE_PX * math.ceil(side / MADE_MULTIPLE_PX) for side in sides))
     size = fit_area(setup.sizes.vae_area_px, kind.reference.width / kind.reference.height)
     empty = np.broadcast_to(np.uint8(0), (size.height, size.width, 3))
     sampling = Sampling(num_inference_steps=kind.num_inference_steps, true_cfg_scale=kind.true_cfg_scale)
-    size_of_output = OutputSize(made, kind.output)
-    request = EditRequest(request_id=str(load_edit.number), prompt="", sampling=sampling, size=size_of_output)
+    output = output_size(kind.output.width, kind.output.height, kind.reference, setup.sizes)
+    request = EditRequest(request_id=str(load_edit.number), prompt="", sampling=sampling, size=output)
     return request, (PreparedPicture(empty, empty),) * kind.references
