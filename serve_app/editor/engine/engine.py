@@ -128,11 +128,6 @@ class Engine:
             raise ServiceUnavailable("The engine has died or is stuck.")
 
     @property
-    def closing(self) -> bool:
-        """Whether it refuses edits."""
-        return self._closing
-
-    @property
     def alive(self) -> bool:
         """Whether it can run edits."""
         return self._thread.is_alive() and not self._closing and self._watchdog.overdue is None
@@ -251,7 +246,6 @@ class Engine:
             self._stats,
             num_steps=self._stats.num_steps + 1,
             num_edit_steps=self._stats.num_edit_steps + len(pack),
-            max_pack=max(self._stats.max_pack, len(pack)),
             num_step_tokens=self._stats.num_step_tokens + num_tokens(pack),
         )
 

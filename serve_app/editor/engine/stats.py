@@ -11,7 +11,6 @@ class EngineStats:
     Attributes:
         num_steps: packed transformer calls.
         num_edit_steps: steps of single edits; above `num_steps` where steps were shared.
-        max_pack: most edits that shared one step.
         num_step_tokens: picture tokens in all packed transformer calls.
         token_budget: picture tokens that a step may have now; below the configured number after an out-of-memory error.
     """
@@ -22,7 +21,6 @@ class EngineStats:
     paused: int = 0
     num_steps: int = 0
     num_edit_steps: int = 0
-    max_pack: int = 0
     num_step_tokens: int = 0
     token_budget: int = 0
     completed: int = 0

@@ -204,7 +204,7 @@ def test_a_paused_edit_fails_with_an_engine_that_closes(gated: FakeModel) -> Non
         tickets = pause(gated, engine)
         closing = threading.Thread(target=engine.close)
         closing.start()
-        eventually(lambda: engine.closing)
+        eventually(lambda: not engine.alive)
         open_gate(gated)
         closing.join(10)
     assert [type(ticket.future.exception()) for ticket in tickets] == [ServiceUnavailable] * 2
