@@ -134,18 +134,13 @@ class BodyBytes:
     half-received bodies wait for each other.
 
     Args:
-        limit: of the total; a client may hold half of it. It may be changed.
+        limit: of the total; a client may hold half of it.
     """
 
     def __init__(self, limit: int) -> None:
         self._budget = ByteBudget(limit, limit // 2, WAIT_S)
 
-    @property
-    def limit(self) -> int:
-        return self._budget.total
-
-    @limit.setter
-    def limit(self, limit: int) -> None:
+    def set_limit(self, limit: int) -> None:
         self._budget.total, self._budget.per_client = limit, limit // 2
 
     @asynccontextmanager

@@ -77,7 +77,7 @@ class TransferLimits:
     def _learn(self, report: LimitsReport) -> None:
         """Apply the limits that the application reports."""
         self._limits = report
-        self._bodies.limit = report.max_bodies_bytes
+        self._bodies.set_limit(report.max_bodies_bytes)
 
     async def _transfer(self, client: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         """

@@ -435,7 +435,7 @@ def test_the_application_reports_its_limits_to_the_proxy_alone() -> None:
         assert await statuses(limited, [first, second, Connection(announced=11)]) == [200, 200, 413]
         assert LIMITS_HEADER not in first.headers
         assert LIMITS_HEADER not in second.headers
-        assert limited._bodies.limit == 20
+        assert limited._bodies._budget.total == 20
 
     run(main())
 
