@@ -45,7 +45,7 @@ def cached_checkpoint() -> Path:
     A checkpoint appears under its final name by one rename, so that a half-built one is never seen; of two
     processes that build at once, the later one throws its copy away.
     """
-    final = _cache_root() / f"tiny-{recipe_hash()}"
+    final = cache_root() / f"tiny-{recipe_hash()}"
     if final.is_dir():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,6 @@ def recipe_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
     configured = os.environ.get(CACHE_VARIABLE)
     return Path(configured) if configured else Path.home() / ".cache" / "qwen-camera-edit"

@@ -10,7 +10,7 @@ from pathlib import Path
 from ray._common.utils import get_default_ray_temp_dir
 
 from serve_app.config import RANDOM_PREFIX, AppSettings, EditorSettings, SqliteStoreSettings
-from serve_app.tiny.checkpoint import CACHE_VARIABLE, _cache_root
+from serve_app.tiny.checkpoint import CACHE_VARIABLE, cache_root
 from serve_app.tools.check.plan import GB
 from serve_app.tools.doctor.finding import Finding
 from serve_app.tools.doctor.machine import DiskSpace, Machine, nearest
@@ -87,7 +87,7 @@ def folders(settings: AppSettings, hub_cache: Path, download_bytes: float | None
     if download_bytes is not None:
         yield Folder("weights", hub_cache, "export HF_HOME=FOLDER", MARGIN_BYTES + download_bytes)
     if any(path.startswith(RANDOM_PREFIX) for path in sources):
-        yield Folder("tiny weights", _cache_root(), f"export {CACHE_VARIABLE}=FOLDER")
+        yield Folder("tiny weights", cache_root(), f"export {CACHE_VARIABLE}=FOLDER")
     if isinstance(settings.jobs.store, SqliteStoreSettings):
         yield Folder("jobs", Path(settings.jobs.store.path).expanduser().parent, "set jobs.store.path: FOLDER/FILE")
     yield Folder("Ray", Path(get_default_ray_temp_dir()), "export RAY_TMPDIR=FOLDER", fullest=RAY_FULL)
