@@ -79,10 +79,9 @@ class Ticket:
 class ProgressChannel:
     """Carries a ticket's progress from the engine's threads to a coroutine. Created and read on one event loop."""
 
-    def __init__(self, ticket: Ticket, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ticket: Ticket) -> None:
         self._events: asyncio.Queue[Progress | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._clock = clock
         ticket.on_progress = self._put
         ticket.future.add_done_callback(lambda _: self._put(None))
 
@@ -94,7 +93,7 @@ class ProgressChannel:
         """The progress until the ticket's future ends. Of steps within MIN_INTERVAL_S, the first one."""
         yielded_at = -MIN_INTERVAL_S
         while (progress := await self._events.get()) is not None:
-            now = self._clock()
+            now = time.monotonic()
             is_due = progress.step == 0 or progress.is_paused or progress.preview is not None
             if is_due or now - yielded_at >= MIN_INTERVAL_S:
                 yielded_at = now

@@ -69,7 +69,7 @@ def load_model(settings: EditorSettings, adapters: Adapters | None = None) -> Ed
     """
     started = time.monotonic()
     pipeline, transformer = _open_pipeline(settings)
-    model = _assemble(pipeline, settings, adapters, transformer)
+    model = as_edit_model(pipeline, settings, adapters, transformer)
     _warm_up(model, warm_up_side_px(settings))
     logger.info("edit model ready on %s after %.1f s", settings.device, time.monotonic() - started)
     return model
@@ -109,14 +109,6 @@ def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
     for _ in transformer.blocks:
         pass
     return pipeline
-
-
-def as_edit_model(
-    pipeline: QwenImageEditPlusPipeline, settings: EditorSettings, adapters: Adapters | None = None
-) -> EditModel:
-    """The parts of a loaded pipeline behind the engine's interface, and the adapters that are not fused. Tables and
-    quantization change its transformer."""
-    return _assemble(pipeline, settings, adapters)
 
 
 def _open_pipeline(settings: EditorSettings) -> tuple[QwenImageEditPlusPipeline, StreamedTransformer]:
@@ -160,13 +152,14 @@ def _require_pipeline(folder: Path) -> None:
         )
 
 
-def _assemble(
+def as_edit_model(
     pipeline: QwenImageEditPlusPipeline,
     settings: EditorSettings,
     adapters: Adapters | None = None,
     streamed: StreamedTransformer | None = None,
 ) -> EditModel:
-    """The pipeline's parts behind the engine's interface.
+    """The parts of a pipeline behind the engine's interface, and the adapters that are not fused. Tables and
+    quantization change its transformer.
 
     Args:
         adapters: gets those that are not fused.

@@ -1,8 +1,7 @@
 """The places of edits that end with their connection."""
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve_app.edits.fairness import Places
@@ -15,8 +14,8 @@ class EditPlaces:
         max_edits: places in all.
     """
 
-    def __init__(self, max_edits: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._places = Places(max_edits, what="edits", clock=clock)
+    def __init__(self, max_edits: int) -> None:
+        self._places = Places(max_edits, what="edits")
         self._taken: Counter[str] = Counter()
 
     @contextmanager

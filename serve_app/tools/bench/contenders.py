@@ -44,12 +44,9 @@ def _scene(palette: Palette, width: int, height: int) -> Image.Image:
     return draw_scene(palette, width, height)
 
 
-def plain_edit(sizes: SizeSettings, num_references: int = 1) -> BenchEdit:
-    """One edit at the configured output area, 4 steps, no guidance."""
-    scenes = tuple(
-        _scene(*each) for each in ((MORNING, 640, 640), (NIGHT, 512, 512), (MORNING, 512, 512))[:num_references]
-    )
-    return make_edit(scenes, fit_area(sizes.output_area_px, 1.0), Sampling(), sizes)
+def plain_edit(sizes: SizeSettings) -> BenchEdit:
+    """One edit of one picture at the configured output area, 4 steps, no guidance."""
+    return make_edit((_scene(MORNING, 640, 640),), fit_area(sizes.output_area_px, 1.0), Sampling(), sizes)
 
 
 def unlike_edits(sizes: SizeSettings) -> list[BenchEdit]:

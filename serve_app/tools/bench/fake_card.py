@@ -45,7 +45,7 @@ class Trace:
 
 
 class FakeStep:
-    """A packed step of a transformer with a few blocks.
+    """A packed step of a transformer with a few blocks, in bfloat16.
 
     Args:
         like: the transformer whose configuration is taken.
@@ -59,14 +59,13 @@ class FakeStep:
         attention: PackAttention,
         *,
         num_layers: int = 2,
-        dtype: torch.dtype = torch.bfloat16,
         compiler: Callable[..., object] | None = None,
     ) -> None:
         self._card = FakeTensorMode()
-        with self._on_card(), _default_dtype(dtype):
+        with self._on_card(), _bfloat16():
             self.transformer = QwenImageTransformer2DModel.from_config(like.config, num_layers=num_layers)
             self._spans = [_span(shape, like) for shape in shapes]
-        layout = self._faked(_layout(like, shapes, attention.bucket, dtype))
+        layout = self._faked(_layout(like, shapes, attention.bucket))
         with _compiling(compiler):
             modulation = LiveModulation(self.transformer)
             self._packed = PackedTransformer(self.transformer, modulation, attention, compiled=compiler is not None)
@@ -183,17 +182,18 @@ def _span(shape: SpanShape, like: QwenImageTransformer2DModel) -> Span:
     )
 
 
-def _layout(like: QwenImageTransformer2DModel, shapes: Sequence[SpanShape], bucket: int, dtype: torch.dtype) -> Layout:
+def _layout(like: QwenImageTransformer2DModel, shapes: Sequence[SpanShape], bucket: int) -> Layout:
     """The real layout on the CPU. A transformer without blocks is enough for it."""
-    with _default_dtype(dtype):
+    with _bfloat16():
         small = QwenImageTransformer2DModel.from_config(like.config, num_layers=0)
     return Layouts(small, bucket).of(tuple(shapes))
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def _bfloat16() -> Iterator[None]:
+    """Tensors have this dtype unless they are given another."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.bfloat16)
     try:
         yield
     finally:

@@ -17,7 +17,6 @@ from serve_app.tools.bench.counting import Access, Kind, Op
 from serve_app.tools.bench.fake_card import Trace
 
 _HALF = 2  # bytes of a 16-bit number
-_SCALE_BYTES = 4  # of a row
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def test_the_peaks_of_loading_are_those_of_the_plan(
     settings = real.settings(**options)
     with counted(monkeypatch) as storages:
         pipeline, streamed = load._open_pipeline(settings)
-        model = load._assemble(pipeline, settings, streamed=streamed)
+        model = load.as_edit_model(pipeline, settings, streamed=streamed)
         kept = dict(storages.live)
     del model
 
