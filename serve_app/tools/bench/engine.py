@@ -25,6 +25,17 @@ from serve_app.tools.bench.contenders import (
     unlike_edits,
 )
 from serve_app.tools.bench.floor import copy_rate, counted_flops, matmul_rate, step_flops
+from serve_app.tools.bench.names import (
+    EDIT_TOKENS,
+    ONE_BY_ONE,
+    PACKED,
+    STAGES,
+    STEP,
+    TEXT_ENCODER,
+    VAE_DECODE,
+    VAE_ENCODE,
+    step_section,
+)
 from serve_app.tools.bench.timing import in_turns
 
 PACK_SIZES = (1, 2, 4, 8, 16)
@@ -81,7 +92,7 @@ class Bench:
         timing = in_turns({name: stage}, self.rounds, self.on_run)[name]
         floor_s = None if flops is None else flops / self.facts["matmul rate, FLOP/s"]
         fraction = None if floor_s is None else floor_s / timing.median_s
-        row = Row("stages of one edit", name, timing.median_s, flops=flops, floor_fraction=fraction)
+        row = Row(STAGES, name, timing.median_s, flops=flops, floor_fraction=fraction)
         self.rows.append(row)
 
     def time_device_stage(self, name: str, stage: Callable[[], object]) -> None:
@@ -122,12 +133,12 @@ def stages(bench: Bench) -> None:
     pixels, latents = model.finish(draft), draft.latents.clone()
     flops_per_step = step_flops(bench.pipeline.transformer, [span.shape for span in draft.spans])
     bench.measure_rates()
-    bench.facts["picture tokens of one edit"] = float(edit.request.num_tokens(edit.pictures))
+    bench.facts[EDIT_TOKENS] = float(edit.request.num_tokens(edit.pictures))
     bench.time_stage("prepare (CPU)", lambda: model.prepare(edit.request, edit.pictures))
-    bench.time_device_stage("text encoder", lambda: model.prompt_encoder.encode(inputs))
-    bench.time_device_stage("VAE encode", lambda: model.vae.encode(edit.pictures[0].vae_pixels))
-    bench.time_stage("step", partial(_step, model, [draft]), flops_per_step)
-    bench.time_device_stage("VAE decode", lambda: model.vae.decode(latents, draft.size))
+    bench.time_device_stage(TEXT_ENCODER, lambda: model.prompt_encoder.encode(inputs))
+    bench.time_device_stage(VAE_ENCODE, lambda: model.vae.encode(edit.pictures[0].vae_pixels))
+    bench.time_stage(STEP, partial(_step, model, [draft]), flops_per_step)
+    bench.time_device_stage(VAE_DECODE, lambda: model.vae.decode(latents, draft.size))
     bench.time_stage("PNG (CPU)", lambda: encode_picture(pixels, edit.request.output))
 
 
@@ -208,8 +219,8 @@ def step_cost(bench: Bench) -> None:
         pack = drafts[:number]
         tokens = sum(edit.request.num_tokens(edit.pictures) for edit in edits[:number])
         bench.compare(
-            f"step of {number} edits, {tokens} picture tokens",
-            {"one by one": partial(_steps, model, pack), "packed": partial(_step, model, pack)},
+            step_section(number, tokens),
+            {ONE_BY_ONE: partial(_steps, model, pack), PACKED: partial(_step, model, pack)},
         )
 
 

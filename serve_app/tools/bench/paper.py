@@ -12,6 +12,7 @@ from serve_app.tools.bench.cards import Backend, Card
 from serve_app.tools.bench.counting import Kind
 from serve_app.tools.bench.fake_card import Trace, encode_text, trace, trace_step, vae_stages
 from serve_app.tools.bench.fusion import Kernel, Levers, kernels
+from serve_app.tools.bench.names import TEXT_ENCODER, VAE_DECODE, VAE_ENCODE
 from serve_app.weights.architectures import EditArchitecture
 
 BANDWIDTH_SHARE = 0.85
@@ -156,9 +157,9 @@ def other_stages(model: EditArchitecture, card: Card, num_references: int) -> di
     """The stages beside the step, which run eagerly in 16 bits. All references are encoded one after the other."""
     encode, decode = _count_vae(model.vae)
     return {
-        "VAE encode": cost(kernels(encode, Levers()) * num_references, card),
-        "text encoder": cost(kernels(_count_text_encoder(model.text_encoder, num_references), Levers()), card),
-        "VAE decode": cost(kernels(decode, Levers()), card),
+        VAE_ENCODE: cost(kernels(encode, Levers()) * num_references, card),
+        TEXT_ENCODER: cost(kernels(_count_text_encoder(model.text_encoder, num_references), Levers()), card),
+        VAE_DECODE: cost(kernels(decode, Levers()), card),
     }
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app.tools.bench.cards import Card, Figure
+from serve_app.tools.bench.names import TEXT_ENCODER, VAE_DECODE, VAE_ENCODE
 from serve_app.tools.bench.paper import (
     ASSUMPTIONS,
     TEXT_TOKENS,
@@ -57,9 +58,7 @@ def stage_costs(others: Mapping[str, Cost], rows: Mapping[str, list[LeverRow]]) 
     """The stages of an edit in order, with the step in both precisions: bf16 eager and compiled, fp8 compiled."""
     compiled = {f"step, {precision}, compiled": shipped_row(rows[precision]).cost for precision in ("bf16", "fp8")}
     steps = {"step, bf16, eager": rows["bf16"][0].cost, **compiled}
-    return (
-        {name: others[name] for name in ("VAE encode", "text encoder")} | steps | {"VAE decode": others["VAE decode"]}
-    )
+    return {name: others[name] for name in (VAE_ENCODE, TEXT_ENCODER)} | steps | {VAE_DECODE: others[VAE_DECODE]}
 
 
 def stage_table(what: str, stages: Mapping[str, Cost], measured_s: Mapping[str, float] | None) -> Table:

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app.tools.bench.engine import Result
+from serve_app.tools.bench.names import ONE_BY_ONE, PACKED, STEP_SECTION
 
 WIDTH, HEIGHT, MARGIN = 960, 600, 90
 INK, GRID = "#333333", "#dddddd"
-COLOURS = {"one by one": "#c04a3a", "packed": "#2f6db5"}
-_SECTION = re.compile(r"step of (\d+) edits, (\d+) picture tokens")
+COLOURS = {ONE_BY_ONE: "#c04a3a", PACKED: "#2f6db5"}
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -69,8 +68,8 @@ def step_points(result: Result) -> dict[str, list[tuple[int, float]]]:
     """Picture tokens and milliseconds of each measured step, for packed steps and for steps one by one."""
     points: dict[str, list[tuple[int, float]]] = {name: [] for name in COLOURS}
     for row in result.rows:
-        if found := _SECTION.fullmatch(row.section):
-            points[row.name].append((int(found[2]), row.median_s * 1000))
+        if found := STEP_SECTION.fullmatch(row.section):
+            points[row.name].append((int(found["tokens"]), row.median_s * 1000))
     return points
 
 

@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 
 from serve_app.errors import UsageError
+from serve_app.tools.bench.names import (
+    EDIT_TOKENS,
+    PACKED,
+    STAGES,
+    STEP,
+    STEP_SECTION,
+    TEXT_ENCODER,
+    VAE_DECODE,
+    VAE_ENCODE,
+)
 
 MEGAPIXEL_TOKENS = 4096
-_STAGES = "stages of one edit"
-_PACKED = re.compile(r"step of \d+ edits, (\d+) picture tokens")
-EDIT_TOKENS = "picture tokens of one edit"
-"""A fact of `bench engine`."""
 _HEAD = re.compile(r"^Stages, 1 megapixel, (\d) references?", re.MULTILINE)
-_NAMES = ("VAE encode", "text encoder", "VAE decode")
+_NAMES = (VAE_ENCODE, TEXT_ENCODER, VAE_DECODE)
 _COMPUTED = 6  # of a stage's numbers, the column "computed"; measured times follow two columns later
 
 
@@ -76,20 +82,20 @@ def read_costs(file: Path, step: str) -> Costs:
 def measured_costs(document: Mapping[str, Any]) -> Costs:
     """From measured steps: a straight line through the packed ones. Half of the tokens of the edit whose stages are
     measured are its reference's. Results without their number have as many as a step of that time on the line."""
-    rows = [row for row in document["rows"] if row["name"] == "packed"]
-    found = [(_PACKED.fullmatch(row["section"]), row["median_s"]) for row in rows]
-    points = [(int(match[1]), seconds) for match, seconds in found if match is not None]
+    rows = [row for row in document["rows"] if row["name"] == PACKED]
+    found = [(STEP_SECTION.fullmatch(row["section"]), row["median_s"]) for row in rows]
+    points = [(int(match["tokens"]), seconds) for match, seconds in found if match is not None]
     token_s, fixed_s = _line(points)
-    stages = {row["name"]: row["median_s"] for row in document["rows"] if row["section"] == _STAGES}
-    tokens = document["facts"].get(EDIT_TOKENS) or max(points[0][0], (stages["step"] - fixed_s) / token_s)
+    stages = {row["name"]: row["median_s"] for row in document["rows"] if row["section"] == STAGES}
+    tokens = document["facts"].get(EDIT_TOKENS) or max(points[0][0], (stages[STEP] - fixed_s) / token_s)
     return Costs(
         source=f"measured, {document['device']}, {document['config']}",
         step_s=fixed_s,
         step_token_s=token_s,
         step_square_s=0.0,
-        encode_token_s=2 * stages["VAE encode"] / tokens,
-        text_s=stages["text encoder"],
-        decode_token_s=2 * stages["VAE decode"] / tokens,
+        encode_token_s=2 * stages[VAE_ENCODE] / tokens,
+        text_s=stages[TEXT_ENCODER],
+        decode_token_s=2 * stages[VAE_DECODE] / tokens,
     )
 
 
@@ -113,9 +119,9 @@ def computed_costs(text: str, step: str) -> Costs:
         step_s=0.0,
         step_token_s=(few_ms / few - square_ms * few) / 1000,
         step_square_s=square_ms / 1000,
-        encode_token_s=one["VAE encode"] / MEGAPIXEL_TOKENS / 1000,
-        text_s=one["text encoder"] / 1000,
-        decode_token_s=one["VAE decode"] / MEGAPIXEL_TOKENS / 1000,
+        encode_token_s=one[VAE_ENCODE] / MEGAPIXEL_TOKENS / 1000,
+        text_s=one[TEXT_ENCODER] / 1000,
+        decode_token_s=one[VAE_DECODE] / MEGAPIXEL_TOKENS / 1000,
     )
 
 
