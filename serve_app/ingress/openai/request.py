@@ -16,7 +16,7 @@ from serve_app.ingress.parsing.fields import (
     Text,
     TextOrTexts,
     Whole,
-    check_length,
+    list_like,
     refused,
 )
 from serve_app.ingress.parsing.validation import wrong
@@ -39,13 +39,6 @@ def _opaque(value: object) -> object:
             "unsupported", "cannot be transparent: the model draws opaque pictures. Use auto or opaque"
         )
     return value
-
-
-def _listed(value: object) -> object:
-    check_length(value)
-    if value is None or isinstance(value, list):
-        return value
-    raise wrong('a list like [{"image_url": "…"}]', value)
 
 
 _NO_OTHER_FORMAT = refused("is not supported: the model draws single pictures. Leave it out and use png, jpeg or webp")
@@ -128,7 +121,7 @@ _IMAGES: dict[str, Any] = {"anyOf": [{"type": "array", "items": OpenAIImageUrl.m
 class OpenAIJson(OpenAIEdit):
     """An edit as JSON. At least one of images, image and url is required; all are used, in order."""
 
-    images: Annotated[list[OpenAIImageUrl] | None, BeforeValidator(_listed), WithJsonSchema(_IMAGES)] = Field(
+    images: Annotated[list[OpenAIImageUrl] | None, list_like('[{"image_url": "…"}]'), WithJsonSchema(_IMAGES)] = Field(
         None, description="The pictures as OpenAI's JSON has them."
     )
     image: TextOrTexts = Field(None, description="A data URL, base64 or an http(s) URL; or a list of them.")

@@ -74,7 +74,7 @@ def _hint(value: object) -> object:
     return _name(value) if isinstance(value, str) else value
 
 
-def check_length(value: object) -> None:
+def _check_length(value: object) -> None:
     """Check that `value` is no list of more than `MAX_ITEMS`.
 
     Raises:
@@ -84,10 +84,26 @@ def check_length(value: object) -> None:
         raise wrong(f"a list of at most {MAX_ITEMS} items", value)
 
 
+def list_like(example: str) -> BeforeValidator:
+    """The check that a field is absent or a list of at most `MAX_ITEMS`.
+
+    Args:
+        example: of the list, for the message.
+    """
+
+    def check(value: object) -> object:
+        _check_length(value)
+        if value is None or isinstance(value, list):
+            return value
+        raise wrong(f"a list like {example}", value)
+
+    return BeforeValidator(check)
+
+
 def _texts(value: object, expected: str = "a list of strings") -> object:
     if value is None:
         return value
-    check_length(value)
+    _check_length(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [_encodable(item) for item in value]
     raise wrong(expected, value)
@@ -190,13 +206,7 @@ class Lora(StrictModel):
     weight: Number = Field(None, description="Its strength; negative ones turn it around. Default the adapter's own.")
 
 
-def _loras(value: object) -> object:
-    check_length(value)
-    if value is None or isinstance(value, list):
-        return value
-    raise wrong('a list like [{"name": "…", "weight": 1.0}]', value)
-
-
+_LORAS = list_like('[{"name": "…", "weight": 1.0}]')
 _LORAS_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "array", "items": Lora.model_json_schema(), "maxItems": MAX_LORAS}, {"type": "null"}]
 }
@@ -212,7 +222,7 @@ class DrawFields(StrictModel):
     guidance_scale: Number = Field(None, description="Classifier-free guidance, active above 1. Default 1.0.")
     true_cfg_scale: Number = Field(None, description="The same setting by the model's own name; it takes precedence.")
     negative_prompt: Text = Field(None, description="What guidance steers away from. Default one space.")
-    loras: Annotated[list[Lora] | None, BeforeValidator(_loras), WithJsonSchema(_LORAS_SCHEMA)] = Field(
+    loras: Annotated[list[Lora] | None, _LORAS, WithJsonSchema(_LORAS_SCHEMA)] = Field(
         None,
         description=f"Adapters to use for this edit, at most {MAX_LORAS} (in a form: as JSON text, or as parts "
         "`loras[][name]` and `loras[][weight]`).",
@@ -274,7 +284,7 @@ class View(CameraFields):
 
 def _views(value: object) -> object:
     """`orbit` and `orbit:N` as lists of poses."""
-    check_length(value)
+    _check_length(value)
     if value is None or isinstance(value, list):
         return value
     orbit = _ORBIT.fullmatch(value) if isinstance(value, str) else None
