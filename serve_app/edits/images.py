@@ -76,6 +76,11 @@ def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
     return data
 
 
+def encode_base64(data: bytes) -> str:
+    """The bytes as base64, without a prefix."""
+    return base64.b64encode(data).decode("ascii")
+
+
 def _base64_fault(body: bytes, field: str) -> str:
     junk = NOT_BASE64.search(body)
     if junk:

@@ -1,6 +1,5 @@
 """MCP on the wire, results: pictures with what made them, adapters, and errors."""
 
-import base64
 import json
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -10,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from serve_app.config import Apply, LoraSettings
 from serve_app.edits.camera import CameraPose
+from serve_app.edits.images import encode_base64
 from serve_app.edits.request import EditOutcome, EditRequest
 from serve_app.errors import ServiceError
 
@@ -91,10 +91,7 @@ def error_body(status: int, code: str, message: str, field: str | None) -> McpEr
 
 def pictures_result(edits: Sequence[EditRequest], outcomes: Sequence[EditOutcome]) -> CallToolResult:
     """The pictures as image content, and what made them, as structured content and as text."""
-    images = [
-        ImageContent(data=base64.b64encode(each.result.data).decode("ascii"), mime_type=each.result.media_type)
-        for each in outcomes
-    ]
+    images = [ImageContent(data=encode_base64(each.result.data), mime_type=each.result.media_type) for each in outcomes]
     size = edits[0].size.final
     described = McpPictures(
         pictures=[

@@ -1,6 +1,5 @@
 """OpenAI's dialect on the wire, responses: pictures, events of a stream, models and errors."""
 
-import base64
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from serve_app.config import Apply, LoraSettings
-from serve_app.edits.images import ENCODERS
+from serve_app.edits.images import ENCODERS, encode_base64
 from serve_app.edits.provenance import public_source
 from serve_app.edits.request import EditOutcome, EditTimings, TokenCounts
 from serve_app.errors import ServiceError
@@ -150,16 +149,12 @@ def images(outcomes: Sequence[EditOutcome], created: float, look: OpenAILook) ->
 
 def drawn(outcome: EditOutcome) -> OpenAIDrawn:
     return OpenAIDrawn(
-        b64_json=base64_of(outcome.result.data),
+        b64_json=encode_base64(outcome.result.data),
         revised_prompt=outcome.final_prompt,
         seed=outcome.seed,
         rewrite_problem=outcome.rewrite.reason if outcome.rewrite is not None else None,
         timings=outcome.result.timings,
     )
-
-
-def base64_of(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def error_body(status: int, code: str, message: str, field: str | None) -> OpenAIError:
@@ -224,7 +219,7 @@ def event_of(event: Event, look: OpenAILook, *, alone: bool) -> OpenAIPartialEve
     if isinstance(event, Preview):
         return OpenAIPartialEvent(
             **look.model_dump(),
-            b64_json=base64_of(event.data),
+            b64_json=encode_base64(event.data),
             created_at=int(time.time()),
             partial_image_index=event.number,
             image_index=index,

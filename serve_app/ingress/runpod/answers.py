@@ -1,11 +1,11 @@
 """RunPod's dialect on the wire, responses: envelopes, streams, counts and errors. Times in milliseconds."""
 
-import base64
 import json
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from serve_app.edits.images import encode_base64
 from serve_app.edits.job import Job, JobNews, JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditTimings, Progress
 
@@ -126,7 +126,7 @@ def webhook_body(spec: JobSpec, job: Job) -> bytes:
 
 
 def _output(job: Job) -> RunPodOutput:
-    images = [_base64(outcome) for outcome in job.outcomes]
+    images = [encode_base64(outcome.result.data) for outcome in job.outcomes]
     is_public = PUBLIC_FIELDS & (job.input_without_pictures or {}).keys()
     return RunPodOutput(
         images=images,
@@ -146,7 +146,7 @@ def _log(outcome: EditOutcome) -> list[dict[str, str | None]]:
 def _picture(index: int, outcome: EditOutcome) -> RunPodPicture:
     return RunPodPicture(
         index=index,
-        image=_base64(outcome),
+        image=encode_base64(outcome.result.data),
         seed=outcome.seed,
         final_prompt=outcome.final_prompt,
         timings=outcome.result.timings,
@@ -154,14 +154,10 @@ def _picture(index: int, outcome: EditOutcome) -> RunPodPicture:
 
 
 def _step(index: int, progress: Progress) -> RunPodStep:
-    preview = None if progress.preview is None else base64.b64encode(progress.preview).decode("ascii")
+    preview = None if progress.preview is None else encode_base64(progress.preview)
     return RunPodStep(
         index=index, step=progress.step, num_steps=progress.num_steps, paused=progress.is_paused, preview=preview
     )
-
-
-def _base64(outcome: EditOutcome) -> str:
-    return base64.b64encode(outcome.result.data).decode("ascii")
 
 
 def _milliseconds(since_s: float | None, until_s: float | None) -> int | None:
