@@ -70,6 +70,20 @@ class Outbound:
         raise Unreachable("none of its addresses answers") from problem
 
 
+async def chunks_of(response: httpx2.Response, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body's bytes as they were sent. The data of a host that compresses uninvited is not decompressed.
+
+    Raises:
+        Unreachable: there are more than `max_bytes`.
+    """
+    num_bytes = 0
+    async for chunk in response.aiter_raw():
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+            raise Unreachable(f"more than {max_bytes} bytes")
+        yield chunk
+
+
 def _pinned(request: httpx2.Request, host: str, address: str) -> httpx2.Request:
     """The same request to an address, with its Host header and the name that TLS verifies."""
     return httpx2.Request(

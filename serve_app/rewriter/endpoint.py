@@ -1,7 +1,6 @@
 """A rewriter at an OpenAI-compatible server, such as vLLM or SGLang."""
 
 import asyncio
-import base64
 import json
 import logging
 import math
@@ -9,11 +8,11 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from serve_app.config import RewriterSettings
-from serve_app.edits.images import encode_picture, resample
+from serve_app.edits.images import encode_base64, encode_picture, resample
 from serve_app.edits.request import OutputFormat, Pictures, Pixels, Rewrite, RewriteJob, size_of
 from serve_app.edits.sizes import Size
 from serve_app.net.origins import origin_of
-from serve_app.net.outbound import Outbound, Unreachable
+from serve_app.net.outbound import Outbound, Unreachable, chunks_of
 from serve_app.rewriter.instructions import conversation, parse_answer
 
 logger = logging.getLogger(__name__)
@@ -70,12 +69,8 @@ class EndpointRewriter:
             if response.status_code != 200:
                 logger.warning("the rewriter's endpoint answered %s with %d", job.request_id, response.status_code)
                 return Rewrite(None, f"the rewriter's endpoint answered with status {response.status_code}")
-            data = bytearray()
-            async for chunk in response.aiter_raw():
-                data += chunk
-                if len(data) > MAX_ENDPOINT_BYTES:
-                    raise Unreachable(f"more than {MAX_ENDPOINT_BYTES} bytes")
-        return _parsed(bytes(data))
+            data = b"".join([chunk async for chunk in chunks_of(response, MAX_ENDPOINT_BYTES)])
+        return _parsed(data)
 
     def _headers(self) -> dict[str, str]:
         # identity: the response is read raw.
@@ -102,7 +97,7 @@ class EndpointRewriter:
         if size.pixels > self._settings.max_picture_px:
             scale = math.sqrt(self._settings.max_picture_px / size.pixels)
             pixels = resample(pixels, Size(max(1, int(size.width * scale)), max(1, int(size.height * scale))))
-        return f"data:{_JPEG.media_type};base64,{base64.b64encode(encode_picture(pixels, _JPEG)).decode()}"
+        return f"data:{_JPEG.media_type};base64,{encode_base64(encode_picture(pixels, _JPEG))}"
 
 
 def _parsed(response: bytes) -> Rewrite:

@@ -11,7 +11,7 @@ from serve_app.errors import InvalidInput
 from serve_app.ingress.auth import CLIENT
 from serve_app.ingress.pictures.decode_worker import StoredPicture
 from serve_app.ingress.pictures.decoders import DecoderPool
-from serve_app.net.outbound import Outbound, Unreachable
+from serve_app.net.outbound import Outbound, Unreachable, chunks_of
 
 MAX_FETCHES, MAX_FETCHES_PER_REQUEST = 16, 4
 """At once, of a replica and of one request. Further ones wait."""
@@ -164,11 +164,8 @@ class Fetcher:
         async with self._outbound.exchange("GET", url, _FETCH_HEADERS) as response:
             if response.status_code != 200:
                 raise Unreachable(f"status {response.status_code}")
-            # Raw: a host that compresses in spite of the header does not get its data decompressed here.
-            async for chunk in response.aiter_raw():
+            async for chunk in chunks_of(response, self._max_bytes):
                 data += chunk
-                if len(data) > self._max_bytes:
-                    raise Unreachable(f"more than {self._max_bytes} bytes")
                 allowance.take(len(chunk), field)
         return bytes(data)
 
