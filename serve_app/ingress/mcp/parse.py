@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from serve_app.config import AppSettings, LimitSettings, LoraSettings
 from serve_app.edits.camera import CameraPose, orbit_azimuths, snap
-from serve_app.errors import InvalidInput, MissingField
+from serve_app.errors import MissingField
 from serve_app.ingress.mcp.request import EditImage, MoveCamera, Orbit, ToolFields
 from serve_app.ingress.parsing.fields import MAX_ORBIT, checked_seed, checked_size, output_format
 from serve_app.ingress.parsing.loras import posed
-from serve_app.ingress.parsing.validation import checked_prompt, default, within
+from serve_app.ingress.parsing.validation import check_num_pictures, checked_prompt, default, within
 from serve_app.ingress.pictures.prepare import ParsedRequest, PictureSource
 
 Tool = EditImage | MoveCamera | Orbit
@@ -52,9 +52,7 @@ def _pictures(fields: ToolFields, limits: LimitSettings) -> tuple[PictureSource,
         raise MissingField("image is required: give a picture in base64, as a data URL or as an https URL.", "image")
     if isinstance(fields.image, str):
         return (PictureSource("image", fields.image),)
-    most = limits.max_pictures_per_edit
-    if len(fields.image) > most:
-        raise InvalidInput(f"{len(fields.image)} pictures; at most {most} can be references of one edit.", "image")
+    check_num_pictures(len(fields.image), limits)
     return tuple(PictureSource(f"image[{index}]", content) for index, content in enumerate(fields.image))
 
 

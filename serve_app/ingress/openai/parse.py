@@ -17,7 +17,7 @@ from serve_app.ingress.parsing.fields import (
     output_format,
 )
 from serve_app.ingress.parsing.loras import posed
-from serve_app.ingress.parsing.validation import checked_prompt, default, echo, within
+from serve_app.ingress.parsing.validation import check_num_pictures, checked_prompt, default, echo, within
 from serve_app.ingress.pictures.prepare import ParsedRequest
 
 MAX_VARIANTS = 10
@@ -38,7 +38,9 @@ def parse_body(
     edit, limits = body.edit, settings.limits
     cameras = edit.cameras()
     prompt = _prompt(edit, cameras, limits)
-    _check_pictures(len(body.pictures), limits)
+    if not body.pictures:
+        raise MissingField("Field 'image' or 'url' is required", "image")
+    check_num_pictures(len(body.pictures), limits)
     adapters = settings.editor.loras if adapters is None else adapters
     edit = _with_model(edit, settings.served_model_names, adapters)
     seeds = _seeds(edit, len(cameras), limits)
@@ -76,14 +78,6 @@ def _prompt(edit: OpenAIEdit, cameras: Sequence[CameraPose | None], limits: Limi
     if not prompt.strip() and needed:
         raise InvalidInput("prompt is empty: give an instruction, or a camera pose, or both.", "prompt")
     return checked_prompt(prompt, "prompt", limits)
-
-
-def _check_pictures(num_pictures: int, limits: LimitSettings) -> None:
-    most = limits.max_pictures_per_edit
-    if num_pictures == 0:
-        raise MissingField("Field 'image' or 'url' is required", "image")
-    if num_pictures > most:
-        raise InvalidInput(f"{num_pictures} pictures; at most {most} can be references of one edit.", "image")
 
 
 def _with_model(edit: OpenAIEdit, served: Sequence[str], adapters: Sequence[LoraSettings]) -> OpenAIEdit:

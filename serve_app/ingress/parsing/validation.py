@@ -131,6 +131,17 @@ def checked_prompt(prompt: str, field: str, limits: LimitSettings) -> str:
     return prompt
 
 
+def check_num_pictures(num_pictures: int, limits: LimitSettings) -> None:
+    """Check the number of an edit's pictures, which are in the field `image`.
+
+    Raises:
+        InvalidInput: there are too many.
+    """
+    most = limits.max_pictures_per_edit
+    if num_pictures > most:
+        raise InvalidInput(f"{num_pictures} pictures; at most {most} can be references of one edit.", "image")
+
+
 def unexpected(problem: Exception, where: str) -> ServiceError:
     """What clients see of an error that is not a ServiceError; the log has the details."""
     logger.error("unexpected error in %s", where, exc_info=problem)
