@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import re
 import struct
 from collections.abc import Callable
@@ -251,6 +252,13 @@ def resample(pixels: Pixels, size: Size) -> Pixels:
 def _resized(picture: Image.Image, size: Size) -> Pixels:
     # A copy: a view of Pillow's bytes is read-only, and torch warns about such arrays.
     return np.array(picture.resize((size.width, size.height), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+def pixels_hash(pixels: Pixels) -> str:
+    """A hash of a picture's size and pixels."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
+    digest.update(repr(pixels.shape).encode())
+    return digest.hexdigest()
 
 
 def encode_picture(pixels: Pixels, output: OutputFormat, xmp: bytes = b"") -> bytes:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from cachetools import LRUCache
 
+from serve_app.edits.images import pixels_hash
 from serve_app.edits.request import Pictures, Rewrite
 
 _ENTRY_BYTES = 500
@@ -68,10 +68,7 @@ def _num_bytes(rewrite: Rewrite) -> int:
 
 
 def content_key(prompt: str, pictures: Pictures) -> bytes:
-    """A hash of a prompt and of its pictures' sizes and pixels, in their order."""
+    """A hash of a prompt and of its pictures, in their order."""
+    hashes = [pixels_hash(picture.vae_pixels) for picture in pictures]
     text = prompt.encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(repr((len(text), [each.vae_pixels.shape for each in pictures])).encode(), digest_size=32)
-    digest.update(text)
-    for picture in pictures:
-        digest.update(np.ascontiguousarray(picture.vae_pixels).data)
-    return digest.digest()
+    return hashlib.blake2b(repr((text, hashes)).encode(), digest_size=32).digest()

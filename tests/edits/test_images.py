@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile
 from skimage import data as photographs
 
 from serve_app.config import LimitSettings, SizeSettings
-from serve_app.edits.images import decode_base64, encode_picture, prepare, read_picture, resample
+from serve_app.edits.images import decode_base64, encode_picture, pixels_hash, prepare, read_picture, resample
 from serve_app.edits.picture_files import KINDS
 from serve_app.edits.request import OutputFormat, Pixels
 from serve_app.edits.sizes import Size
@@ -709,3 +709,10 @@ def test_jpeg_keeps_full_colour_from_quality_95(quality: int, subsampling: str) 
 def test_quality_decides_the_size_of_a_lossy_file(name: str) -> None:
     sizes = [len(encode_picture(np.asarray(photograph()), OutputFormat(name, quality))) for quality in (0, 50, 100)]
     assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_the_hash_of_pixels_depends_on_their_values_and_their_shape() -> None:
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    assert pixels_hash(pixels) == pixels_hash(pixels.copy())
+    assert pixels_hash(pixels) != pixels_hash(pixels.reshape(6, 4, 3))
+    assert pixels_hash(pixels) != pixels_hash(pixels + np.uint8(1))

@@ -1,13 +1,9 @@
 """Encoded pictures and prompts, kept by content: several edits of one picture encode it once."""
 
-import hashlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from cachetools import LRUCache
-
-from serve_app.edits.request import Pixels
 
 Key = tuple[str, ...]
 
@@ -53,10 +49,3 @@ class TensorCache:
     @property
     def stats(self) -> CacheStats:
         return CacheStats(self._hits, self._misses, len(self._tensors), int(self._tensors.currsize))
-
-
-def content_key(pixels: Pixels) -> str:
-    """A hash of a picture's size and pixels."""
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
-    digest.update(repr(pixels.shape).encode())
-    return digest.hexdigest()

@@ -10,12 +10,13 @@ from transformers import BatchFeature
 
 from serve_app.config import SchedulerSettings
 from serve_app.editor.model.adapters import AdapterLibrary, Uses
-from serve_app.editor.model.cache import CacheStats, Key, TensorCache, content_key
+from serve_app.editor.model.cache import CacheStats, Key, TensorCache
 from serve_app.editor.model.layout import Grid, SpanShape
 from serve_app.editor.model.packed import PackedTransformer, Span
 from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import Schedule, make_schedule
 from serve_app.editor.model.vae import Vae, pack
+from serve_app.edits.images import pixels_hash
 from serve_app.edits.request import EditRequest, Pictures, Pixels, TokenCounts, size_of
 from serve_app.edits.sizes import TOKEN_PX, Size
 from serve_app.errors import EditFailed
@@ -133,14 +134,14 @@ class EditModel:
         """
         size, sampling = request.size.made, request.sampling
         seen = [picture.condition_pixels for picture in pictures]
-        seen_keys = tuple(content_key(pixels) for pixels in seen)
+        seen_keys = tuple(pixels_hash(pixels) for pixels in seen)
         prompts = tuple(((text, *seen_keys), self.prompt_encoder.tokenize(text, seen)) for text in request.prompts)
         return Prepared(
             size=size,
             schedule=make_schedule(self._scheduler, sampling.num_inference_steps, size.num_tokens),
             guidance=sampling.true_cfg_scale,
             prompts=prompts,
-            pictures=tuple(((content_key(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
+            pictures=tuple(((pixels_hash(picture.vae_pixels),), picture.vae_pixels) for picture in pictures),
             noise=self._noise(sampling.seed, size),
             embeds=self._encoded(dict(prompts)) if self._encodes_beside else {},
             uses=self.library.uses(request),
