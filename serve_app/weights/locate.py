@@ -52,7 +52,7 @@ def _download(source: WeightsSource, patterns: Sequence[str] | None) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
         raise CheckpointError(
-            f"The weights {source.path!r} (revision {source.revision}) could not be had: {problem}. "
+            f"The weights {source.path!r} (revision {source.revision}) could not be downloaded: {problem}. "
             "Name an existing folder, or a repository id that this node can download."
         ) from problem
     return Path(found)

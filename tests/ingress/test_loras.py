@@ -124,7 +124,11 @@ PROBLEMS: dict[str, tuple[object, str, str]] = {
         "loras",
         "loras holds 5 adapters; at most 4 go into one edit.",
     ),
-    "twice": ([{"name": "woodcut"}] * 2, "loras[1].name", "'woodcut' once more. Name each adapter once."),
+    "twice": (
+        [{"name": "woodcut"}] * 2,
+        "loras[1].name",
+        "loras[1].name: 'woodcut' is listed twice. List each adapter once.",
+    ),
     "no name": ([{"weight": 1}], "loras[0].name", "loras[0].name is required."),
     "another server's names": (
         [{"path": "x", "scale": 1}],

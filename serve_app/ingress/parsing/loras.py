@@ -35,7 +35,7 @@ def checked_loras(
         if name is None:
             raise InvalidInput(f"{place}.name is required.", f"{place}.name")
         if name in uses:
-            raise InvalidInput(f"{place}.name is {echo(name)} once more. Name each adapter once.", f"{place}.name")
+            raise InvalidInput(f"{place}.name: {echo(name)} is listed twice. List each adapter once.", f"{place}.name")
         lora = _known_lora(name, known, f"{place}.name")
         uses[name] = LoraUse(
             name, within(default(weight, lora.weight), lora.min_weight, lora.max_weight, f"{place}.weight")

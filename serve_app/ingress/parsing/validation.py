@@ -17,7 +17,7 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 NOT_JSON = "The body is not valid JSON. Send one JSON object."
-NOT_UTF_8 = "The body is not valid JSON. Its text is not in UTF-8: encode it so."
+NOT_UTF_8 = "The body is not valid JSON: its text is not UTF-8. Send it in UTF-8."
 
 _MAX_ECHO_CHARS = 40
 _MAX_ECHO_BITS = 14_000  # Python writes no more than 4,300 digits.

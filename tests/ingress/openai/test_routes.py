@@ -545,10 +545,10 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "a page": ("text/html", b"{}", 400, "must be multipart/form-data or application/json, got 'text/html'."),
     "no JSON": ("application/json", b"prompt=x", 400, "The body is not valid JSON. Send one JSON object."),
     "nothing": ("application/json", b"", 400, "The body is not valid JSON."),
-    "no UTF-8": ("application/json", b'{"prompt": "\xff"}', 400, "The body is not valid JSON."),
+    "no UTF-8": ("application/json", b'{"prompt": "\xff"}', 400, "its text is not UTF-8."),
     # By default, Java's StringEntity is in Latin-1, whatever the Content-Type says.
-    "Latin-1": ("application/json", '{"prompt": "Bär"}'.encode("latin-1"), 400, "Its text is not in UTF-8"),
-    "UTF-16": ("application/json", '{"prompt": "x"}'.encode("utf-16"), 400, "Its text is not in UTF-8"),
+    "Latin-1": ("application/json", '{"prompt": "Bär"}'.encode("latin-1"), 400, "its text is not UTF-8."),
+    "UTF-16": ("application/json", '{"prompt": "x"}'.encode("utf-16"), 400, "its text is not UTF-8."),
     "nested": ("application/json", b"[" * 100_000, 400, "The body is nested more than 32 levels deep."),
     "a list": ("application/json", b"[]", 400, "The body must be a JSON object"),
     "NaN": ("application/json", b'{"guidance_scale": NaN}', 400, "guidance_scale must be a finite number, got nan."),
