@@ -21,8 +21,9 @@ from serve_app.jobs.stores.store import Store
 logger = logging.getLogger(__name__)
 
 
-ROOM_POLL_S = 0.5
-"""Between two attempts at an edit while the editors are full, and after the first editor that died during it."""
+EDITOR_RETRY_S = 0.5
+"""Pause before an edit is offered to the editors again: each time while they are full, and after the first editor that
+died during it."""
 
 MAX_LOSSES = 7
 """Attempts at an edit whose editors keep dying. The pauses between them double, half a minute in all: Serve may take
@@ -204,12 +205,12 @@ class Runner:
             try:
                 return await self._service.draw(request, rewrite, pictures, on_progress, _left_s(limit))
             except Overloaded:
-                pause_s = ROOM_POLL_S
+                pause_s = EDITOR_RETRY_S
             except ServiceUnavailable:
                 num_losses += 1
                 if num_losses == MAX_LOSSES:
                     raise
-                pause_s = ROOM_POLL_S * 2 ** (num_losses - 1)
+                pause_s = EDITOR_RETRY_S * 2 ** (num_losses - 1)
             await asyncio.sleep(pause_s)
 
     def _progress(self, job: LiveJob, index: int, progress: Progress) -> None:

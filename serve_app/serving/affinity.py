@@ -8,17 +8,18 @@ from collections.abc import Mapping
 EXCESS = 1.25
 """A replica may have this many times the mean load."""
 
-TOGETHER = 4
-"""Edits beyond that which follow their picture: an encoding saved is worth a short wait, not a long one."""
+MAX_EXTRA_LOAD = 4
+"""How many edits above that a replica may have and still get an edit of a picture that it has encoded: an encoding
+saved is worth a short wait, not a long one."""
 
 MAX_PICTURES = 1024
 """Remembered with their replicas, about as many as the editors' caches hold."""
 
 
 class PictureAffinity:
-    """Remembers where pictures went. An edit of a new picture goes to the first replica, in an order that follows from
-    picture and replica alone, whose load is near the mean: so callers that share nothing agree as long as they can, and
-    unlike edits spread evenly."""
+    """Remembers where pictures went. An edit of a new picture goes to the first replica whose load is near the mean.
+    The order depends on picture and replica only, so different processes choose the same replica while loads are
+    similar, and edits of different pictures spread evenly."""
 
     def __init__(self) -> None:
         self._replica_of: OrderedDict[str, str] = OrderedDict()
@@ -34,7 +35,7 @@ class PictureAffinity:
         hashed = sorted(loads, key=lambda replica: _rank(picture, replica))
         near = [replica for replica in hashed if loads[replica] < math.ceil(EXCESS * mean)]
         far = sorted((replica for replica in hashed if replica not in near), key=lambda replica: loads[replica])
-        follows = [known] if known in loads and loads[known] < EXCESS * mean + TOGETHER else []
+        follows = [known] if known in loads and loads[known] < EXCESS * mean + MAX_EXTRA_LOAD else []
         return list(dict.fromkeys([*follows, *near, *far]))
 
     def remember(self, picture: str, replica: str) -> None:

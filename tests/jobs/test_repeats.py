@@ -174,7 +174,7 @@ async def test_a_stream_remembers_what_it_sent_of_a_job_that_runs_longer_than_jo
 async def test_an_edit_is_rewritten_once_however_often_it_is_drawn(
     stores: Stores, monkeypatch: pytest.MonkeyPatch, problem: Exception
 ) -> None:
-    monkeypatch.setattr(runner, "ROOM_POLL_S", 0.01)
+    monkeypatch.setattr(runner, "EDITOR_RETRY_S", 0.01)
     editor, rewriter = FakeEditor(problem=problem), FakeRewriter()
     async with replica_on(stores.open(), editor, rewriter) as service:
         await service.submit(spec("job", rewrite=True), [(picture(),)])

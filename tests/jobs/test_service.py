@@ -190,7 +190,7 @@ async def _returning(spec: JobSpec) -> JobSpec:
 
 
 def test_a_job_survives_the_death_of_its_editors(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "ROOM_POLL_S", 0.02)
+    monkeypatch.setattr(runner, "EDITOR_RETRY_S", 0.02)
 
     async def live() -> None:
         editor = FakeEditor(problem=ServiceUnavailable("the replica died"))
@@ -209,7 +209,7 @@ def test_a_job_survives_the_death_of_its_editors(replica: Make, monkeypatch: pyt
 
 
 def test_a_job_waits_while_the_editors_are_full(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "ROOM_POLL_S", 0.01)
+    monkeypatch.setattr(runner, "EDITOR_RETRY_S", 0.01)
 
     async def live() -> None:
         editor = FakeEditor(problem=Overloaded("full"))

@@ -14,7 +14,7 @@ from ray.serve.request_router import PendingRequest, RunningReplica
 from serve_app.app import build
 from serve_app.config import AppSettings, EditorSettings
 from serve_app.serving import affinity
-from serve_app.serving.affinity import EXCESS, TOGETHER, PictureAffinity
+from serve_app.serving.affinity import EXCESS, MAX_EXTRA_LOAD, PictureAffinity
 from serve_app.serving.picture_router import PictureRouter
 from serve_app.serving.shared import key_of
 from tests import fakes
@@ -57,7 +57,7 @@ def test_views_follow_their_picture_until_its_replica_has_much_more_to_do() -> N
     while send(known, "x", now) == first:
         pass
     mean = sum(now.values()) / len(now)
-    assert TOGETHER < now[first] <= EXCESS * mean + TOGETHER + 1
+    assert MAX_EXTRA_LOAD < now[first] <= EXCESS * mean + MAX_EXTRA_LOAD + 1
 
 
 def test_a_picture_stays_where_its_last_edit_went() -> None:
