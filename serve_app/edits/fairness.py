@@ -126,7 +126,8 @@ class ActiveClients:
     """Which clients have sent work within `ACTIVE_S`. A client that is alone may take all of what is shared.
 
     Args:
-        left: the part that it leaves to the others else, as a divisor: 4 is a quarter.
+        left: while other clients are active, one client may take all but `1 / left` of what is shared (4: three
+            quarters).
         clock: seconds.
     """
 
@@ -177,13 +178,13 @@ class Places:
         self._active = ActiveClients(4, clock)
 
     def require(self, client: str, taken: Counter[str], num: int = 1) -> None:
-        """Ask for `num` places; more than there are can be had while nothing else is there.
+        """Ask for `num` places. A request for more places than exist is accepted while nothing else holds one.
 
         Args:
             taken: the places of each client.
 
         Raises:
-            KeyPlacesTaken: the client has all that it gets. It would not get free ones, so this comes first.
+            KeyPlacesTaken: the client holds its whole share. Checked first, since free places would not help it.
             Overloaded: they are not free.
         """
         self._active.add(client)

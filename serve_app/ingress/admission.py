@@ -16,12 +16,14 @@ quarters at most (`Places` in `edits/fairness.py`, which decides for both kinds 
 The 429 says `overloaded` where all places are taken, `key_places_taken` where the client has its part, `store_full`
 where its pictures would not fit.
 
-Everything else that answers 429 only does so earlier or bounds a part of the service. Earlier: `QueuePlaces` repeats a
-refusal to its client for `FULL_S`, and the proxy repeats `overloaded` to all clients and `key_places_taken` to its own
-(`QueueFullMiddleware` in `ingress/proxy.py`). Bounds: the proxy limits open requests and their bytes
-(`ingress/limits/requests.py`). Work within the places reaches the others only where several ingress replicas share few
-editors: Serve's queue of each deployment (`max_queued_requests`) and the engine's (`max_waiting_edits`). A job that
-these refuse waits in Jobs and is tried again.
+Every other 429 is of one of two kinds:
+
+- Repeats of these refusals, without asking Jobs: `QueuePlaces` repeats one to its client for `FULL_S`, and the proxy
+  repeats `overloaded` to all clients and `key_places_taken` to its own (`QueueFullMiddleware` in `ingress/proxy.py`).
+- Limits of other resources: the proxy limits open requests and the bytes of their bodies (`limits/requests.py`), the
+  ingress the bytes of responses (`limits/responses.py`). Serve limits the queue of each deployment
+  (`max_queued_requests`) and the engine its own (`max_waiting_edits`); work within the places reaches these limits only
+  where several ingress replicas share few editors. A job that they refuse waits in Jobs and is tried again.
 """
 
 import asyncio

@@ -28,8 +28,8 @@ class LiveJob:
         limits: the timeouts of the edits that are being drawn.
         expiry: ends the job if it is not picked up in time.
         writing: held while its record is written, so that changes are stored in their order.
-        context: of the request that brought it. Its task runs in this one, so that Serve logs the request's id with the
-            job's edits, even if the end of another job starts it.
+        context: the context variables of the request that submitted the job. Its task runs in them, so that Serve logs
+            that request's id, even if the end of another job starts the task.
     """
 
     spec: JobSpec
@@ -101,7 +101,7 @@ class StreamCursor:
 
     Attributes:
         expires_at: when it may be dropped unless the job runs here, in seconds since the epoch.
-        has_ended: they know the end, so nothing new can come.
+        has_ended: the listeners have received the final state, so nothing new can come.
         reading: held while the job is read for a listener.
     """
 

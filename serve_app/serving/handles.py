@@ -40,12 +40,11 @@ from serve_app.serving.shared import PutPictures, put
 
 logger = logging.getLogger(__name__)
 
-# A new Jobs replica runs some seconds after Serve has noticed that the old one is dead.
-_SUCCESSOR_S = 60.0
-_SUCCESSOR_POLL_S = 0.5
-_HEALTH_S = 2.0
-_STATUS_S = 1.0
-_ALL_S = 10.0
+_SUCCESSOR_S = 60.0  # for a new Jobs replica, which runs some seconds after Serve has noticed that the old one is dead
+_SUCCESSOR_POLL_S = 0.5  # between two attempts to reach it
+_HEALTH_S = 2.0  # for the replicas' answers to a health check
+_STATUS_S = 1.0  # how long Serve's status is cached
+_ALL_S = 10.0  # for a call of all replicas, and for Serve's status
 
 # Errors after which a later attempt may succeed; the first class that matches gives the message.
 _UNAVAILABLE: dict[type[Exception], str] = {

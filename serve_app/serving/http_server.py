@@ -8,7 +8,7 @@ from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 STALLED_S = 20.0
-"""How long a client may take none of the bytes that were sent to it, or not all of them."""
+"""A connection is aborted when its client has not taken all that was sent within this time."""
 
 MAX_HEAD_BYTES = 2 * 2**20
 """Of a request's line and headers. Above it, uvicorn answers 400 in plain text. The middleware's limits are much lower,

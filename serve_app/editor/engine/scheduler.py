@@ -11,8 +11,8 @@ chosen before is passed over; one above the whole budget runs alone. With `short
 5. else the one with the least work left (steps times tokens), to which `AGEING` times what the engine had done when the
    edit came is added.
 
-By 3 and 5 an edit is overtaken only by those of its client that come before the engine has done `1 / AGEING` times that
-edit's own work, by urgent ones until then, and by what other clients may have: none starves.
+No edit starves: by rule 2 clients take turns, and by rule 3, once the engine has done `1 / AGEING` times an edit's work
+since it came, no later edit of its client goes first.
 
 While several clients send edits, one of them gets at most half of the budget, so that a step is short for the others.
 

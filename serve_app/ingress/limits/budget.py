@@ -45,7 +45,8 @@ class _Waiter:
 
 class ByteBudget:
     """Bytes that clients hold, in total and by client. First come, first served; a client that has to wait for its own
-    bytes does not delay the others. More than a limit are granted to who holds nothing. Lives on one event loop.
+    bytes does not delay the others. More bytes than `per_client` are granted to a client that holds none, more than
+    `total` when no client holds any. Lives on one event loop.
 
     Attributes:
         total: bytes of all clients. It and `per_client` may be changed; bytes that are held stay.
@@ -195,7 +196,7 @@ class ResponseBytes:
         """Take what is missing of `num_bytes` that are sent next.
 
         Raises:
-            Overloaded: no room came free in time.
+            Overloaded: the bytes did not fit in time.
         """
         missing = num_bytes - self._reserved
         if missing >= COUNTED_BYTES:
@@ -206,7 +207,7 @@ class ResponseBytes:
         """Reserve what `num_bytes` lacks, then wait until the response or event may be sent.
 
         Raises:
-            Overloaded: no room came free in time.
+            Overloaded: the bytes did not fit in time.
         """
         await self.reserve(num_bytes)
         if num_bytes >= COUNTED_BYTES:

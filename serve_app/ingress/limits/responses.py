@@ -80,7 +80,8 @@ class _LimitedSend:
     async def __call__(self, message: Message) -> None:
         """
         Raises:
-            Overloaded: an event of a stream found no room in time. A response of known length becomes a 429 instead.
+            Overloaded: the bytes of a stream's event did not fit in time. A response of known length becomes a 429
+                instead.
         """
         if message["type"] == "http.response.start":
             await self._start(message)

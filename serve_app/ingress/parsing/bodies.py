@@ -182,13 +182,13 @@ def check_json(body: bytes, field: str | None = None) -> None:
 
 
 def _is_deep(unquoted: bytes) -> bool:
-    # What is not too many has no more of them.
+    # A body within MAX_JSON_VALUES has no more brackets than this; the rest need not be examined.
     brackets = unquoted.translate(_ONE_KIND, _NO_BRACKETS)[: 3 * MAX_JSON_VALUES]
     for _ in range(MAX_JSON_DEPTH):
         num_before, brackets = len(brackets), brackets.replace(b"[]", b"")
         if len(brackets) == num_before:
             break
-    # What has no partner is not JSON, but may be deep: brackets that close nothing, then some that are never closed.
+    # Unpaired brackets are not valid JSON, but the parser would still nest that deep.
     return b"[]" in brackets or brackets.count(b"[") > MAX_JSON_DEPTH
 
 
