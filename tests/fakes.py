@@ -21,7 +21,7 @@ from serve_app.edits.request import (
     PreparedPicture,
     Progress,
     Rewrite,
-    RewriteJob,
+    RewriteRequest,
     Sampling,
     SharedPictures,
     TokenCounts,
@@ -166,9 +166,9 @@ class FakeRewriter:
 
     answer: Rewrite = field(default_factory=lambda: Rewrite("a precise wish"))
     problem: Exception | None = None
-    jobs: list[RewriteJob] = field(default_factory=list)
+    jobs: list[RewriteRequest] = field(default_factory=list)
 
-    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
+    async def rewrite(self, job: RewriteRequest, pictures: SharedPictures) -> Rewrite:
         self.jobs.append(job)
         if self.problem is not None:
             raise self.problem

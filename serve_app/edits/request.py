@@ -125,7 +125,7 @@ class EditRequest(EditOptions):
 
 
 @dataclass(frozen=True)
-class RewriteJob:
+class RewriteRequest:
     """A request to the rewriter. `prompt` has no camera tokens."""
 
     request_id: str

@@ -13,7 +13,7 @@ from serve_app.edits.request import (
     EditResult,
     Progress,
     Rewrite,
-    RewriteJob,
+    RewriteRequest,
     SharedPictures,
 )
 from serve_app.errors import DeadlineExceeded, ServiceError
@@ -41,7 +41,7 @@ class EditorPort(Protocol):
 
 
 class RewriterPort(Protocol):
-    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite: ...
+    async def rewrite(self, request: RewriteRequest, pictures: SharedPictures) -> Rewrite: ...
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,8 @@ class EditService:
             return Rewrite(None, "this server has no rewriter")
         if not request.prompt.strip():
             return Rewrite(None, "there is no prompt to rewrite")
-        job = RewriteJob(request.request_id, request.prompt)
         try:
-            return await self._rewriter.rewrite(job, pictures)
+            return await self._rewriter.rewrite(RewriteRequest(request.request_id, request.prompt), pictures)
         except ServiceError as problem:
             logger.warning("no rewriting for %s: %s", request.request_id, problem)
             return Rewrite(None, f"the rewriter is not available: {problem}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from serve_app.config import RewriterSettings
-from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.edits.request import Pictures, Rewrite, RewriteRequest
 from serve_app.errors import ServiceUnavailable
 from serve_app.rewriter.instructions import FAILED
 from serve_app.rewriter.model import RewriterModel, Row
@@ -26,7 +26,7 @@ STUCK_TIMEOUTS = 10
 class _Waiting:
     """A rewrite whose caller waits for `ended`. The model's thread sets `row`, and reads whether it is wanted."""
 
-    job: RewriteJob
+    request: RewriteRequest
     pictures: Pictures
     ended: asyncio.Future[Rewrite] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     row: Row | None = None
@@ -64,9 +64,9 @@ class RewriteBatches:
         if self._began is not None and time.monotonic() - self._began > STUCK_TIMEOUTS * self._settings.timeout_s:
             raise ServiceUnavailable("The rewriter's model does not answer.")
 
-    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+    async def rewrite(self, request: RewriteRequest, pictures: Pictures) -> Rewrite:
         """A better instruction, or the reason why there is none."""
-        waiting = _Waiting(job, pictures)
+        waiting = _Waiting(request, pictures)
         self._waiting[waiting] = None
         if len(self._waiting) >= self._settings.max_batch_size:
             self._is_full.set()
@@ -115,10 +115,12 @@ class RewriteBatches:
         ended = waiting.ended  # The row refers to this alone: in a cycle, its tensors would outlive it.
         try:
             if waiting.row is None:
-                waiting.row = self._model.prepare(waiting.job.prompt, waiting.pictures, lambda: not ended.cancelled())
+                waiting.row = self._model.prepare(
+                    waiting.request.prompt, waiting.pictures, lambda: not ended.cancelled()
+                )
             return waiting.row
         except Exception:
-            logger.exception("rewriting failed for %s", waiting.job.request_id)
+            logger.exception("rewriting failed for %s", waiting.request.request_id)
             return None
 
     def _rewritten(self, batch: dict[_Waiting, Row]) -> dict[_Waiting, Rewrite]:
@@ -129,7 +131,7 @@ class RewriteBatches:
         except Exception as problem:
             self._device_failed = self._device_failed or fault_of(problem) is Fault.DEVICE
             if len(batch) == 1:
-                logger.exception("rewriting failed for %s", ", ".join(each.job.request_id for each in batch))
+                logger.exception("rewriting failed for %s", ", ".join(each.request.request_id for each in batch))
                 return dict.fromkeys(batch, FAILED)
             logger.warning("a batch of %d rewrites failed; they run one by one", len(batch), exc_info=True)
         # Outside the handler: the exception's frames hold the batch's tensors.

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import RewriterSettings
-from serve_app.edits.request import Pictures, Rewrite, RewriteJob, SharedPictures
+from serve_app.edits.request import Pictures, Rewrite, RewriteRequest, SharedPictures
 from serve_app.edits.service import RewriterPort
 from serve_app.rewriter.endpoint import EndpointRewriter
 from serve_app.rewriter.instructions import FAILED
@@ -41,9 +41,9 @@ class Rewriter:
         self._batches = RewriteBatches(model, settings, thread)
         self._bounded = BoundedRewriter(self._batches.rewrite, settings)
 
-    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+    async def rewrite(self, request: RewriteRequest, pictures: Pictures) -> Rewrite:
         """A better instruction, or the reason why there is none. The time limit includes waiting for the model."""
-        return await self._bounded.rewrite(job, pictures)
+        return await self._bounded.rewrite(request, pictures)
 
     async def check_health(self) -> None:
         """Serve replaces this replica where it raises."""
@@ -57,42 +57,42 @@ class EndpointPort:
         self._timeout_s = settings.timeout_s
         self._bounded = BoundedRewriter(EndpointRewriter(settings).rewrite, settings)
 
-    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
+    async def rewrite(self, request: RewriteRequest, pictures: SharedPictures) -> Rewrite:
         """A better instruction, or the reason why there is none."""
         try:
             seen: Pictures = await asyncio.wait_for(cast(PutPictures, pictures).reference, self._timeout_s)
         except (RayError, TimeoutError) as problem:
             # The editor needs the same pictures: its error is the one for the client.
-            logger.warning("no rewriting for %s: its pictures cannot be read: %s", job.request_id, problem)
+            logger.warning("no rewriting for %s: its pictures cannot be read: %s", request.request_id, problem)
             return FAILED
-        return await self._bounded.rewrite(job, seen)
+        return await self._bounded.rewrite(request, seen)
 
 
 class BoundedRewriter:
     """Runs rewrites within the time limit, keeps recent ones, and counts all."""
 
     def __init__(
-        self, run: Callable[[RewriteJob, Pictures], Coroutine[Any, Any, Rewrite]], settings: RewriterSettings
+        self, run: Callable[[RewriteRequest, Pictures], Coroutine[Any, Any, Rewrite]], settings: RewriterSettings
     ) -> None:
         self._run = run
         self._timeout_s = settings.timeout_s
         self._shared = SharedRewrites(settings.cache_bytes)
         self._metrics = RewriteMetrics()
 
-    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+    async def rewrite(self, request: RewriteRequest, pictures: Pictures) -> Rewrite:
         began = time.monotonic()
-        rewrite = await self._within_limit(job, pictures)
+        rewrite = await self._within_limit(request, pictures)
         self._metrics.ended(rewrite, time.monotonic() - began)
         return rewrite
 
-    async def _within_limit(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+    async def _within_limit(self, request: RewriteRequest, pictures: Pictures) -> Rewrite:
         try:
-            shared = self._shared.get(job.prompt, pictures, lambda: self._run(job, pictures))
+            shared = self._shared.get(request.prompt, pictures, lambda: self._run(request, pictures))
             return await asyncio.wait_for(shared, self._timeout_s)
         except TimeoutError:
             return Rewrite(None, f"the rewriter took longer than {self._timeout_s:g} s")
         except Exception:
-            logger.exception("rewriting failed for %s", job.request_id)
+            logger.exception("rewriting failed for %s", request.request_id)
             return FAILED
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serve_app.config import RewriterSettings
 from serve_app.edits.images import encode_base64, encode_picture, resample
-from serve_app.edits.request import OutputFormat, Pictures, Pixels, Rewrite, RewriteJob, size_of
+from serve_app.edits.request import OutputFormat, Pictures, Pixels, Rewrite, RewriteRequest, size_of
 from serve_app.edits.sizes import Size
 from serve_app.net.origins import origin_of
 from serve_app.net.outbound import Outbound, Unreachable, chunks_of
@@ -43,31 +43,31 @@ class EndpointRewriter:
         self._places = asyncio.Semaphore(MAX_ENDPOINT_CALLS)
         self._num_calls = 0
 
-    async def rewrite(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+    async def rewrite(self, request: RewriteRequest, pictures: Pictures) -> Rewrite:
         """A better instruction, or the reason why there is none."""
         if self._num_calls >= MAX_ENDPOINT_CALLS + MAX_ENDPOINT_WAITING:
             return Rewrite(None, "too many prompts wait for the rewriter")
         self._num_calls += 1
         try:
             async with self._places:
-                return await self._call(job, pictures)
+                return await self._call(request, pictures)
         except Unreachable as problem:
-            logger.warning("the rewriter's endpoint gave no answer for %s: %s", job.request_id, problem)
+            logger.warning("the rewriter's endpoint gave no answer for %s: %s", request.request_id, problem)
             return Rewrite(None, "the rewriter's endpoint could not be reached, or did not answer in time")
         finally:
             self._num_calls -= 1
 
-    async def _call(self, job: RewriteJob, pictures: Pictures) -> Rewrite:
+    async def _call(self, request: RewriteRequest, pictures: Pictures) -> Rewrite:
         try:
             headers = await asyncio.to_thread(self._headers)
         except (OSError, ValueError) as problem:
             # Never the text of a ValueError, which may quote the key.
             logger.error("rewriter.key_file cannot be read or holds no key: %s", type(problem).__name__)
             return Rewrite(None, "the rewriter's key is not configured")
-        content = await asyncio.to_thread(self._body, job.prompt, pictures)
+        content = await asyncio.to_thread(self._body, request.prompt, pictures)
         async with self._outbound.exchange("POST", self._url, headers, content) as response:
             if response.status_code != 200:
-                logger.warning("the rewriter's endpoint answered %s with %d", job.request_id, response.status_code)
+                logger.warning("the rewriter's endpoint answered %s with %d", request.request_id, response.status_code)
                 return Rewrite(None, f"the rewriter's endpoint answered with status {response.status_code}")
             data = b"".join([chunk async for chunk in chunks_of(response, MAX_ENDPOINT_BYTES)])
         return _parsed(data)

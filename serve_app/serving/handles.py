@@ -32,7 +32,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 from ray.serve.schema import ServeStatus
 
 from serve_app.edits.job import JOBS_METHODS, JobSpec, JobsPort
-from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, RewriteJob, SharedPictures
+from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, RewriteRequest, SharedPictures
 from serve_app.edits.service import OnProgress, RewriterPort
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.serving.cached_call import CachedCall
@@ -118,7 +118,7 @@ class RewriterHandle:
         self._handle = handle
         self._timeout_s = timeout_s
 
-    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
+    async def rewrite(self, request: RewriteRequest, pictures: SharedPictures) -> Rewrite:
         """Every failure is a ServiceError, so that the edit goes on with the user's prompt.
 
         Raises:
@@ -126,15 +126,15 @@ class RewriterHandle:
         """
         try:
             with _translated_errors():
-                return await self._rewrite(job, pictures)
+                return await self._rewrite(request, pictures)
         except ServiceError:
             raise
         except Exception as problem:
-            logger.exception("rewriting failed for %s", job.request_id)
+            logger.exception("rewriting failed for %s", request.request_id)
             raise ServiceUnavailable("The rewriter failed; the server's log has the reason.") from problem
 
-    async def _rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
-        response = self._handle.rewrite.remote(job, cast(PutPictures, pictures).reference)
+    async def _rewrite(self, request: RewriteRequest, pictures: SharedPictures) -> Rewrite:
+        response = self._handle.rewrite.remote(request, cast(PutPictures, pictures).reference)
         limit = asyncio.timeout(self._timeout_s)
         try:
             async with limit:

@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 
 from serve_app.config import RewriterSettings
-from serve_app.edits.request import Pictures, PreparedPicture, Rewrite, RewriteJob
+from serve_app.edits.request import Pictures, PreparedPicture, Rewrite, RewriteRequest
 from serve_app.rewriter.batches import RewriteBatches
 from serve_app.rewriter.deployment import BoundedRewriter
 from serve_app.rewriter.model import RewriterModel, Row
@@ -38,7 +38,7 @@ NUM_PROMPTS = 8
 SIDES_PX = (96, 128, 160, 256)
 WORDS = ("make", "the", "sky", "of", "picture", "one", "look", "like", "a", "warm", "evening", "by", "the", "sea")
 
-Request = tuple[RewriteJob, Pictures]
+Request = tuple[RewriteRequest, Pictures]
 Run = Callable[[Sequence[Request]], Awaitable[list[str]]]
 
 
@@ -49,7 +49,7 @@ class RawModel(RewriterModel):
         return [Rewrite(answer) for answer in self.generate(rows)]
 
     @torch.inference_mode()
-    def generate_alone(self, job: RewriteJob, pictures: Pictures) -> str:
+    def generate_alone(self, job: RewriteRequest, pictures: Pictures) -> str:
         """One call of `generate`, with no batch and no shared prefix."""
         inputs = self.prepare(job.prompt, pictures).inputs
         tokens = self._model.generate(
@@ -69,7 +69,7 @@ class RawModel(RewriterModel):
 
 def requests(rng: np.random.Generator, max_pictures: int) -> list[Request]:
     return [
-        (RewriteJob("id", " ".join(rng.choice(WORDS, 4 + 6 * number))), _pictures(rng, 1 + number % max_pictures))
+        (RewriteRequest("id", " ".join(rng.choice(WORDS, 4 + 6 * number))), _pictures(rng, 1 + number % max_pictures))
         for number in range(NUM_PROMPTS)
     ]
 

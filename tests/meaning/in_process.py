@@ -11,7 +11,7 @@ from serve_app.config import AppSettings
 from serve_app.editor.engine.engine import Engine
 from serve_app.editor.engine.ticket import Ticket
 from serve_app.editor.loading.load import load_model
-from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, RewriteJob, SharedPictures
+from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, RewriteRequest, SharedPictures
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
@@ -42,7 +42,7 @@ class ModelRewriter:
         assert settings.rewriter is not None
         self._model = RewriterModel(settings.rewriter)
 
-    async def rewrite(self, job: RewriteJob, pictures: SharedPictures) -> Rewrite:
+    async def rewrite(self, job: RewriteRequest, pictures: SharedPictures) -> Rewrite:
         (rewrite,) = self._model.rewrite([self._model.prepare(job.prompt, cast(Pictures, pictures))])
         return rewrite
 

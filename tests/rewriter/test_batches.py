@@ -11,7 +11,7 @@ import pytest
 from transformers import BatchFeature
 
 from serve_app.config import RewriterSettings, WeightsSource
-from serve_app.edits.request import Pictures, Rewrite, RewriteJob
+from serve_app.edits.request import Pictures, Rewrite, RewriteRequest
 from serve_app.errors import ServiceUnavailable
 from serve_app.rewriter.batches import RewriteBatches
 from serve_app.rewriter.instructions import FAILED
@@ -76,7 +76,7 @@ def run(model: FakeModel, scenario: Callable[[Send], Awaitable[Any]], **update: 
     async def main() -> Any:
         with ThreadPoolExecutor(1) as thread:
             batches = RewriteBatches(cast(Any, model), settings, thread)
-            return await scenario(lambda name: asyncio.create_task(batches.rewrite(RewriteJob(name, name), ())))
+            return await scenario(lambda name: asyncio.create_task(batches.rewrite(RewriteRequest(name, name), ())))
 
     return asyncio.run(main())
 
@@ -208,8 +208,8 @@ def test_only_a_lost_device_makes_it_unhealthy_for_good(problem: str, is_lost: b
     async def main(thread: ThreadPoolExecutor) -> None:
         batches = batches_of(FakeModel(failing={"bad"}, problem=problem), thread)
         assert healthy(batches)
-        assert await batches.rewrite(RewriteJob("bad", "bad", 0), ()) == FAILED
-        await batches.rewrite(RewriteJob("good", "good", 0), ())
+        assert await batches.rewrite(RewriteRequest("bad", "bad"), ()) == FAILED
+        await batches.rewrite(RewriteRequest("good", "good"), ())
         assert healthy(batches) is not is_lost
 
     with ThreadPoolExecutor(1) as thread:
@@ -220,7 +220,7 @@ def test_a_batch_that_does_not_end_makes_it_unhealthy_until_it_does() -> None:
     async def main(thread: ThreadPoolExecutor) -> None:
         gate = threading.Semaphore(0)
         batches = batches_of(FakeModel(gate=gate), thread, timeout_s=0.01)
-        rewriting = asyncio.create_task(batches.rewrite(RewriteJob("slow", "slow", 0), ()))
+        rewriting = asyncio.create_task(batches.rewrite(RewriteRequest("slow", "slow"), ()))
         await until_async(lambda: not healthy(batches))
         gate.release()
         assert await rewriting == Rewrite("SLOW")

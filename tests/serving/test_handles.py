@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.app import build
 from serve_app.config import AppSettings
 from serve_app.edits.job import JOBS_METHODS, JobsPort
-from serve_app.edits.request import EditRequest, EditResult, Rewrite, RewriteJob, SharedPictures
+from serve_app.edits.request import EditRequest, EditResult, Rewrite, RewriteRequest, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.edits.sizes import OutputSize, Size
 from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceError, ServiceUnavailable
@@ -32,7 +32,7 @@ from serve_app.serving.shared import PutPictures
 from tests import fakes
 from tests.jobs.replicas import spec
 
-JOB = RewriteJob("id", "a wish")
+JOB = RewriteRequest("id", "a wish")
 PICTURES = SharedPictures(PutPictures("a reference", "a key"))
 ANSWER_OF_JAVA = SimpleNamespace(language=1, formatted_exception_string="x")
 LOST = ("00ff", None, "")
