@@ -15,6 +15,7 @@ from serve_app import __version__
 from serve_app.errors import ServiceError, StartupError, UsageError
 from serve_app.tools.edit import arguments as edit_arguments
 from serve_app.tools.load import arguments as load_arguments
+from serve_app.tools.numbers import above_0, at_least_0, at_least_1
 from serve_app.tools.plan import arguments as plan_arguments
 
 FAILED = 1
@@ -174,7 +175,7 @@ def _add_tiny(tiny: argparse.ArgumentParser) -> None:
     tiny.add_argument(
         "--cyanotype", action="store_true", help="with --train: only that adapter, on the shipped weights"
     )
-    tiny.add_argument("--minutes", type=float, metavar="N", default=math.inf, help="stop a stage that takes longer")
+    tiny.add_argument("--minutes", type=above_0, metavar="N", default=math.inf, help="stop a stage that takes longer")
     tiny.set_defaults(command=_tiny)
 
 
@@ -191,7 +192,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     engine = parts.add_parser("engine", help="the engine alone, without Ray, against diffusers' own pipeline")
     engine.add_argument("--config", type=Path, metavar="FILE", help="a Serve config (default: configs/random-cpu.yaml)")
     engine.add_argument("--random-weights", action="store_true", help="full-size random weights, without a download")
-    engine.add_argument("--rounds", type=int, metavar="N", default=5, help="default: 5")
+    engine.add_argument("--rounds", type=at_least_1, metavar="N", default=5, help="default: 5")
     engine.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file, too")
     engine.add_argument("--plot", type=Path, metavar="FILE", help="plot the step times to this PNG file")
     engine.add_argument("--paper", action="store_true", help="compute each stage's roofline on a GPU; measures nothing")
@@ -211,13 +212,15 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
 
 def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("file", type=Path, metavar="FILE", help="a Serve config")
-    run.add_argument("--grace", type=float, metavar="S", default=1800, help="seconds to finish work in (default: 1800)")
+    run.add_argument(
+        "--grace", type=at_least_0, metavar="S", default=1800, help="seconds to finish work in (default: 1800)"
+    )
     run.set_defaults(command=_run)
 
 
 def _add_drain(drain: argparse.ArgumentParser) -> None:
     drain.add_argument("url", metavar="URL", help="URL of the service, such as http://127.0.0.1:8000")
-    drain.add_argument("--timeout", type=float, metavar="S", default=1800, help="seconds to wait (default: 1800)")
+    drain.add_argument("--timeout", type=at_least_0, metavar="S", default=1800, help="seconds to wait (default: 1800)")
     drain.add_argument("--undo", action="store_true", help="end a drain: let the service take new work again")
     drain.set_defaults(command=_drain)
 

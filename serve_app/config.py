@@ -61,7 +61,7 @@ Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class WeightsSource(Settings):
@@ -422,6 +422,12 @@ class LimitSettings(Settings):
         description="Sets of pictures of one client that one ingress replica decodes at once, each in a process; "
         "default 2.",
     )
+
+    @model_validator(mode="after")
+    def _some_sides_are_allowed(self) -> Self:
+        if self.min_side_px > self.max_side_px:
+            raise ValueError(f"min_side_px ({self.min_side_px}) is above max_side_px ({self.max_side_px})")
+        return self
 
 
 class SqliteStoreSettings(Settings):

@@ -55,7 +55,7 @@ EXECUTION_TIMEOUT = "executionTimeout exceeded"
 
 @dataclass(frozen=True)
 class RepeatKey:
-    """An Idempotency-Key and the fingerprint of the request that it was sent with."""
+    """An Idempotency-Key, with the name of the API key that sent it, and the fingerprint of its request."""
 
     key: str
     fingerprint: str

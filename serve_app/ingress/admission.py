@@ -88,7 +88,7 @@ class JobAdmission:
 
     async def _is_known(self, key: str) -> bool:
         try:
-            return await self._backend.jobs.find(RepeatKey(key, "")) is not None
+            return await self._backend.jobs.find(RepeatKey(_own(key), "")) is not None
         except RepeatKeyConflict:
             return True  # of another request than an empty one
 
@@ -171,7 +171,13 @@ class JobAdmission:
     async def _repeat_key(self, key: str, fields: str, pictures: Iterable[PictureSource]) -> RepeatKey:
         most = self._backend.settings.limits.max_picture_bytes
         loop = asyncio.get_running_loop()
-        return RepeatKey(key, await loop.run_in_executor(_HASHING, fingerprint_of, fields, [*pictures], most))
+        return RepeatKey(_own(key), await loop.run_in_executor(_HASHING, fingerprint_of, fields, [*pictures], most))
+
+
+def _own(key: str) -> str:
+    """An Idempotency-Key as it is stored: each client has its own ones. Neither part holds a line break."""
+    client = CLIENT.get()
+    return f"{client}\n{key}" if client else key
 
 
 def fingerprint_of(fields: str, pictures: Iterable[PictureSource], max_picture_bytes: int) -> str:

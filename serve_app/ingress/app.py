@@ -21,6 +21,7 @@ from serve_app.ingress.middleware import (
     DrainGate,
     HeadLimits,
     OperatorGate,
+    OwnPagesOnly,
     RejectControlHeaders,
     RequestId,
 )
@@ -51,6 +52,8 @@ def build_app(backend: Backend) -> FastAPI:
         api_keys=backend.api_keys,
         behind_haproxy=backend.behind_haproxy,
     )
+    if backend.api_keys is None:
+        app.add_middleware(OwnPagesOnly, origins=backend.settings.cors_origins)
     if backend.behind_haproxy:
         app.add_middleware(TransferLimits, limits=report)
     elif backend.behind_serve:

@@ -14,7 +14,7 @@ from serve_app.serving.control_headers import REQUEST_ID_HEADER
 
 _ALLOWED = "access-control-allow-origin"
 _EXPOSED = (REQUEST_ID_HEADER, "retry-after")
-_OTHER_PAGE = Forbidden("Web pages of this origin may not call this route, unless the server's cors_origins names it.")
+OTHER_PAGE = Forbidden("Web pages of this origin may not call this route, unless the server's cors_origins names it.")
 _MAX_AGE_S = 600
 
 
@@ -49,7 +49,7 @@ def check_origin(headers: Headers, origins: Collection[str]) -> None:
     except ValueError:
         is_own = False
     if not is_own:
-        raise _OTHER_PAGE
+        raise OTHER_PAGE
 
 
 def let_read(headers: MutableHeaders, origin: str) -> None:

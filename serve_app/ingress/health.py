@@ -57,12 +57,12 @@ def health_router(backend: Backend) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     readiness = Readiness(backend.draining, backend.editor_fault, backend.jobs)
 
-    @router.get(LIVE_PATH)
+    @router.api_route(LIVE_PATH, methods=["GET", "HEAD"])
     async def live() -> Live:
         """200 as long as this process answers."""
         return Live()
 
-    @router.get(READY_PATH)
+    @router.api_route(READY_PATH, methods=["GET", "HEAD"])
     async def ready() -> Response:
         """200 if an editor and the jobs accept work, else 503 with the reason."""
         reason = await readiness.reason()

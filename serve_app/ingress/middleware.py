@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import HeadersTooLarge, InvalidInput, ServiceError, ServiceUnavailable, Unauthorized, UrlTooLong
 from serve_app.ingress.auth import CLIENT, KEY_NAME, Keys, credentials, matching, operator_error
 from serve_app.ingress.backend import DRAINS, Draining
+from serve_app.ingress.cross_origin import OTHER_PAGE
 from serve_app.ingress.dialects import is_operator_route, is_repeatable_work, is_work, route_path
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import OPEN_PATHS, OPERATOR_PATHS
@@ -149,6 +151,31 @@ class ApiKeys:
         path = route_path(scope)
         is_open = path in OPEN_PATHS or (self._has_playground and is_open_page(path))
         return is_open or scope.get("state", {}).get("is_operator", False)
+
+
+class OwnPagesOnly:
+    """For a service that needs no key: rejects edits that a browser sends for a page of another site. A form of any
+    page would reach the service without a preflight, also one that only listens on this machine. A key is sent in a
+    header, for which browsers ask the service first.
+
+    The site is in Sec-Fetch-Site, which no page can set (https://www.w3.org/TR/fetch-metadata/).
+
+    Args:
+        origins: of pages that may.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and is_work(scope["method"], route_path(scope)):
+            headers = Headers(scope=scope)
+            is_other = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            if is_other and headers.get("origin") not in self._origins:
+                await error_response(scope["path"], OTHER_PAGE)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class RejectControlHeaders:

@@ -85,7 +85,8 @@ class FakeJobs:
         return None
 
     async def wait(self, job_id: str, wait_s: float) -> JobRecord:
-        assert wait_s > 0
+        if wait_s == 0:
+            return self._done[job_id].record if job_id in self._done else JobRecord(JobState.IN_QUEUE, 1000.0)
         if self.num_waits is None:
             await asyncio.Event().wait()
         if self.num_waits:

@@ -81,6 +81,26 @@ def test_by_default_no_page_is_allowed(tiny_settings: AppSettings) -> None:
     assert "access-control-allow-origin" not in response.headers
 
 
+@pytest.mark.parametrize("path", [EDITS, "/run", "/v2/any/runsync"])
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_without_keys_no_form_of_another_page_starts_an_edit(tiny_settings: AppSettings, path: str, site: str) -> None:
+    app = harness(tiny_settings.model_copy(update={"cors_origins": (PAGE,)}))
+    body = BODY if path == EDITS else {"input": BODY}
+
+    def status(**headers: str) -> int:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return int(app.client.post(path, json=body, headers={"content-type": "text/plain", **names}).status_code)
+
+    assert status(origin=OTHER, sec_fetch_site=site) == 403
+    assert status(sec_fetch_site=site) == 403
+    assert not app.jobs.specs
+    assert not app.editor.requests
+    assert status(origin=PAGE, sec_fetch_site=site) == 200
+    assert status(origin="http://testserver", sec_fetch_site="same-origin") == 200
+    assert status(sec_fetch_site="none") == 200
+    assert status() == 200
+
+
 def test_operators_endpoints_stay_closed_to_pages(app: Harness) -> None:
     response = app.client.post("/drain", headers={"origin": PAGE, "sec-fetch-site": "cross-site"})
     assert response.status_code == 403

@@ -32,6 +32,12 @@ def test_it_is_live_and_ready(app: Harness) -> None:
     assert (response.status_code, response.json()) == (200, {"status": "ready"})
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_probes_may_ask_for_the_head_only(app: Harness, path: str) -> None:
+    response = app.client.head(path)
+    assert (response.status_code, response.text) == (200, "")
+
+
 def test_it_is_not_ready_without_an_editor_and_says_why(app: Harness) -> None:
     async def fault() -> str | None:
         return "no Editor is up; 1 starting"

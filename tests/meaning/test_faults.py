@@ -114,6 +114,10 @@ def with_editor(settings: AppSettings, **changes: object) -> AppSettings:
     return settings.model_copy(update={"editor": settings.editor.model_copy(update=changes)})
 
 
+ATTEMPTS = 5
+"""Some faults show only where edits share a step, which edits that are sent together need not do on a busy machine."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """A fault, and the check that must detect it."""
@@ -137,8 +141,9 @@ FAULTS = (
 def test_an_injected_fault_is_detected(
     fault: Fault, settings: AppSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with (
-        in_process_service(fault.inject(monkeypatch, settings, tmp_path)) as run_job,
-        pytest.raises(AssertionError),
-    ):
-        fault.detected_by(run_job)
+    def check() -> None:
+        for _ in range(ATTEMPTS):
+            fault.detected_by(run_job)
+
+    with in_process_service(fault.inject(monkeypatch, settings, tmp_path)) as run_job, pytest.raises(AssertionError):
+        check()

@@ -4,6 +4,7 @@ begins with `planted` is searched for in all of them."""
 import json
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.pictures import photograph, to_base64, to_png
 from tests.service.conftest import KEY, OPERATOR_KEY, Service
 from tests.service.ray_session import exported, session_folder
 from tests.service.receiver import Receiver
+from tests.waiting import until
 
 PICTURE = to_base64(photograph("astronaut", 96, 64))
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 1}
@@ -165,8 +167,12 @@ def test_the_request_id_leads_to_the_job_and_to_its_edit(guarded: Service) -> No
     match = re.fullmatch(r"job (sync-\S+) taken: num_edits=1 num_picture_sets=1 size=64x64 num_steps=1", taken)
     assert match is not None
     assert [r for r in records(guarded, "Editor") if r["message"].startswith(f"edit {match[1]} done: queue_s=")]
-    for deployment in ("Jobs", "Editor"):
-        assert [r for r in records(guarded, deployment) if r.get("request_id") == "a-sane-id"]
+    for deployment in ("Jobs", "Editor"):  # Serve writes a call's line some time after its answer
+        until(partial(_names_request, guarded, deployment))
+
+
+def _names_request(service: Service, deployment: str) -> bool:
+    return any(record.get("request_id") == "a-sane-id" for record in records(service, deployment))
 
 
 def test_a_refusal_is_logged_by_its_code_and_without_a_traceback(guarded: Service) -> None:

@@ -35,7 +35,7 @@ from serve_app.ingress.parsing.bodies import LateResponse
 from serve_app.ingress.parsing.fields import RepeatKeyHeader
 from serve_app.ingress.parsing.validation import default, echo
 
-_ERRORS = error_responses(OpenAIError, 400, 401, 404, 408, 413, 414, 415, 422, 429, 431, 500, 503, 504)
+_ERRORS = error_responses(OpenAIError, 400, 401, 403, 404, 408, 413, 414, 415, 422, 429, 431, 500, 503, 504)
 _CANCELLED = error_responses(OpenAIError, 499, description="The job of this Idempotency-Key was cancelled.")
 
 _DATA_URL = f"data:image/png;base64,{SAMPLE}"

@@ -146,7 +146,11 @@ def checked_seed(value: int | None, otherwise: int, field: str, most: int = MAX_
         InvalidInput: it is out of bounds.
     """
     seed = default(value, otherwise)
-    return secrets.randbelow(RANDOM_SEEDS) if seed == -1 else within(seed, 0, most, field)
+    if seed == -1:
+        return secrets.randbelow(RANDOM_SEEDS)
+    if not 0 <= seed <= most:
+        raise InvalidInput(f"{field} must be between 0 and {most}, or -1 for a random one, got {echo(seed)}.", field)
+    return seed
 
 
 def checked_size(size: str | None, limits: LimitSettings, field: str) -> tuple[int | None, int | None]:

@@ -14,7 +14,7 @@ from serve_app.ingress.admission import JobAdmission
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.parsing.bodies import LateResponse
 from serve_app.ingress.parsing.validation import default, within
-from serve_app.ingress.runpod.answers import envelope, plain_envelope, stream
+from serve_app.ingress.runpod.answers import RunPodAccepted, envelope, plain_envelope, stream
 from serve_app.ingress.runpod.parse import parse_input, pictures_of
 from serve_app.ingress.runpod.request import RunPodPolicy, RunPodRequest
 from serve_app.net.origins import origin_of
@@ -33,7 +33,17 @@ class RunPodJobs:
         self._bodies = backend.job_bodies
         self.admission = JobAdmission(backend)
 
-    async def submit(self, request: RunPodRequest, repeat_key: str | None, *, sync: bool) -> str:
+    async def accept(self, request: RunPodRequest, repeat_key: str | None) -> RunPodAccepted:
+        """Store and queue a job. A repeated request gets the state of its job.
+
+        Raises:
+            ServiceError: the job was not accepted.
+        """
+        job_id = await self._submit(request, repeat_key, sync=False)
+        state = JobState.IN_QUEUE if repeat_key is None else (await self._jobs.wait(job_id, 0)).state
+        return RunPodAccepted(id=job_id, status=state)
+
+    async def _submit(self, request: RunPodRequest, repeat_key: str | None, *, sync: bool) -> str:
         """Store and queue a job; its id.
 
         Raises:
@@ -74,7 +84,7 @@ class RunPodJobs:
                 a FAILED job instead.
             ServiceError: the job was not accepted.
         """
-        job_id = await self.submit(request, repeat_key, sync=True)
+        job_id = await self._submit(request, repeat_key, sync=True)
         sets_execution_timeout = request.policy is not None and request.policy.executionTimeout is not None
         return LateResponse(partial(self._end_of_run, job_id, wait_ms, sets_execution_timeout))
 

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.openapi.models import Example
 from fastapi.routing import APIRoute
 
-from serve_app.edits.job import JobState
 from serve_app.ingress.backend import Backend
 from serve_app.ingress.openapi import SAMPLE, error_responses
 from serve_app.ingress.parsing.bodies import BodyReader, read_model
@@ -54,7 +53,7 @@ _JOB_EXAMPLES: dict[str, Example] = {
 NewJob = Annotated[RunPodRequest, Body(openapi_examples=_JOB_EXAMPLES)]
 WaitMs = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the job's end.")]
 StreamWaitMs = Annotated[int, Query(ge=0, le=300_000, description="Milliseconds to wait for something new.")]
-_ERRORS = error_responses(RunPodError, 400, 401, 408, 413, 414, 415, 429, 431, 500, 503, 504)
+_ERRORS = error_responses(RunPodError, 400, 401, 403, 408, 413, 414, 415, 429, 431, 500, 503, 504)
 _REPEATED = error_responses(RunPodError, 422, description="The Idempotency-Key came with another body before.")
 _OPERATORS = error_responses(RunPodError, 403, description="The request does not come from an operator.")
 _UNKNOWN = error_responses(RunPodError, 404, description="No such job, or it is no longer kept.")
@@ -105,9 +104,8 @@ def _add_submitting(router: APIRouter, jobs: RunPodJobs) -> None:
 
     @router.post("/run", responses=_REPEATED)
     async def run(request: NewJob, repeat_key: RepeatKeyHeader = None) -> RunPodAccepted:
-        """Queue a job and return at once. The status is IN_QUEUE, also where a repeated request finds a job that has
-        begun."""
-        return RunPodAccepted(id=await jobs.submit(request, repeat_key, sync=False), status=JobState.IN_QUEUE)
+        """Queue a job and return at once."""
+        return await jobs.accept(request, repeat_key)
 
 
 def _add_reading(router: APIRouter, jobs: RunPodJobs) -> None:

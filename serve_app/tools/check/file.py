@@ -26,8 +26,9 @@ from serve_app.tools.check.rules import (
     most_replicas,
     user_config_of,
 )
-from serve_app.tools.check.schema import Problems, entries, find_unknown_keys, join, validate
+from serve_app.tools.check.schema import Problems, RawMapping, entries, find_unknown_keys, join, validate
 
+MAX_PORT = 65_535
 SQLITE_WARNING = (
     "warning: args.jobs.store is a file on the node that runs Jobs: on several nodes, use Redis, as in configs/vm/"
     "serve.yaml"
@@ -67,6 +68,7 @@ def check_file(path: Path) -> ServeFile:
     if not apps:
         problems.add(join(prefix, "applications"), "must list an application")
     validate(ServeDeploySchema, emptied(raw, "applications"), prefix, problems)
+    _check_port(raw, prefix, problems)
     serve = None if problems else validate(ServeDeploySchema, raw, prefix, problems)
     if problems or serve is None:
         raise problems.as_error()
@@ -80,6 +82,13 @@ def check_file(path: Path) -> ServeFile:
     if problems:
         raise problems.as_error()
     return ServeFile(serve, known, plans)
+
+
+def _check_port(raw: RawMapping, prefix: str, problems: Problems) -> None:
+    options = raw.get("http_options")
+    port = options.get("port") if isinstance(options, dict) else None
+    if isinstance(port, int) and not 1 <= port <= MAX_PORT:
+        problems.add(join(prefix, "http_options.port"), f"must be between 1 and {MAX_PORT}")
 
 
 def _make_plans(app: ServeApplicationSchema, settings: AppSettings) -> tuple[GpuPlan, ...]:

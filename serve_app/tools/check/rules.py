@@ -32,6 +32,9 @@ def check_application(app: object, at: str, problems: Problems) -> AppSettings |
         return None
     if app.get("import_path", IMPORT_PATH) != IMPORT_PATH:
         problems.add(f"{at}.import_path", f"must be {IMPORT_PATH}")
+    prefix = app.get("route_prefix", "/")
+    if isinstance(prefix, str) and not prefix.startswith("/"):
+        problems.add(f"{at}.route_prefix", f"must begin with a slash: /{prefix}")
     validate(ServeApplicationSchema, emptied(app, "deployments"), at, problems)
     deployments = _check_deployments(app.get("deployments"), f"{at}.deployments", problems)
     args = app.get("args", {})

@@ -4,6 +4,10 @@ import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from serve_app.tools.numbers import above_0, number
+
+_finite = number(float, "a finite number", lambda value: True)
+
 DEFAULT_NAME = "{stem}{pose}"
 ORBIT = 8
 
@@ -93,7 +97,7 @@ def _add_camera(group: argparse._ArgumentGroup) -> None:
         ("elevation", "degrees: -30 from below, 0 eye level, 30, 60 from above"),
         ("distance", "0.6 close-up, 1 medium, 1.8 wide"),
     ):
-        group.add_argument(f"--{name}", type=float, action="append", default=[], metavar=name[0].upper(), help=text)
+        group.add_argument(f"--{name}", type=_finite, action="append", default=[], metavar=name[0].upper(), help=text)
     group.add_argument(
         "--orbit",
         type=_num_views,
@@ -132,8 +136,8 @@ def _add_edit(group: argparse._ArgumentGroup) -> None:
 def _lora(text: str) -> dict[str, object]:
     name, separator, weight = text.partition("=")
     try:
-        return {"name": name, "weight": float(weight)} if separator else {"name": name}
-    except ValueError:
+        return {"name": name, "weight": _finite(weight)} if separator else {"name": name}
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=WEIGHT, such as woodcut=0.8") from None
 
 
@@ -168,7 +172,7 @@ def _add_service(group: argparse._ArgumentGroup) -> None:
         "--jobs", type=_num_jobs, metavar="N", default=4, help="pictures at once with the service (default: 4)"
     )
     group.add_argument(
-        "--timeout", type=_seconds, metavar="S", default=1800.0, help="seconds to wait for one picture (default: 1800)"
+        "--timeout", type=above_0, metavar="S", default=1800.0, help="seconds to wait for one picture (default: 1800)"
     )
 
 
@@ -176,13 +180,3 @@ def _num_jobs(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 64")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value

@@ -11,7 +11,6 @@ from typing import Any
 import httpx2
 from rich.console import Console
 
-from serve_app.errors import UsageError
 from serve_app.tools.connection import CONNECT_S, Connection, find_connection
 from serve_app.tools.load.arguments import LoadOptions
 from serve_app.tools.load.dialects import DIALECTS, Send
@@ -27,7 +26,6 @@ def run_load(options: LoadOptions) -> bool:
         UsageError: an option or the mix cannot be used.
         OSError: the mix cannot be read.
     """
-    _check(options)
     mix, connection = read_mix(options.mix), find_connection(options.url, options.key)
     figures = measure(options, mix, connection)
     if options.json:
@@ -41,14 +39,6 @@ def measure(options: LoadOptions, mix: Mix, connection: Connection) -> Figures:
     """Send the load and return its figures."""
     outcomes = asyncio.run(_send(options, mix, connection))
     return figures_of(outcomes, options.warm_up, options.seconds, options.slo)
-
-
-def _check(options: LoadOptions) -> None:
-    for name, value in (("rate", options.rate), ("clients", options.clients), ("seconds", options.seconds)):
-        if value is not None and value <= 0:
-            raise UsageError(f"--{name} must be above 0.")
-    if options.warm_up < 0:
-        raise UsageError("--warm-up must not be negative.")
 
 
 async def _send(options: LoadOptions, mix: Mix, connection: Connection) -> list[Outcome]:

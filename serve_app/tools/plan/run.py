@@ -63,7 +63,6 @@ def run_plan(options: PlanOptions) -> None:
         ConfigError: the Serve file cannot be used.
         OSError: a file cannot be read.
     """
-    _check(options)
     settings, setup = read_setup(options.config or CONFIGS / "gpu-8x80gb.yaml")
     mix, costs = read_mix(options.mix), read_costs(options.costs, options.step)
     assumed = assumptions(options, mix, settings)
@@ -78,17 +77,6 @@ def run_plan(options: PlanOptions) -> None:
         print(json.dumps(document, indent=1))
     else:
         print_plan(fleets, found, growth, costs, assumed, Console())
-
-
-def _check(options: PlanOptions) -> None:
-    if any(gpus < 1 for gpus in options.gpus or ()):
-        raise UsageError("--gpus must be at least 1.")
-    if not 0 < options.load < 1:
-        raise UsageError("--load must be between 0 and 1.")
-    if options.edits < 1:
-        raise UsageError("--edits must be at least 1.")
-    if options.rewrites is not None and options.rewrites <= 0:
-        raise UsageError("--rewrites must be above 0.")
 
 
 def assumptions(options: PlanOptions, mix: Mix, settings: AppSettings) -> Assumptions:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +19,18 @@ from serve_app.errors import (
     ServiceUnavailable,
 )
 from serve_app.ingress.pictures.decoders import DecoderPool
-from tests.ingress.openai_harness import DATA_URL, EDITS, PNG, WIDE, Call, Harness, error_of, events, kept_harness
+from tests.ingress.openai_harness import (
+    DATA_URL,
+    EDITS,
+    PNG,
+    WIDE,
+    Call,
+    Harness,
+    error_of,
+    events,
+    harness,
+    kept_harness,
+)
 from tests.waiting import until_async
 
 KEY = {"Idempotency-Key": "key-1"}
@@ -51,6 +63,24 @@ def test_a_repeat_is_the_same_job_with_the_same_drawn_seed(app: Harness) -> None
     assert first.json() == again.json()
     assert len(app.jobs.specs) == len(app.editor.requests) == 1
     assert app.jobs.num_reads == 1  # the pictures are fetched and rendered once, too
+
+
+@pytest.mark.parametrize(
+    ("path", "wrap"), [("/run", lambda fields: {"input": fields}), (EDITS, dict)], ids=["runpod", "openai"]
+)
+def test_each_api_key_has_idempotency_keys_of_its_own(
+    tiny_settings: AppSettings, path: str, wrap: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    app = harness(tiny_settings, ("alice:one", "bob:two"))
+
+    def send(key: str, prompt: str) -> int:
+        headers = {"Authorization": f"Bearer {key}", **KEY}
+        return int(app.client.post(path, json=wrap({"image": DATA_URL, "prompt": prompt}), headers=headers).status_code)
+
+    assert [send("one", "x"), send("one", "x"), send("one", "y")] == [200, 200, 422]
+    assert len(app.jobs.specs) == 1
+    assert [send("two", "y"), send("two", "y"), send("two", "x")] == [200, 200, 422]
+    assert {spec.client for spec in app.jobs.specs.values()} == {"alice", "bob"}
 
 
 SAME: dict[str, dict[str, Any]] = {

@@ -773,6 +773,14 @@ def test_a_repeat_is_answered_in_a_full_queue_and_while_the_service_drains(app: 
         app.status(job_id, "COMPLETED")
 
 
+def test_a_repeat_is_answered_with_the_state_of_its_job(app: Harness) -> None:
+    headers = {"Idempotency-Key": "k-1"}
+    first = app.client.post("/run", json=body(), headers=headers).json()
+    app.status(first["id"], "COMPLETED")
+    again = app.client.post("/run", json=body(), headers=headers).json()
+    assert again == {"id": first["id"], "status": "COMPLETED"}
+
+
 def test_a_repeat_finds_its_job_after_its_webhooks_origin_is_gone(tiny_settings: AppSettings, tmp_path: Path) -> None:
     request, headers = {**body(), "webhook": f"{WEBHOOKS}/hook"}, {"Idempotency-Key": "k-1"}
     with running_app(tiny_settings, tmp_path) as app:

@@ -168,6 +168,7 @@ def test_adapters_stand_in_one_place(write: Edit) -> None:
 BROKEN_RULES = [
     # Text, its replacement, the problem's path, a part of its message.
     ("port: 8000", "port: http", "http_options.port", "valid integer"),
+    ("port: 8000", "port: 99999", "http_options.port", "must be between 1 and 65535"),
     ("encoding: JSON", "encoding: XML", "logging_config.encoding", "Got 'XML'"),
     ("max_replicas: 7", "max_replicas: 0", f"{EDITOR}.autoscaling_config.max_replicas", "greater than 0"),
     ("min_replicas: 1", "min_replicas: 9", f"{EDITOR}.autoscaling_config", "max_replicas (7) must be"),
@@ -176,6 +177,7 @@ BROKEN_RULES = [
     ("- name: Editor", "- nam: Editor", f"{EDITOR}.name", "Field required"),
     ("- name: Editor", "- name: Ingress", f"{EDITOR}.name", "Ingress is listed twice"),
     ("- name: Editor", "- 3\n      - name: Editor", EDITOR, "must be a mapping"),
+    ("route_prefix: /", "route_prefix: api", f"{APP}.route_prefix", "must begin with a slash: /api"),
     ("serve_app.app:build", "serve_app.app:app", f"{APP}.import_path", "must be serve_app.app:build"),
     (
         "num_gpus: 1",
@@ -192,6 +194,7 @@ BROKEN_RULES = [
     ),
     ("max_ongoing_requests: 64", "max_ongoing_requests: 15", f"{EDITOR}.max_ongoing_requests", "max_batch_size (16)"),
     ("weight: 0.9", "weight: heavy", f"{APP}.args.editor.loras[1].weight", "valid number"),
+    ("weight: 0.9", "weight: .nan", f"{APP}.args.editor.loras[1].weight", "finite number"),
     ("device: cuda", "device: tpu", f"{APP}.args.rewriter.device", "'cpu' or 'cuda'"),
     ("path: Qwen/Qwen3-VL-8B-Instruct", "", f"{APP}.args.rewriter.source.path", "Field required"),
 ]

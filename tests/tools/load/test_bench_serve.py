@@ -92,9 +92,15 @@ def test_the_figures_are_printed(service: RunningService, small: str, capsys: py
     assert "within 2.5 s" in output
 
 
-@pytest.mark.parametrize("wrong", [["--clients", "0"], ["--rate", "-1"], ["--clients", "1", "--warm-up", "-1"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--clients", "0"], ["--rate", "-1"], ["--rate", "nan"], ["--clients", "1", "--warm-up", "-1"]],
+    ids=" ".join,
+)
 def test_impossible_loads_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "serve", "http://127.0.0.1:9", *wrong]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "serve", "http://127.0.0.1:9", *wrong])
+    assert ended.value.code == 2
     assert wrong[-2] in capsys.readouterr().err
 
 

@@ -207,10 +207,18 @@ def test_the_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--gpus", "0"], ["--load", "1"], ["--edits", "0"], ["--rewrites", "0"], ["--step", "fp4, compiled"]]
+    "wrong",
+    ["--gpus 0", "--load 1", "--edits 0", "--rewrites 0", "--outside nan", "--cpu inf", "--gpu-price -1"],
 )
-def test_impossible_plans_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--costs", str(H100), *wrong]) == 2
+def test_impossible_plans_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--costs", str(H100), *wrong.split()])
+    assert ended.value.code == 2
+    assert wrong.split()[0] in capsys.readouterr().err
+
+
+def test_a_step_without_costs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--costs", str(H100), "--step", "fp4, compiled"]) == 2
     assert capsys.readouterr().err
 
 
