@@ -56,6 +56,7 @@ def test_every_route_but_the_open_ones_rejects_requests_without_a_key(tiny_setti
     statuses = {(method, path): app.client.request(method, path).status_code for method, path in walked}
     assert statuses.pop(("GET", "/health/live")) == 200
     assert statuses.pop(("GET", "/health/ready")) == 200
+    assert statuses.pop(("HEAD", "/health/live")) == statuses.pop(("HEAD", "/health/ready")) == 200
     assert set(statuses.values()) == {401}
     paths = {path for _, path in statuses}
     assert {"/docs", "/redoc", "/openapi.json", "/drain", "/undrain", "/health", "/run"} <= paths
