@@ -128,7 +128,12 @@ def _add_edit(group: argparse._ArgumentGroup) -> None:
         help="an adapter that the service offers, see GET /v1/adapters; default weight: the service's. May be repeated",
     )
     group.add_argument("--rewrite", action="store_true", help="let the service make a vague instruction precise")
-    group.add_argument("--seed", type=int, metavar="N", help="default: the service's, 42; -1: a random one")
+    group.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="default: the service's, 42; -1: a random one (with --overwrite: anew)",
+    )
     group.add_argument("--steps", type=int, metavar="N", help="default: the service's, 4")
     group.add_argument("--size", metavar="WxH", help="such as 1024x1024; default: as the picture, about a megapixel")
 

@@ -56,6 +56,11 @@ class Plan:
     references: Sequence[Path]
     fields: Mapping[str, object]
 
+    @property
+    def is_random(self) -> bool:
+        """Whether each request draws another seed."""
+        return self.fields.get("seed") == -1
+
     def request(self, planned: Planned) -> Request:
         """Read the files and make the request. Its key is a hash of all that decides what the picture shows.
 

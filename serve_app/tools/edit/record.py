@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,9 @@ class Record:
     def __init__(self, lines: BinaryIO) -> None:
         self._lines = lines
         self._made: dict[str, tuple[str, str]] = {}
+        self._num_made: Counter[str] = Counter()
         self._num_ended: Counter[str] = Counter()
+        self._folder_id: str | None = None
         lines.seek(0)
         text = lines.read()
         for line in text.splitlines():
@@ -57,6 +60,9 @@ class Record:
             entry = json.loads(line)
             if "file" in entry:
                 self._made[str(entry["file"])] = (str(entry["key"]), str(entry["sha256"]))
+                self._num_made[str(entry["key"])] += 1
+            elif "folder" in entry:
+                self._folder_id = str(entry["folder"])
             else:
                 self._num_ended[str(entry["key"])] += 1
         except (ValueError, TypeError, KeyError):
@@ -67,9 +73,21 @@ class Record:
         recorded = self._made.get(file.name)
         return recorded is not None and recorded[0] == key and file.is_file() and recorded[1] == sha256_of(file)
 
-    def key_to_send(self, key: str) -> str:
-        """The Idempotency-Key for the next request: a job that ended without a picture would only be found again."""
+    def key_to_send(self, key: str, *, is_random: bool = False) -> str:
+        """The Idempotency-Key for the next request: a job that ended without a picture would only be found again.
+
+        Args:
+            is_random: the seed is. Then another folder, or the same one once it has this picture, gets another picture.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
         num_ended = self._num_ended[key]
+        if is_random:
+            if self._folder_id is None:
+                self._folder_id = uuid.uuid4().hex
+                self._append({"folder": self._folder_id})
+            key = f"{key}-{self._folder_id}-{self._num_made[key]}"
         return f"{key}-{num_ended}" if num_ended else key
 
     def add_failure(self, key: str) -> None:
@@ -95,6 +113,7 @@ class Record:
         self._append({"file": file.name, "key": key, "sha256": entry[1]})
         part.replace(file)
         self._made[file.name] = entry
+        self._num_made[key] += 1
 
     def _append(self, entry: dict[str, str]) -> None:
         self._lines.write(json.dumps(entry).encode() + b"\n")

@@ -86,7 +86,8 @@ class EditRun:
             request = self._plan.request(planned)
         except OSError as problem:
             return replace(result, note=f"{problem.filename}: {problem.strerror}")
-        if self._record.holds(planned.file, request.key):
+        is_redrawn = self._plan.is_random and self._arguments.overwrite
+        if self._record.holds(planned.file, request.key) and not is_redrawn:
             return replace(result, status="skipped")
         if planned.file.exists() and not self._arguments.overwrite:
             return replace(result, note=f"{planned.file} {EXISTS}")
@@ -106,7 +107,7 @@ class EditRun:
         timeout_s = self._arguments.timeout
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._client.edit(body, self._record.key_to_send(key))
+                return await self._client.edit(body, self._record.key_to_send(key, is_random=self._plan.is_random))
         except TimeoutError:
             message = (
                 f"not finished within {timeout_s:g} s. The same command waits for it again; --timeout waits longer."

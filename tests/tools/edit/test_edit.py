@@ -199,6 +199,19 @@ def test_the_json_document_has_each_picture(
         assert (picture_file.format, picture_file.size) == ("WEBP", (64, 96))
 
 
+def test_a_random_seed_is_drawn_anew_in_another_folder_and_by_overwriting(
+    service: RunningService, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_photographs(user / "in", 1)
+    seeds = []
+    for options in (["--out", "a"], ["--out", "b"], ["--out", "a", "--overwrite"]):
+        assert main(["edit", "in", "--prompt", "x", "--seed", "-1", "--json", *options]) == 0
+        seeds += [picture["seed"] for picture in document(capsys)["pictures"]]
+    assert len(set(seeds)) == 3
+    assert main(["edit", "in", "--prompt", "x", "--seed", "-1", "--json", "--out", "a"]) == 0
+    assert [picture["status"] for picture in document(capsys)["pictures"]] == ["skipped"]
+
+
 def test_a_failed_rewrite_is_reported(service: RunningService, user: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_photographs(user / "in", 1)
     service.rewriter.problem = InvalidInput("no idea")

@@ -69,6 +69,21 @@ def test_a_job_that_failed_gets_another_key(tmp_path: Path) -> None:
         assert (record.key_to_send("key"), record.key_to_send("other")) == ("key-2", "other")
 
 
+def test_a_random_picture_is_found_again_until_it_is_there_and_in_its_folder_only(tmp_path: Path) -> None:
+    keys = []
+    for _ in range(2):  # the command is repeated
+        with open_record(tmp_path / "a") as record:
+            keys.append(record.key_to_send("key", is_random=True))
+    with open_record(tmp_path / "a") as record:
+        record.write(tmp_path / "a" / "file.png", "key", b"picture")
+        keys.append(record.key_to_send("key", is_random=True))
+        assert record.key_to_send("key") == "key"
+    with open_record(tmp_path / "b") as record:
+        keys.append(record.key_to_send("key", is_random=True))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
 def test_one_command_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
     with open_record(tmp_path), pytest.raises(UsageError, match="another camera-edit writes"), open_record(tmp_path):
         pass
