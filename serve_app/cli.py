@@ -15,7 +15,7 @@ from serve_app import __version__
 from serve_app.errors import ServiceError, StartupError, UsageError
 from serve_app.tools.edit import arguments as edit_arguments
 from serve_app.tools.load import arguments as load_arguments
-from serve_app.tools.numbers import above_0, at_least_0, at_least_1
+from serve_app.tools.numbers import at_least_0, at_least_1
 from serve_app.tools.plan import arguments as plan_arguments
 
 FAILED = 1
@@ -175,7 +175,9 @@ def _add_tiny(tiny: argparse.ArgumentParser) -> None:
     tiny.add_argument(
         "--cyanotype", action="store_true", help="with --train: only that adapter, on the shipped weights"
     )
-    tiny.add_argument("--minutes", type=above_0, metavar="N", default=math.inf, help="stop a stage that takes longer")
+    tiny.add_argument(
+        "--minutes", type=at_least_0, metavar="N", default=math.inf, help="stop a stage that takes longer"
+    )
     tiny.set_defaults(command=_tiny)
 
 
