@@ -158,11 +158,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _add_mcp(mcp: argparse.ArgumentParser) -> None:
-    mcp.add_argument(
-        "--url",
-        metavar="URL",
-        help="default: $CAMERA_EDIT_URL, or url in ~/.config/camera-edit/config.toml, or http://127.0.0.1:8000",
-    )
+    mcp.add_argument("--url", metavar="URL", help=edit_arguments.URL_HELP)
     mcp.add_argument("--key", metavar="KEY", help="API key (default: $CAMERA_EDIT_API_KEY, or key in that file)")
     mcp.set_defaults(command=_mcp)
 

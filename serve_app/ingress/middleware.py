@@ -169,13 +169,16 @@ class OwnPagesOnly:
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and is_work(scope["method"], route_path(scope)):
-            headers = Headers(scope=scope)
-            is_other = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-            if is_other and headers.get("origin") not in self._origins:
-                await error_response(scope["path"], OTHER_PAGE)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] == "http" and self._is_rejected(scope):
+            await error_response(scope["path"], OTHER_PAGE)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _is_rejected(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        is_other = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        may = headers.get("origin") in self._origins
+        return is_other and not may and is_work(scope["method"], route_path(scope))
 
 
 class RejectControlHeaders:

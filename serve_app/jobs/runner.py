@@ -63,10 +63,6 @@ class Runner:
         self.ends: Counter[JobState] = Counter()
 
     @property
-    def num_open(self) -> int:
-        return len(self.jobs)
-
-    @property
     def jobs(self) -> list[LiveJob]:
         """All jobs that wait, run, or have an end that is not stored yet."""
         return [*self._slots.waiting, *self._slots.served, *self._ending]

@@ -207,13 +207,14 @@ class JobService:
 
     async def counts(self) -> JobCounts:
         ends = self._runner.ends
-        num_waiting = sum(job.waits for job in self._runner.jobs)
+        jobs = self._runner.jobs
+        num_waiting = sum(job.waits for job in jobs)
         return JobCounts(
             completed=ends[JobState.COMPLETED],
             failed=ends[JobState.FAILED] + ends[JobState.TIMED_OUT],
             retried=self._num_retried,
             in_queue=num_waiting,
-            in_progress=self._runner.num_open - num_waiting,
+            in_progress=len(jobs) - num_waiting,
             notifying=self._webhooks.num_notifying,
         )
 

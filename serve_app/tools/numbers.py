@@ -20,7 +20,7 @@ def number(convert: Callable[[str], N], what: str, accepts: Callable[[N], bool])
             value = convert(text)
         except ValueError:
             value = None
-        if value is None or not math.isfinite(value) or not accepts(value):
+        if value is None or not -math.inf < value < math.inf or not accepts(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
         return value
 

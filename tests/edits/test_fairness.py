@@ -171,5 +171,5 @@ def test_a_request_for_more_than_there_are_is_accepted_alone() -> None:
     assert office.is_accepted("anna", 16)
     assert not office.is_accepted("otto")
     office.taken.clear()
-    assert office.num_accepted("otto", 9, 4) == 1  # anna has asked
+    assert office.num_accepted("otto", 9, 4) == 1  # anna is active
     assert office.num_accepted("anna", 9, 4) == 1

@@ -39,12 +39,17 @@ class RunPodJobs:
         Raises:
             ServiceError: the job was not accepted.
         """
-        job_id = await self._submit(request, repeat_key, sync=False)
-        state = JobState.IN_QUEUE if repeat_key is None else (await self._jobs.wait(job_id, 0)).state
+        new_id = self._new_id()
+        retention_s = self._settings.jobs.async_retention_s
+        job_id = await self._submit(new_id, request, repeat_key, retention_s)
+        state = JobState.IN_QUEUE if job_id == new_id else (await self._jobs.wait(job_id, 0)).state
         return RunPodAccepted(id=job_id, status=state)
 
-    async def _submit(self, request: RunPodRequest, repeat_key: str | None, *, sync: bool) -> str:
-        """Store and queue a job; its id.
+    def _new_id(self) -> str:
+        return f"{uuid.uuid4()}-{self._settings.jobs.cell}"
+
+    async def _submit(self, new_id: str, request: RunPodRequest, repeat_key: str | None, retention_s: float) -> str:
+        """Store and queue a job under a new id; returns that, or the id of the job that a request repeats.
 
         Raises:
             ServiceError: the job was not accepted.
@@ -63,11 +68,11 @@ class RunPodJobs:
             return known.id
         deadline = Deadline.after(parsed.timeout_s)
         spec = await self.admission.find_or_submit(
-            f"{'sync-' if sync else ''}{uuid.uuid4()}-{jobs.cell}",
+            new_id,
             parsed,
             deadline,
             checked_policy,
-            jobs.sync_retention_s if sync and repeat_key is None else jobs.async_retention_s,
+            retention_s,
             key=repeat_key,
             fields=fields,
             webhook=webhook,
@@ -84,7 +89,9 @@ class RunPodJobs:
                 a FAILED job instead.
             ServiceError: the job was not accepted.
         """
-        job_id = await self._submit(request, repeat_key, sync=True)
+        jobs = self._settings.jobs
+        retention_s = jobs.sync_retention_s if repeat_key is None else jobs.async_retention_s
+        job_id = await self._submit(f"sync-{self._new_id()}", request, repeat_key, retention_s)
         sets_execution_timeout = request.policy is not None and request.policy.executionTimeout is not None
         return LateResponse(partial(self._end_of_run, job_id, wait_ms, sets_execution_timeout))
 

@@ -11,6 +11,7 @@ _finite = number(float, "a finite number", lambda value: True)
 DEFAULT_NAME = "{stem}{pose}"
 ORBIT = 8
 
+URL_HELP = "default: $CAMERA_EDIT_URL, or url in ~/.config/camera-edit/config.toml, or http://127.0.0.1:8000"
 HELP = "edit pictures with a running service: files, folders, lists of prompts, orbits"
 EXAMPLES = (
     'camera-edit edit photo.jpg --prompt "Make it sunset"',
@@ -166,10 +167,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_service(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--url",
-        help="default: $CAMERA_EDIT_URL, or url in ~/.config/camera-edit/config.toml, or http://127.0.0.1:8000",
-    )
+    group.add_argument("--url", help=URL_HELP)
     group.add_argument(
         "--key", help="API key; default: $CAMERA_EDIT_API_KEY, or key in the same file. Others can read a command line"
     )

@@ -113,15 +113,15 @@ def test_a_block_is_read_when_it_is_asked_for(editor: EditorSettings) -> None:
 def test_the_next_block_is_read_ahead(editor: EditorSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system gets the order to read the bytes of the next block's tensors."""
     split(transformer_folder(editor))
-    asked: list[bytes] = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, _: asked.append(os.pread(file, size, start)))
+    ordered: list[bytes] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, _: ordered.append(os.pread(file, size, start)))
     streamed = stream_transformer(transformer_folder(editor), (), CPU, torch.float32)
     next(streamed.blocks)
-    ahead = list(asked)
+    ahead = list(ordered)
     assert len(list(streamed.blocks)) == 3
     tensors = streamed.model.transformer_blocks[1].state_dict().values()
     assert ahead == [tensor.numpy().tobytes() for tensor in tensors]
-    assert len(asked) == 3 * len(ahead)
+    assert len(ordered) == 3 * len(ahead)
 
 
 def test_loaded_weights_are_not_those_of_the_file(editor: EditorSettings) -> None:

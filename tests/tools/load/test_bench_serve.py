@@ -94,8 +94,14 @@ def test_the_figures_are_printed(service: RunningService, small: str, capsys: py
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--clients", "0"], ["--rate", "-1"], ["--rate", "nan"], ["--clients", "1", "--warm-up", "-1"]],
-    ids=" ".join,
+    [
+        ["--clients", "0"],
+        ["--clients", "-" + "9" * 400],
+        ["--rate", "-1"],
+        ["--rate", "nan"],
+        ["--clients", "1", "--warm-up", "-1"],
+    ],
+    ids=lambda wrong: wrong[-2],
 )
 def test_impossible_loads_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
