@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 _SUCCESSOR_S = 60.0  # for a new Jobs replica, which runs some seconds after Serve has noticed that the old one is dead
 _SUCCESSOR_POLL_S = 0.5  # between two attempts to reach it
 _HEALTH_S = 2.0  # for the replicas' answers to a health check
+_END_S = 5.0  # for the end of a call that has returned its result
 _STATUS_S = 1.0  # how long Serve's status is cached
 _ALL_S = 10.0  # for a call of all replicas, and for Serve's status
 
@@ -93,13 +94,24 @@ class EditorHandle:
         events = cast("DeploymentResponseGenerator[Any]", handle.edit.remote(request, shared.reference, timeout_s))
         try:
             with _translated_errors(but=RayActorError):
-                async for event in events:
+                stream = aiter(events)
+                async for event in stream:
                     if isinstance(event, EditResult):
+                        await _read_to_end(stream)
                         return event
                     on_progress(event)
         finally:
             _cancel(events)  # If this task is cancelled, the edit is cancelled as well.
         raise ServiceUnavailable("The editor stopped before this edit was done; try again.")
+
+
+async def _read_to_end(stream: AsyncIterator[Any]) -> None:
+    """Wait for the end of a call whose result is here, at most `_END_S`. If it were cancelled now, its replica would
+    log it as cancelled, or not at all."""
+    with suppress(Exception):
+        async with asyncio.timeout(_END_S):
+            async for _ in stream:
+                pass
 
 
 def _cancel(call: "DeploymentResponse[Any] | DeploymentResponseGenerator[Any]") -> None:

@@ -167,12 +167,15 @@ def test_the_request_id_leads_to_the_job_and_to_its_edit(guarded: Service) -> No
     match = re.fullmatch(r"job (sync-\S+) taken: num_edits=1 num_picture_sets=1 size=64x64 num_steps=1", taken)
     assert match is not None
     assert [r for r in records(guarded, "Editor") if r["message"].startswith(f"edit {match[1]} done: queue_s=")]
-    for deployment in ("Jobs", "Editor"):  # Serve writes a call's line some time after its answer
-        until(partial(_names_request, guarded, deployment))
+    for deployment, call in (("Jobs", "submit"), ("Editor", "edit")):  # Serve writes a line some time after the answer
+        until(partial(_logs_success, guarded, deployment, call))
 
 
-def _names_request(service: Service, deployment: str) -> bool:
-    return any(record.get("request_id") == "a-sane-id" for record in records(service, deployment))
+def _logs_success(service: Service, deployment: str, call: str) -> bool:
+    return any(
+        record.get("request_id") == "a-sane-id" and record["message"].startswith(f"CALL {call} OK ")
+        for record in records(service, deployment)
+    )
 
 
 def test_a_refusal_is_logged_by_its_code_and_without_a_traceback(guarded: Service) -> None:

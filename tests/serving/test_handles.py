@@ -35,6 +35,7 @@ from tests.jobs.replicas import spec
 JOB = RewriteRequest("id", "a wish")
 PICTURES = SharedPictures(PutPictures("a reference", "a key"))
 ANSWER_OF_JAVA = SimpleNamespace(language=1, formatted_exception_string="x")
+RESULT = EditResult(b"x", "image/png", fakes.TIMINGS, fakes.TOKENS, worker_id="w")
 LOST = ("00ff", None, "")
 
 # One error of each class, and its translation. None: a later attempt fails as well, so the error stays a 500.
@@ -101,6 +102,10 @@ def in_replica(cause: Exception) -> Exception:
     return problem
 
 
+async def at_once() -> None:
+    pass
+
+
 @dataclass
 class FakeHandle:
     """A DeploymentHandle whose calls return or raise what `answer` does.
@@ -111,6 +116,7 @@ class FakeHandle:
     """
 
     answer: Callable[[], Awaitable[Any]]
+    end: Callable[[], Awaitable[None]] = at_once
     responses: list["FakeResponse"] = field(default_factory=list)
     chosen: dict[str, object] = field(default_factory=dict)
     arguments: list[tuple[object, ...]] = field(default_factory=list)
@@ -124,16 +130,18 @@ class FakeHandle:
 
     def remote(self, *args: object) -> "FakeResponse":
         self.arguments.append(args)
-        self.responses.append(FakeResponse(self.answer))
+        self.responses.append(FakeResponse(self.answer, self.end))
         return self.responses[-1]
 
 
 @dataclass
 class FakeResponse:
-    """Once Serve has refused the call, cancelling it raises the error again."""
+    """Once Serve has refused the call, cancelling it raises the error again. A stream has the answer and then `end`."""
 
     answer: Callable[[], Awaitable[Any]]
+    end: Callable[[], Awaitable[None]] = at_once
     is_cancelled: bool = False
+    has_ended: bool = False
     refusal: RayServeException | None = None
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -148,6 +156,8 @@ class FakeResponse:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         yield await self._answered()
+        await self.end()
+        self.has_ended = True
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -165,11 +175,11 @@ def raising(*problems: BaseException) -> FakeHandle:
     return FakeHandle(answer)
 
 
-def answering(result: object) -> FakeHandle:
+def answering(result: object, end: Callable[[], Awaitable[None]] = at_once) -> FakeHandle:
     async def answer() -> Any:
         return result
 
-    return FakeHandle(answer)
+    return FakeHandle(answer, end)
 
 
 def as_handle(fake: FakeHandle) -> DeploymentHandle[Any]:
@@ -197,13 +207,34 @@ def test_the_table_holds_every_error_of_ray() -> None:
 
 def test_pictures_go_by_reference_and_the_editors_router_gets_their_key() -> None:
     editor, rewriter = (
-        answering(EditResult(b"x", "image/png", fakes.TIMINGS, fakes.TOKENS, worker_id="w")),
+        answering(RESULT),
         answering(Rewrite("x")),
     )
     edit(editor)
     rewrite(rewriter)
     assert editor.chosen == {"session_id": "a key"}
     assert [call[1] for call in (*editor.arguments, *rewriter.arguments)] == ["a reference"] * 2
+
+
+def test_an_edits_call_is_read_to_its_end_so_that_its_replica_logs_it_as_done() -> None:
+    handle = answering(RESULT)
+    assert edit(handle) == RESULT
+    assert handle.responses[0].has_ended
+
+
+def test_a_result_stands_whatever_comes_of_the_rest_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dies() -> None:
+        raise RayActorError()
+
+    async def hangs() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("serve_app.serving.handles._END_S", 0.01)
+    for end in (dies, hangs):
+        handle = answering(RESULT, end)
+        assert edit(handle) == RESULT
+        assert len(handle.responses) == 1
+        assert handle.responses[0].is_cancelled
 
 
 @BY_NAME
