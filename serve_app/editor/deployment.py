@@ -9,12 +9,12 @@ from typing import Any
 
 from ray import serve
 
-from serve_app.config import AdapterSettings, EditorSettings
+from serve_app.config import AdapterSettings, EditorSettings, LoraSettings
 from serve_app.editor.engine.stats import EngineStats
 from serve_app.editor.engine.ticket import ProgressChannel, Ticket
 from serve_app.editor.metrics import EngineMetrics
 from serve_app.edits.provenance import Provenance
-from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress
+from serve_app.edits.request import EditRequest, EditResult, LoraUse, Pictures, Progress
 from serve_app.errors import ServiceError, ServiceUnavailable, StartupError
 from serve_app.serving.gpus import assigned_gpu_share
 from serve_app.serving.replica import join_serve_logs, without_collection
@@ -85,11 +85,14 @@ class Editor:
         running replica stays as it was if they cannot be loaded, since Serve would replace it.
 
         Raises:
-            StartupError, ValueError: when the replica starts.
+            StartupError, ValueError, ServiceError: when the replica starts.
         """
         try:
             loras = self._settings.with_adapters(AdapterSettings.model_validate(user_config).loras).unfused_loras
+            had_some = bool(self._adapters.library.current)
             await asyncio.to_thread(self._adapters.replace, loras)
+            if loras and not had_some and not self._was_healthy:
+                await self._warm_up(loras[0])
         except Exception as problem:
             if not self._was_healthy:
                 raise
@@ -98,6 +101,15 @@ class Editor:
             logger.error(text, problem, exc_info=None if is_known else problem)
             return
         logger.info("adapters of user_config: %s", ", ".join(lora.name for lora in loras) or "none")
+
+    async def _warm_up(self, lora: LoraSettings) -> None:
+        """Run an edit with an adapter before the first request does, as loading does where args list one: compiled code
+        for edits with adapters is code of its own."""
+        from serve_app.editor.loading.load import warm_up_edit, warm_up_side_px
+
+        ticket = Ticket(*warm_up_edit(warm_up_side_px(self._settings), (LoraUse(lora.name, 1.0),)))
+        self._engine.submit(ticket)
+        await asyncio.to_thread(ticket.future.result)
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005, max_concurrent_batches=4)
     async def _submit_batch(self, tickets: list[Ticket]) -> list[ServiceError | None]:

@@ -8,15 +8,18 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch._dynamo.utils import counters
 
 from serve_app.config import AppSettings, LoraSettings, WeightsSource
+from serve_app.editor.loading import load as loading
 from serve_app.editor.loading.load import as_edit_model, load_pipeline
 from serve_app.editor.loading.lora import Factors
 from serve_app.editor.model import adapters
 from serve_app.editor.model.adapters import Adapter, PackAdapters, Runs, Uses
 from serve_app.editor.model.edit_model import EditModel
 from serve_app.editor.model.modulation import BlockRows
+from serve_app.editor.model.projections import fuse_projections
 from serve_app.edits.camera import CameraPose
 from serve_app.edits.request import LoraUse, Pixels, Sampling
 from serve_app.edits.sizes import Size
@@ -155,6 +158,21 @@ def test_tables_and_unlike_packs(stock_picture: DrawStock, settings: AppSettings
     model = load(settings, adaln_tables=True)
     packed = model.draw([begin(model, settings, case) for case in FOUR])
     for pixels, case in zip(packed, FOUR, strict=True):
+        assert difference(pixels, stock_picture(case)) <= 1
+
+
+def test_query_key_and_value_by_one_layer(
+    stock_picture: DrawStock, settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a quantized model: each adapter still acts on its own part of the layer's output."""
+
+    def fuse(block: nn.Module) -> int:
+        fuse_projections(block)
+        return 0
+
+    monkeypatch.setattr(loading, "choose_quantizer", lambda kind, device: fuse)
+    model = load(settings)
+    for pixels, case in zip(model.draw([begin(model, settings, case) for case in FOUR]), FOUR, strict=True):
         assert difference(pixels, stock_picture(case)) <= 1
 
 

@@ -126,6 +126,22 @@ def test_a_camera_adapters_weight_changes(tiny_settings: AppSettings, lora: Lora
 
 
 @pytest.mark.timeout(300)
+def test_the_first_adapter_of_a_starting_replica_is_warmed_up(tiny_settings: AppSettings, lora: LoraSettings) -> None:
+    async def scenario() -> None:
+        async with editor_of(tiny_settings) as editor:
+            await editor.reconfigure(config())
+            assert (await editor.stats()).num_steps == 0
+            await editor.reconfigure(config(lora))
+            assert (await editor.stats()).num_steps == 1
+            await editor.check_health()
+            await editor.reconfigure(config())
+            await editor.reconfigure(config(lora))
+            assert (await editor.stats()).num_steps == 1, "a running replica has edits to run"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(300)
 def test_a_wrong_user_config_changes_nothing_in_a_running_replica(
     tiny_settings: AppSettings, lora: LoraSettings, caplog: pytest.LogCaptureFixture
 ) -> None:

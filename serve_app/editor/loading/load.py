@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from serve_app.editor.model.packed import PackedTransformer
 from serve_app.editor.model.prompt_encoder import PromptEncoder
 from serve_app.editor.model.schedule import tabled_timesteps
 from serve_app.editor.model.vae import Vae
-from serve_app.edits.request import EditRequest, LoraUse, PreparedPicture, Sampling
+from serve_app.edits.request import EditRequest, LoraUse, Pictures, PreparedPicture, Sampling
 from serve_app.edits.sizes import TOKEN_PX, OutputSize, Size
 from serve_app.errors import CheckpointError, ConfigError
 from serve_app.weights.gpu_memory import prepare_gpu
@@ -87,14 +86,22 @@ def warm_up_side_px(settings: EditorSettings) -> int:
 def _warm_up(model: EditModel, side_px: int) -> None:
     """Run one edit, and one with an adapter if there is any, so that the first request does not wait for lazy imports,
     kernel selection and compilation."""
+    for loras in ((), *((LoraUse(lora.name, 1.0),) for lora, _ in model.library.current[:1])):
+        model.draw(model.begin([model.prepare(*warm_up_edit(side_px, loras))]))
+
+
+def warm_up_edit(side_px: int, loras: tuple[LoraUse, ...]) -> tuple[EditRequest, Pictures]:
+    """One step with one reference."""
     size = Size(side_px, side_px)
     blank = np.zeros((side_px, side_px, 3), np.uint8)
     request = EditRequest(
-        request_id="warm-up", prompt="warm up", sampling=Sampling(num_inference_steps=1), size=OutputSize(size, size)
+        request_id="warm-up",
+        prompt="warm up",
+        sampling=Sampling(num_inference_steps=1),
+        size=OutputSize(size, size),
+        loras=loras,
     )
-    for loras in ((), *((LoraUse(lora.name, 1.0),) for lora, _ in model.library.current[:1])):
-        warming = replace(request, loras=loras)
-        model.draw(model.begin([model.prepare(warming, (PreparedPicture(blank, blank[:64, :64]),))]))
+    return request, (PreparedPicture(blank, blank[:64, :64]),)
 
 
 def load_pipeline(settings: EditorSettings) -> QwenImageEditPlusPipeline:
