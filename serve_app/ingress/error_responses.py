@@ -78,7 +78,9 @@ async def _http_error(request: Request, problem: Exception) -> JSONResponse:
     where = f"{echo_name(request.method)} {echo_name(path)}"
     known = _MESSAGES.get(status)
     message = str(problem.detail) if known is None else known.format(where=where, edits=dialect_of(path).edits)
-    return _response(path, status, "invalid_request" if status < 500 else "internal_error", message)
+    response = _response(path, status, "invalid_request" if status < 500 else "internal_error", message)
+    response.headers.update(problem.headers or {})  # the Allow of 405
+    return response
 
 
 async def _internal_error(request: Request, problem: Exception) -> JSONResponse:

@@ -653,7 +653,9 @@ def test_without_a_key_nothing_is_answered(tiny_settings: AppSettings) -> None:
 
 def test_wrong_routes_are_told_in_this_dialect(app: Harness) -> None:
     assert "/docs" in error_of(app.client.post("/v1/images/edit"), 404)["message"]
-    assert "/docs" in error_of(app.client.get(EDITS), 405)["message"]
+    response = app.client.get(EDITS)
+    assert "/docs" in error_of(response, 405)["message"]
+    assert response.headers["allow"] == "POST"
 
 
 def test_the_docs_show_both_bodies(app: Harness) -> None:
