@@ -37,11 +37,12 @@ def run_load(options: LoadOptions) -> bool:
 
 def measure(options: LoadOptions, mix: Mix, connection: Connection) -> Figures:
     """Send the load and return its figures."""
-    outcomes = asyncio.run(_send(options, mix, connection))
+    outcomes = asyncio.run(send(options, mix, connection))
     return figures_of(outcomes, options.warm_up, options.seconds, options.slo)
 
 
-async def _send(options: LoadOptions, mix: Mix, connection: Connection) -> list[Outcome]:
+async def send(options: LoadOptions, mix: Mix, connection: Connection) -> list[Outcome]:
+    """Send the load; returns what became of each request."""
     end_s = options.warm_up + options.seconds
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     timeout = httpx2.Timeout(options.timeout, connect=CONNECT_S)
