@@ -93,7 +93,8 @@ class Report:
     def summary(self) -> str:
         """Counts, and each picture that failed with its reason."""
         counts = ", ".join(f"{number} {status}" for status, number in self.counts.items() if number)
-        lines = [f"{self.total} pictures: {counts}. They are in {self.out}."]
+        pictures, they_are = ("1 picture", "It is") if self.total == 1 else (f"{self.total} pictures", "They are")
+        lines = [f"{pictures}: {counts}. {they_are} in {self.out}."]
         lines += [f"  {result.line}" for result in self.failed]
         if self.ended_by == "interrupted":
             lines.append("Interrupted. The same command continues.")

@@ -74,7 +74,8 @@ def read_mix(file: Path | None) -> Mix:
     if file is None:
         return (EditKind(),)
     try:
-        mix = _MIX.validate_python(yaml.safe_load(file.read_text(encoding="utf-8")))
+        with file.open(encoding="utf-8") as text:  # by whose name YAML's errors say where they are
+            mix = _MIX.validate_python(yaml.safe_load(text))
     except (yaml.YAMLError, ValidationError, ValueError) as problem:
         raise UsageError(f"{file} is no list of kinds of edits: {_reason(problem)}.") from problem
     if not mix:

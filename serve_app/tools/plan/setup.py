@@ -60,7 +60,8 @@ def read_setup(file: Path) -> tuple[AppSettings, Setup]:
         OSError: it cannot be read.
     """
     settings = read_settings(file)
-    document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    with file.open(encoding="utf-8") as text:
+        document = yaml.safe_load(text)
     deployments = document["applications"][0].get("deployments", ())
     options: dict[str, Any] = next((each for each in deployments if each["name"] == "Editor"), {})
     editor, scaling = settings.editor, options.get("autoscaling_config")
