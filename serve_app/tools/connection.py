@@ -69,9 +69,9 @@ def find_connection(url: str | None, key: str | None, environment: Mapping[str, 
     settings = _read_file(config_file(environment))
     named = url or environment.get(URL_VARIABLE) or None
     in_file = settings.get("url", DEFAULT_URL)
-    chosen = _checked_url(named or in_file)
+    chosen = checked_url(named or in_file)
     key = key or environment.get(KEY_VARIABLE) or None
-    if key is None and chosen == _checked_url(in_file):
+    if key is None and chosen == checked_url(in_file):
         key = settings.get("key")
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
         raise UsageError("The API key holds spaces or characters that no HTTP header can carry.")
@@ -101,7 +101,12 @@ def _read_file(file: Path) -> dict[str, str]:
     return settings
 
 
-def _checked_url(text: str) -> str:
+def checked_url(text: str) -> str:
+    """The URL of a service without a slash at its end.
+
+    Raises:
+        UsageError: it is none.
+    """
     try:
         url = httpx2.URL(text)
     except httpx2.InvalidURL as problem:

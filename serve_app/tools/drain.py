@@ -10,6 +10,7 @@ import httpx2
 from serve_app.errors import DeadlineExceeded, Forbidden, ServiceError, ServiceUnavailable, Unauthorized
 from serve_app.ingress.auth import OPERATOR_KEYS, configured_keys
 from serve_app.ingress.health import DRAIN_PATH, UNDRAIN_PATH
+from serve_app.tools.connection import checked_url
 
 POLL_S = 0.5
 SETTLE_S = 1.0
@@ -43,6 +44,7 @@ def drain(
         clock: returns seconds.
 
     Raises:
+        UsageError: `url` is none.
         DeadlineExceeded: work is still in flight after `timeout_s`.
         ServiceUnavailable: the service never answered, or has stopped.
         ServiceError: it rejects this request or has no such route.
@@ -74,7 +76,7 @@ def undrain(url: str, transport: httpx2.BaseTransport | None = None, clock: Cloc
 def _client(url: str, transport: httpx2.BaseTransport | None, keys_file: str | None) -> httpx2.Client:
     keys = configured_keys(keys_file, OPERATOR_KEYS)
     headers = {} if keys is None else {"authorization": f"Bearer {keys()[0].value.decode('latin-1')}"}
-    return httpx2.Client(base_url=url, headers=headers, timeout=ANSWER_S, trust_env=False, transport=transport)
+    return httpx2.Client(base_url=checked_url(url), headers=headers, timeout=ANSWER_S, trust_env=False, transport=transport)
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,11 @@ def test_the_command_drains_and_undoes_it(monkeypatch: pytest.MonkeyPatch, capsy
     ]
 
 
+def test_a_text_that_is_no_url_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drain", "foo"]) == 2
+    assert "'foo' is not the URL of a service, such as http://127.0.0.1:8000." in capsys.readouterr().err
+
+
 def test_a_drain_that_never_reached_the_service_does_not_claim_one() -> None:
     with pytest.raises(ServiceUnavailable, match="did not answer within 3 s: no answer, trying again: timed out"):
         Service(SLOW, takes_s=2.0).drain(3)
