@@ -76,7 +76,9 @@ def undrain(url: str, transport: httpx2.BaseTransport | None = None, clock: Cloc
 def _client(url: str, transport: httpx2.BaseTransport | None, keys_file: str | None) -> httpx2.Client:
     keys = configured_keys(keys_file, OPERATOR_KEYS)
     headers = {} if keys is None else {"authorization": f"Bearer {keys()[0].value.decode('latin-1')}"}
-    return httpx2.Client(base_url=checked_url(url), headers=headers, timeout=ANSWER_S, trust_env=False, transport=transport)
+    return httpx2.Client(
+        base_url=checked_url(url), headers=headers, timeout=ANSWER_S, trust_env=False, transport=transport
+    )
 
 
 @dataclass(frozen=True)
