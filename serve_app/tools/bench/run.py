@@ -4,6 +4,7 @@ computes rooflines, which needs neither weights nor a GPU."""
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -91,13 +92,21 @@ def measured_stages(settings: AppSettings, rounds: int) -> dict[str, float]:
 
 
 def read_settings(path: Path) -> AppSettings:
-    """The application's settings in a Serve file. The rest of the file is not checked, which would need Ray.
+    """The application's settings in a Serve file; errors as `read_application`."""
+    return read_application(path)[1]
+
+
+def read_application(path: Path) -> tuple[dict[str, Any], AppSettings]:
+    """The application as a Serve file has it, and its settings. The rest of the file is not checked, which would need
+    Ray.
 
     Raises:
         ConfigError: the file holds no valid settings of this application.
+        OSError: it cannot be read.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return AppSettings.model_validate(document["applications"][0]["args"])
+        with path.open(encoding="utf-8") as text:  # by whose name YAML's errors say where they are
+            application = yaml.safe_load(text)["applications"][0]
+        return application, AppSettings.model_validate(application["args"])
     except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as problem:
         raise ConfigError(f"{path} is not a Serve config of this application: {problem}") from problem

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from serve_app.config import AppSettings, Routing, Scheduling, SizeSettings
 from serve_app.edits.sizes import fit_area
-from serve_app.tools.bench.run import read_settings
+from serve_app.tools.bench.run import read_application
 from serve_app.tools.load.mix import EditKind
 
 
@@ -59,10 +57,8 @@ def read_setup(file: Path) -> tuple[AppSettings, Setup]:
         ConfigError: the file holds no valid settings of this application.
         OSError: it cannot be read.
     """
-    settings = read_settings(file)
-    with file.open(encoding="utf-8") as text:
-        document = yaml.safe_load(text)
-    deployments = document["applications"][0].get("deployments", ())
+    application, settings = read_application(file)
+    deployments = application.get("deployments", ())
     options: dict[str, Any] = next((each for each in deployments if each["name"] == "Editor"), {})
     editor, scaling = settings.editor, options.get("autoscaling_config")
     names = ("min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")

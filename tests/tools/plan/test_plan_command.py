@@ -162,12 +162,12 @@ def test_a_fleets_rate_ingresses_and_price() -> None:
 
 
 def test_rewriters_take_gpus_until_both_are_as_fast() -> None:
-    asked = (EditKind(rewrite_prompt=True),)
-    fleet = plan_fleet(8, asked, SETUP, SETTINGS, COSTS, ASSUMED)
+    rewritten = (EditKind(rewrite_prompt=True),)
+    fleet = plan_fleet(8, rewritten, SETUP, SETTINGS, COSTS, ASSUMED)
     assert isinstance(fleet, Fleet)
     assert (fleet.editors, fleet.rewriters) == (5, 3)
-    assert cell_capacity(5, 3, asked, SETUP, COSTS, ASSUMED) == pytest.approx(5 / EDIT_S)
-    shared = plan_fleet(1, asked, SETUP, SETTINGS, COSTS, ASSUMED)
+    assert cell_capacity(5, 3, rewritten, SETUP, COSTS, ASSUMED) == pytest.approx(5 / EDIT_S)
+    shared = plan_fleet(1, rewritten, SETUP, SETTINGS, COSTS, ASSUMED)
     assert (shared.editors, shared.rewriters) == (1, 0)
     assert shared.pictures_per_s == pytest.approx(0.5 / (EDIT_S + 0.25))
 
@@ -228,3 +228,13 @@ def test_a_rewriter_that_is_not_known_needs_its_speed(tmp_path: Path, capsys: py
     config = str(CONFIGS / "gpu-1x48gb.yaml")
     assert main(["plan", "--costs", str(H100), "--mix", str(mix), "--config", config, "--gpus", "1"]) == 2
     assert "Set --rewrites." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--config", "--mix"])
+def test_a_yaml_error_is_located_by_the_files_name(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text("- [")
+    assert main(["plan", "--costs", str(H100), option, str(file), "--gpus", "1"]) != 0
+    assert f'in "{file}", line 1' in capsys.readouterr().err
