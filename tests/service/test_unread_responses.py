@@ -35,7 +35,7 @@ def growth(host: Host, before: dict[str, int]) -> dict[str, int]:
     return {name: num_bytes - before[name] for name, num_bytes in private_bytes(host).items()}
 
 
-def asked(service: Service, path: str) -> socket.socket:
+def requested(service: Service, path: str) -> socket.socket:
     """A connection with a request whose response nobody reads."""
     address = urlsplit(service.url)
     connection = socket.create_connection((address.hostname, address.port))
@@ -51,7 +51,7 @@ def test_sixty_long_polls_that_nobody_reads_take_bounded_memory_and_give_it_back
     before = private_bytes(open_host)
     with ExitStack() as connections:
         for _ in range(NUM_CLIENTS):
-            connections.enter_context(asked(service, f"/status-sync/{envelope['id']}?wait=1000"))
+            connections.enter_context(requested(service, f"/status-sync/{envelope['id']}?wait=1000"))
         peak = dict.fromkeys(before, 0)
         watched_until = time.monotonic() + WATCH_S
         while time.monotonic() < watched_until:

@@ -46,7 +46,7 @@ class App:
             message = await receive()
             if message["type"] == "http.disconnect":
                 await send({"type": "http.response.start", "status": 499, "headers": []})
-                await send({"type": "http.response.body", "body": b"Serve's own words"})
+                await send({"type": "http.response.body", "body": b"Serve's own text"})
                 return
             body, more = body + message["body"], message["more_body"]
         self.bodies.append(body)
@@ -201,7 +201,7 @@ def test_a_body_of_unknown_size_ends_at_the_limit() -> None:
         large = Connection(transfer_encoding="chunked").arrive(b"x" * 60).arrive(b"x" * 41).arrive(b"", more=False)
         assert await statuses(limited, [right, large]) == [200, 413]
         assert app.bodies == [b"x" * 100]
-        assert b"Serve's own words" not in large.body
+        assert b"Serve's own text" not in large.body
 
     run(main())
 

@@ -205,18 +205,18 @@ def test_a_client_that_leaves_ends_its_edit(app: Harness, protocol: str) -> None
     run(work())
 
 
-def test_another_replica_is_asked_to_cancel_what_does_not_run_here(tiny_settings: AppSettings) -> None:
+def test_another_replica_cancels_what_does_not_run_here(tiny_settings: AppSettings) -> None:
     app = harness(tiny_settings, ("ann:one",))
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     async def cancel_elsewhere(call: Any) -> None:
-        asked.append(call)
+        calls.append(call)
 
     object.__setattr__(app.backend, "cancel_elsewhere", cancel_elsewhere)
     headers = {**ACCEPT, "authorization": "Bearer one", "mcp-session-id": "s"}
     note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 3}}
     assert app.client.post("/mcp", json=note, headers=headers).status_code == 202
-    assert asked == [("ann", "s", 3)]
+    assert calls == [("ann", "s", 3)]
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str, str]] = {

@@ -573,15 +573,15 @@ def test_a_stream_has_the_previews_that_a_job_asks_for() -> None:
     assert [step.get("preview") for step in steps] == ["cG5n", None]
 
 
-@pytest.mark.parametrize(("asked", "drawn"), [(None, 0), (0, 0), (3, 3)])
-def test_partial_images_is_the_number_of_previews(app: Harness, asked: int | None, drawn: int) -> None:
-    app.run(**body(partial_images=asked)["input"])
+@pytest.mark.parametrize(("requested", "drawn"), [(None, 0), (0, 0), (3, 3)])
+def test_partial_images_is_the_number_of_previews(app: Harness, requested: int | None, drawn: int) -> None:
+    app.run(**body(partial_images=requested)["input"])
     assert [request.num_previews for request in app.editor.requests] == [drawn]
 
 
-@pytest.mark.parametrize("asked", [-1, 4, "2", True])
-def test_partial_images_is_checked(app: Harness, asked: object) -> None:
-    assert app.refusal(**body(partial_images=asked)["input"]).startswith("input.partial_images must be ")
+@pytest.mark.parametrize("requested", [-1, 4, "2", True])
+def test_partial_images_is_checked(app: Harness, requested: object) -> None:
+    assert app.refusal(**body(partial_images=requested)["input"]).startswith("input.partial_images must be ")
 
 
 def test_a_streamed_picture_has_its_timings() -> None:
