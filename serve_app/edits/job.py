@@ -131,6 +131,18 @@ class Job:
 
 
 @dataclass(frozen=True)
+class JobEnd:
+    """What `JobsPort.wait_for_pictures` returns.
+
+    Attributes:
+        outcomes: of a COMPLETED job, in the order of its edits; empty if only the store has them.
+    """
+
+    record: JobRecord
+    outcomes: tuple[EditOutcome, ...] = ()
+
+
+@dataclass(frozen=True)
 class JobNews:
     """Changes of a job since the last call of `JobsPort.news`: finished edits and steps, by the index of their edit."""
 
@@ -190,6 +202,9 @@ class JobsPort(Protocol):
 
     async def wait(self, job_id: str, wait_s: float) -> JobRecord:
         """The job's record once it has ended, or after `wait_s` seconds."""
+
+    async def wait_for_pictures(self, job_id: str, wait_s: float) -> JobEnd:
+        """As `wait`, for the client that submitted the job: if it completes meanwhile, its pictures come with it."""
 
     async def read(self, job_id: str) -> Job:
         """The job with its pictures, which may be many MB."""

@@ -1,7 +1,8 @@
 """A job that this replica runs, and the state of its event streams."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,9 @@ class LiveJob:
         pictures: its sets, between its submission and its start, if it starts at once; else only the store has them.
         deadline: when it must have ended (`Policy.timeout_s`); None: no limit.
         run_until: when its execution must have ended; set at its pick-up.
-        outcomes: finished edits by index while the job runs; afterwards only the store has them.
+        outcomes: finished edits by index while the job runs; afterwards only the store has them, except while someone
+            waits for its pictures.
+        num_waiting: how many wait for its pictures.
         progress: the last steps of the other edits, each with its last preview.
         task: runs the job, once it is its turn.
         limits: the timeouts of the edits that are being drawn.
@@ -39,6 +42,7 @@ class LiveJob:
     deadline: float | None = None
     run_until: float | None = None
     outcomes: dict[int, EditOutcome] = field(default_factory=dict)
+    num_waiting: int = 0
     progress: dict[int, Progress] = field(default_factory=dict)
     task: "asyncio.Task[None] | None" = None
     limits: set[asyncio.Timeout] = field(default_factory=set)
@@ -84,6 +88,22 @@ class LiveJob:
     def cancel_expiry(self) -> None:
         if self.expiry is not None:
             self.expiry.cancel()
+
+    @contextmanager
+    def keep_outcomes(self) -> Iterator[None]:
+        """Keep the outcomes of a job that ends meanwhile until the end of the block."""
+        self.num_waiting += 1
+        try:
+            yield
+        finally:
+            self.num_waiting -= 1
+            if self.record.state.final:
+                self.drop_outcomes()
+
+    def drop_outcomes(self) -> None:
+        """Free the memory of the outcomes, unless `keep_outcomes` keeps them."""
+        if self.num_waiting == 0:
+            self.outcomes.clear()
 
     def changed(self) -> asyncio.Event:
         """Set at the next change. Get it before reading the job, so that no change is missed."""

@@ -285,7 +285,7 @@ class Runner:
             job.record = record
             self.ends[record.state] += 1
         job.pictures = ()
-        job.outcomes.clear()
+        job.drop_outcomes()
         job.progress.clear()
         job.notify()
         self._on_end(job)

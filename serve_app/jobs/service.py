@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from serve_app.config import JobSettings
-from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
+from serve_app.edits.job import Job, JobCounts, JobEnd, JobNews, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.errors import InvalidInput, JobUnreadable, Overloaded, ServiceUnavailable
@@ -143,6 +143,15 @@ class JobService:
                     raise
                 changed = None  # The store may be back before the job changes.
             await _pause(changed, deadline)
+
+    async def wait_for_pictures(self, job_id: str, wait_s: float) -> JobEnd:
+        live = self._live.get(job_id)
+        if live is None:
+            return JobEnd(await self.wait(job_id, wait_s))
+        with live.keep_outcomes():
+            record = await self.wait(job_id, wait_s)
+            is_complete = record.state is JobState.COMPLETED and len(live.outcomes) == len(live.spec.edits)
+            return JobEnd(record, tuple(outcome for _, outcome in sorted(live.outcomes.items())) if is_complete else ())
 
     async def read(self, job_id: str) -> Job:
         record = await self._record(job_id)

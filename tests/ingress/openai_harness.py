@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from serve_app.config import AppSettings
-from serve_app.edits.job import Job, JobCounts, JobNews, JobRecord, JobSpec, JobState, RepeatKey
+from serve_app.edits.job import Job, JobCounts, JobEnd, JobNews, JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import Pictures, SharedPictures
 from serve_app.edits.service import EditService
 from serve_app.errors import JobNotFound, RepeatKeyConflict, ServiceError
@@ -95,6 +95,10 @@ class FakeJobs:
         if job_id not in self._done:
             self._done[job_id] = await self._run(self.specs[job_id])
         return self._done[job_id].record
+
+    async def wait_for_pictures(self, job_id: str, wait_s: float) -> JobEnd:
+        record = await self.wait(job_id, wait_s)
+        return JobEnd(record, self._done[job_id].outcomes if record.state.final else ())
 
     async def read(self, job_id: str) -> Job:
         self.num_reads += 1

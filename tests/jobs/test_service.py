@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from serve_app.config import JobSettings, SqliteStoreSettings
-from serve_app.edits.job import Job, JobNews, JobRecord, JobSpec, JobState, Policy
+from serve_app.edits.job import Job, JobEnd, JobNews, JobRecord, JobSpec, JobState, Policy
 from serve_app.edits.request import EditRequest, EditResult, Pictures, Progress, SharedPictures
 from serve_app.edits.service import EditService, OnProgress
 from serve_app.edits.sizes import OutputSize, Size
@@ -162,6 +162,47 @@ def test_the_end_of_a_job_that_runs_elsewhere_is_noticed(replica: Make) -> None:
             editor.gate.release()
             assert (await waiting).state is JobState.COMPLETED
             assert list((await second.news("job", 5)).outcomes) == [0]
+
+    asyncio.run(live())
+
+
+def test_pictures_come_with_the_end_that_is_waited_for_and_are_kept_only_for_that(replica: Make) -> None:
+    async def live() -> None:
+        editor = FakeEditor(gate=asyncio.Semaphore(0))
+        async with replica(editor) as service:
+            await service.submit(spec("job", "one", "two"), [(picture(),)])
+            assert (await service.wait_for_pictures("job", 0)).outcomes == ()
+            waiting = asyncio.gather(*(service.wait_for_pictures("job", 20) for _ in range(2)))
+            await until_async(lambda: len(editor.requests) == 2)
+            live = service._live["job"]
+            assert editor.gate is not None
+            editor.gate.release()
+            editor.gate.release()
+            await service.wait("job", 20)
+            stored = await service.read("job")
+            for end in await waiting:
+                assert (end.record, end.outcomes) == (stored.record, stored.outcomes)
+            assert [outcome.prompt for outcome in stored.outcomes] == ["one", "two"]
+            assert not live.outcomes
+            # Later, only `read` has them.
+            assert await service.wait_for_pictures("job", 20) == JobEnd(stored.record)
+
+    asyncio.run(live())
+
+
+def test_an_end_without_all_pictures_comes_without_any(replica: Make) -> None:
+    async def live() -> None:
+        editor = FakeEditor(gate=asyncio.Semaphore(0))
+        async with replica(editor) as service:
+            await service.submit(spec("job", "one", "two"), [(picture(),)])
+            waiting = asyncio.create_task(service.wait_for_pictures("job", 20))
+            await until_async(lambda: len(editor.requests) == 2)
+            assert editor.gate is not None
+            editor.gate.release()
+            await until_async(lambda: bool(service._live["job"].outcomes))
+            await service.cancel("job")
+            end = await waiting
+            assert (end.record.state, end.outcomes) == (JobState.CANCELLED, ())
 
     asyncio.run(live())
 

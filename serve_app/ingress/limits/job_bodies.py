@@ -45,24 +45,32 @@ class JobBodies:
         self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._cache: TTLCache[Hashable, bytes] = TTLCache(CACHE_BYTES, CACHE_S, getsizeof=len)
 
-    async def body(self, job_id: str, form: str, render: Callable[[Job], bytes]) -> bytes:
+    async def body(self, job_id: str, form: str, render: Callable[[Job], bytes], job: Job | None = None) -> bytes:
         """A COMPLETED job's response body, whose bytes are reserved for the current request. Such a job never changes,
         so its id and `form`, which names what `render` makes of it, are the key.
+
+        Args:
+            job: with its outcomes, if they are here already; only while `renders_at_once`.
 
         Raises:
             Overloaded: too many large responses wait.
             ServiceError: the job cannot be read.
         """
-        return await self._share((job_id, form), lambda: self._body((job_id, form), job_id, render), len)
+        return await self._share((job_id, form), lambda: self._body((job_id, form), job_id, render, job), len)
+
+    @property
+    def renders_at_once(self) -> bool:
+        """Whether a job of the current client would be rendered now. Else its pictures should not be kept meanwhile."""
+        return not (self._rendering.locked() or self._place(CLIENT.get()).locked())
 
     async def job(self, job_id: str) -> Job:
         """A COMPLETED job with its outcomes, for a stream; the bytes of its events are reserved. Errors as `body`."""
         return await self._share((job_id,), lambda: self._jobs.read(job_id), lambda job: num_base64_bytes(job.outcomes))
 
-    async def _body(self, key: Hashable, job_id: str, render: Callable[[Job], bytes]) -> bytes:
+    async def _body(self, key: Hashable, job_id: str, render: Callable[[Job], bytes], job: Job | None) -> bytes:
         body = self._cache.get(key)
         if body is None:
-            body = await asyncio.to_thread(render, await self._jobs.read(job_id))
+            body = await asyncio.to_thread(render, await self._jobs.read(job_id) if job is None else job)
             if len(body) <= CACHE_BYTES:
                 self._cache[key] = body
                 asyncio.get_running_loop().call_later(CACHE_S, self._cache.expire)
@@ -93,16 +101,19 @@ class JobBodies:
 
     async def _make(self, client: str, make: Callable[[], Awaitable[Any]], value: "asyncio.Future[Any]") -> None:
         try:
-            async with self._place(client):
+            async with self._held_place(client):
                 async with self._rendering:
                     value.set_result(await make())
                 await asyncio.Event().wait()  # until the last request leaves
         except Exception as problem:
             value.set_exception(problem)
 
+    def _place(self, client: str) -> asyncio.Semaphore:
+        return self._places.setdefault(client, asyncio.Semaphore(MAX_JOBS_PER_CLIENT))
+
     @asynccontextmanager
-    async def _place(self, client: str) -> AsyncIterator[None]:
-        places = self._places.setdefault(client, asyncio.Semaphore(MAX_JOBS_PER_CLIENT))
+    async def _held_place(self, client: str) -> AsyncIterator[None]:
+        places = self._place(client)
         try:
             async with asyncio.timeout(self._wait_s):
                 await places.acquire()

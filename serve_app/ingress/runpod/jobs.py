@@ -2,12 +2,14 @@
 
 import asyncio
 import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from fastapi import Response
 from pydantic import BaseModel
 
-from serve_app.edits.job import EXECUTION_TIMEOUT, JobRecord, JobState, Policy
+from serve_app.edits.job import EXECUTION_TIMEOUT, Job, JobRecord, JobSpec, JobState, Policy
 from serve_app.edits.service import Deadline
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.ingress.admission import JobAdmission
@@ -41,15 +43,15 @@ class RunPodJobs:
         """
         new_id = self._new_id()
         retention_s = self._settings.jobs.async_retention_s
-        job_id = await self._submit(new_id, request, repeat_key, retention_s)
+        job_id = (await self._submit(new_id, request, repeat_key, retention_s)).id
         state = JobState.IN_QUEUE if job_id == new_id else (await self._jobs.wait(job_id, 0)).state
         return RunPodAccepted(id=job_id, status=state)
 
     def _new_id(self) -> str:
         return f"{uuid.uuid4()}-{self._settings.jobs.cell}"
 
-    async def _submit(self, new_id: str, request: RunPodRequest, repeat_key: str | None, retention_s: float) -> str:
-        """Store and queue a job under a new id; returns that, or the id of the job that a request repeats.
+    async def _submit(self, new_id: str, request: RunPodRequest, repeat_key: str | None, retention_s: float) -> JobSpec:
+        """Store and queue a job under a new id; returns it, or the job that a request repeats.
 
         Raises:
             ServiceError: the job was not accepted.
@@ -65,9 +67,9 @@ class RunPodJobs:
             known = await self.admission.find_invalid(repeat_key, fields, pictures_of(request.input))
             if known is None:
                 raise
-            return known.id
+            return known
         deadline = Deadline.after(parsed.timeout_s)
-        spec = await self.admission.find_or_submit(
+        return await self.admission.find_or_submit(
             new_id,
             parsed,
             deadline,
@@ -78,7 +80,6 @@ class RunPodJobs:
             webhook=webhook,
             input_without_pictures=request.input.model_dump(mode="json", exclude=_PICTURES, exclude_none=True),
         )
-        return spec.id
 
     async def run(self, request: RunPodRequest, repeat_key: str | None, wait_ms: int) -> Response:
         """Submit a job and respond as `status` does, later.
@@ -91,27 +92,40 @@ class RunPodJobs:
         """
         jobs = self._settings.jobs
         retention_s = jobs.sync_retention_s if repeat_key is None else jobs.async_retention_s
-        job_id = await self._submit(f"sync-{self._new_id()}", request, repeat_key, retention_s)
+        new_id = f"sync-{self._new_id()}"
+        spec = await self._submit(new_id, request, repeat_key, retention_s)
+        # All repeats may wait at once, and the pictures of one job for each of them would fill the memory.
+        wait = self._wait_for_new if spec.id == new_id else self._wait_for_known
         sets_execution_timeout = request.policy is not None and request.policy.executionTimeout is not None
-        return LateResponse(partial(self._end_of_run, job_id, wait_ms, sets_execution_timeout))
+        return LateResponse(partial(self._end_of_run, partial(wait, spec, wait_ms), sets_execution_timeout))
 
-    async def _end_of_run(self, job_id: str, wait_ms: int, sets_execution_timeout: bool) -> Response:
-        record = await self._jobs.wait(job_id, wait_ms / 1000)
+    async def _wait_for_new(self, spec: JobSpec, wait_ms: int) -> Job:
+        end = await self._jobs.wait_for_pictures(spec.id, wait_ms / 1000)
+        return Job(spec.id, end.record, spec.seed, end.outcomes, spec.input_without_pictures)
+
+    async def _wait_for_known(self, spec: JobSpec, wait_ms: int) -> Job:
+        return Job(spec.id, await self._jobs.wait(spec.id, wait_ms / 1000), spec.seed)
+
+    async def _end_of_run(self, wait: Callable[[], Awaitable[Job]], sets_execution_timeout: bool) -> Response:
+        job = await wait()
+        if not self._bodies.renders_at_once:
+            job = replace(job, outcomes=())  # to be read later
+        record = job.record
         if record.error_code == InvalidInput.code:
             raise InvalidInput(str(record.error))
         is_late = record.error_code == DeadlineExceeded.code
         if is_late and not (sets_execution_timeout and record.error == EXECUTION_TIMEOUT):
             raise DeadlineExceeded(str(record.error))
-        return await self._answer(job_id, record)
+        return await self._answer(job.id, record, job if job.outcomes else None)
 
     async def status(self, job_id: str, wait_ms: int) -> Response:
         """The job's envelope at its end, or its current one after the wait."""
         return await self._answer(job_id, await self._jobs.wait(job_id, wait_ms / 1000))
 
-    async def _answer(self, job_id: str, record: JobRecord) -> Response:
+    async def _answer(self, job_id: str, record: JobRecord, job: Job | None = None) -> Response:
         if record.state is not JobState.COMPLETED:
             return _json(_dump(plain_envelope(job_id, record)))
-        return _json(await self._bodies.body(job_id, "runpod", lambda job: _dump(envelope(job))))
+        return _json(await self._bodies.body(job_id, "runpod", lambda job: _dump(envelope(job)), job))
 
     async def stream(self, job_id: str, wait_ms: int) -> Response:
         """What is new in the job."""

@@ -50,12 +50,12 @@ class Scene:
         self.num_rendered += 1
         return job.id[:1].encode() * SIZE
 
-    def get(self, job_id: str, client: str = "a", form: str = "form") -> "asyncio.Task[bytes]":
+    def get(self, job_id: str, client: str = "a", form: str = "form", job: Job | None = None) -> "asyncio.Task[bytes]":
         async def request() -> bytes:
             CLIENT.set(client)
             self.held.append(ResponseBytes(self.budget, client))
             RESPONSE_BYTES.set(self.held[-1])
-            return await self.bodies.body(job_id, form, self.render)
+            return await self.bodies.body(job_id, form, self.render, job)
 
         return asyncio.create_task(request())
 
@@ -130,6 +130,41 @@ def test_what_waits_for_the_budget_keeps_its_clients_place() -> None:
         for held in scene.held:
             held.release()
         assert await scene.get("4")
+
+    run(scenario)
+
+
+def test_a_job_that_is_here_is_not_fetched() -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        here = Job("here", JobRecord(JobState.COMPLETED, 1.0, 2.0, 3.0), 42)
+        assert await scene.get("here", job=here) == b"h" * SIZE
+        assert not scene.jobs.reads
+
+    run(scenario)
+
+
+def test_pictures_are_kept_only_while_they_can_be_rendered_at_once() -> None:
+    async def scenario() -> None:
+        scene = Scene()
+
+        def clients_that_wait() -> set[str]:
+            waiting = set()
+            for client in "abc":
+                CLIENT.set(client)
+                if not scene.bodies.renders_at_once:
+                    waiting.add(client)
+            return waiting
+
+        requests = [scene.get(f"{number}") for number in range(MAX_JOBS_PER_CLIENT)]
+        await until_async(lambda: scene.jobs.num_reading == MAX_JOBS_PER_CLIENT)
+        assert clients_that_wait() == {"a"}
+        requests += [scene.get(f"b {number}", "b") for number in range(MAX_JOBS_PER_CLIENT)]
+        await until_async(lambda: scene.jobs.num_reading == MAX_RENDERED)
+        assert clients_that_wait() == {"a", "b", "c"}
+        scene.jobs.gate.set()
+        await asyncio.gather(*requests)
+        await until_async(lambda: not clients_that_wait())
 
     run(scenario)
 

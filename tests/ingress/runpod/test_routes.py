@@ -26,6 +26,7 @@ from serve_app.ingress import admission
 from serve_app.ingress.admission import fingerprint_of
 from serve_app.ingress.app import build_app
 from serve_app.ingress.backend import Backend
+from serve_app.ingress.limits.job_bodies import JobBodies
 from serve_app.ingress.pictures.prepare import Preparer
 from serve_app.ingress.runpod.answers import stream, webhook_body
 from serve_app.jobs import service
@@ -483,6 +484,26 @@ def test_a_job_goes_on_when_its_wait_is_over(app: Harness) -> None:
     assert answer["status"] == "IN_PROGRESS"
     app.release()
     assert app.status(answer["id"], "COMPLETED")["output"]["images"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_new_jobs_pictures_are_read_only_if_they_cannot_be_rendered_at_once(
+    app: Harness, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    reads: list[str] = []
+    read = JobService.read
+
+    async def noted(self: JobService, job_id: str) -> Job:
+        reads.append(job_id)
+        return await read(self, job_id)
+
+    monkeypatch.setattr(JobService, "read", noted)
+    monkeypatch.setattr(JobBodies, "renders_at_once", at_once)
+    envelope = app.run(images=[PICTURE, PICTURE], prompt=["x", "y"]).json()
+    assert envelope["status"] == "COMPLETED"
+    assert len(envelope["output"]["images"]) == 2
+    assert reads == ([] if at_once else [envelope["id"]])
+    assert app.status(envelope["id"]) == envelope
 
 
 def test_a_job_by_run_is_asked_for_later(app: Harness) -> None:
