@@ -188,9 +188,7 @@ class Places:
             Overloaded: they are not free.
         """
         self._active.add(client)
-        share = self._active.share(client, self._num)
-        if share < self._num and self._max_per_client is not None:
-            share = self._max_per_client
+        share = self._share(client)
         if share < self._num and taken[client] and taken[client] + num > share:
             raise KeyPlacesTaken(
                 f"This API key has {share} places in the queue of {self._what}, all taken, while other "
@@ -198,3 +196,11 @@ class Places:
             )
         if taken.total() and taken.total() + num > self._num:
             raise Overloaded(f"The queue of {self._what} is full; try again later.")
+
+    def num_free(self, client: str, taken: Counter[str]) -> int:
+        """How many more places the client would get now."""
+        return max(0, min(self._share(client) - taken[client], self._num - taken.total()))
+
+    def _share(self, client: str) -> int:
+        share = self._active.share(client, self._num)
+        return share if share == self._num or self._max_per_client is None else self._max_per_client

@@ -171,9 +171,10 @@ class JobsPort(Protocol):
     reached; accepted jobs go on meanwhile.
     """
 
-    async def reserve(self, job_id: str, client: str) -> None:
+    async def reserve(self, job_id: str, client: str) -> int:
         """Hold a place in the queue for a job whose pictures are about to be prepared, until it is submitted, or
-        released, or some time has passed.
+        released, or some time has passed. Returns how many more jobs of the client may be submitted within the next
+        second without this call, since there are many free places.
 
         Raises:
             Overloaded: the queue is full, or, as KeyPlacesTaken, the client's part of it.

@@ -5,7 +5,8 @@ answered with 429 and Retry-After. All clients share the places; while several s
 quarters at most (`Places` in `edits/fairness.py`, which decides for both kinds of work).
 
 - A job's place is in the Jobs replica (`jobs/places.py`), which alone decides: `JobsPort.reserve` before the pictures
-  are decoded, `submit` with them. It also refuses a client for whom the store is full.
+  are decoded, `submit` with them. It also refuses a client for whom the store is full. While many places are free,
+  `reserve` allows a few jobs to be submitted without it.
 - Edits without a job have their places in their ingress replica (`EditPlaces` in `limits/edit_places.py`).
 - A job whose Idempotency-Key is known needs no place.
 - A client whose job was refused within `FULL_S` is refused before its next body is read (`JobAdmission.refuse_early`).
@@ -55,6 +56,9 @@ _HASHING = ThreadPoolExecutor(1, thread_name_prefix="hash")
 
 FULL_S = 0.1
 """For how long the queue is assumed to be full for a client whose job it refused."""
+
+UNRESERVED_S = 1.0
+"""For how long `JobsPort.reserve` allows jobs that are not reserved."""
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 300
 
@@ -225,29 +229,46 @@ class QueuePlaces:
         self._jobs = jobs
         self._clock = clock
         self._refused: dict[str, tuple[float, Overloaded]] = {}
+        self._unreserved: dict[str, tuple[float, int]] = {}  # until when, and how many, by client
         self._releasing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def hold(self, job_id: str, client: str) -> AsyncIterator[None]:
-        """Hold a place while a job is prepared and submitted; where that fails, it is released.
+        """Hold a place while a job is prepared and submitted; where that fails, it is released. No place is held while
+        Jobs has said that many are free.
 
         Raises:
             Overloaded: the client gets none.
         """
         if (recent := self.refusal(client)) is not None:
             raise recent
+        is_held = not self._takes_unreserved(client)
         try:
-            await self._jobs.reserve(job_id, client)
+            if is_held:
+                num_unreserved = await self._jobs.reserve(job_id, client)
+                self._unreserved[client] = self._clock() + UNRESERVED_S, num_unreserved
             yield
         except Overloaded as problem:
+            self._unreserved.pop(client, None)
             self._refused[client] = self._clock() + FULL_S, problem
             raise
         except BaseException:
+            self._unreserved.pop(client, None)
+            if not is_held:
+                raise
             # Not awaited: the client waits for its answer, or has left.
             task = asyncio.create_task(self._release(job_id))
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
             raise
+
+    def _takes_unreserved(self, client: str) -> bool:
+        """Take one of the client's unreserved jobs, if there is one left."""
+        until, num_left = self._unreserved.get(client, (-math.inf, 0))
+        if num_left == 0 or self._clock() >= until:
+            return False
+        self._unreserved[client] = until, num_left - 1
+        return True
 
     def refusal(self, client: str) -> Overloaded | None:
         """What the client's last job was refused with, if that was just now."""

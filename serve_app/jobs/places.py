@@ -13,6 +13,9 @@ from serve_app.jobs.live import LiveJob
 HOLD_S = 60.0
 """For how long a place is held for a job that is not submitted: its ingress may have died."""
 
+UNRESERVED_PART = 4
+"""One of so many free places may be taken by jobs that were not reserved, those of one ingress replica."""
+
 STORE_FULL_S = 1.0
 """For how long a store is assumed to be full for a client whose job it refused. How many bytes a job needs is known
 only when its pictures are prepared."""
@@ -45,8 +48,9 @@ class JobPlaces:
         self._taking: Counter[tuple[str, str]] = Counter()
         self._store_full: dict[str, tuple[float, str]] = {}
 
-    def hold(self, job_id: str, client: str) -> None:
-        """Hold a place for a job, for `HOLD_S` at most.
+    def hold(self, job_id: str, client: str) -> int:
+        """Hold a place for a job, for `HOLD_S` at most. Returns how many more jobs of the client need not be reserved
+        soon: each ingress may add as many.
 
         Raises:
             Overloaded: the queue is full, or, as KeyPlacesTaken, the client's part of it.
@@ -57,6 +61,7 @@ class JobPlaces:
         if job_id not in self._held:
             self._places.require(client, self._taken())
         self._held[job_id] = client, self._clock() + HOLD_S
+        return self._places.num_free(client, self._taken()) // UNRESERVED_PART
 
     def release(self, job_id: str) -> None:
         """Give up a held place, if there is one."""

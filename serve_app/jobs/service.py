@@ -89,9 +89,9 @@ class JobService:
         await self._runner.close()
         await self._store.close()
 
-    async def reserve(self, job_id: str, client: str) -> None:
+    async def reserve(self, job_id: str, client: str) -> int:
         self._store.require()  # so that no request is prepared that could not be stored
-        self._places.hold(job_id, client)
+        return self._places.hold(job_id, client)
 
     async def release(self, job_id: str) -> None:
         self._places.release(job_id)

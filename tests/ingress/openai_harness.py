@@ -64,8 +64,9 @@ class FakeJobs:
     _pictures: dict[str, Sequence[Pictures]] = field(default_factory=dict)
     _done: dict[str, Job] = field(default_factory=dict)
 
-    async def reserve(self, job_id: str, client: str) -> None:
+    async def reserve(self, job_id: str, client: str) -> int:
         self.reserved.append(job_id)
+        return 0
 
     async def release(self, job_id: str) -> None:
         self.released.append(job_id)

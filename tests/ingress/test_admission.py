@@ -13,12 +13,13 @@ from serve_app.config import AppSettings
 from serve_app.edits.job import JobCounts, JobsPort
 from serve_app.edits.request import EditRequest, EditResult, Progress, SharedPictures
 from serve_app.edits.service import OnProgress
-from serve_app.errors import EditFailed, Overloaded, ServiceUnavailable, StoreFull
+from serve_app.errors import EditFailed, InvalidInput, Overloaded, ServiceError, ServiceUnavailable, StoreFull
 from serve_app.ingress.admission import (
     COUNT_EVERY_S,
     FULL_S,
     MAX_RETRY_AFTER_S,
     MIN_RETRY_AFTER_S,
+    UNRESERVED_S,
     WINDOW_S,
     MeteredEditor,
     QueuePlaces,
@@ -40,28 +41,65 @@ class Queue:
     def __init__(self, num_places: int) -> None:
         self.num_places = num_places
         self.num_calls = 0
+        self.num_unreserved = 0
         self.released: list[str] = []
         self.now = 100.0
         self.places = QueuePlaces(cast(JobsPort, self), clock=lambda: self.now)
 
-    async def reserve(self, job_id: str, client: str) -> None:
+    async def reserve(self, job_id: str, client: str) -> int:
         self.num_calls += 1
         await asyncio.sleep(0)  # as over a handle
         if self.num_places == 0:
             raise StoreFull("full for you")
         self.num_places -= 1
+        return self.num_unreserved
 
     async def release(self, job_id: str) -> None:
         self.released.append(job_id)
 
-    async def is_admitted(self, client: str = "") -> bool:
-        """Whether a request was prepared and submitted."""
+    async def is_admitted(self, client: str = "", problem: Exception | None = None) -> bool:
+        """Whether a request was prepared and submitted. `problem`: raised instead of submitting it."""
         try:
             async with self.places.hold("job", client):
                 await asyncio.sleep(0)
+                if problem is not None:
+                    raise problem
         except StoreFull as problem:
             return problem.message != "full for you"
         return True
+
+
+def test_jobs_are_submitted_without_a_place_as_long_as_the_queue_allows() -> None:
+    async def story() -> None:
+        queue = Queue(100)
+        queue.num_unreserved = 3
+        for num_calls in (1, 1, 1, 1, 2):
+            assert await queue.is_admitted("anna")
+            assert queue.num_calls == num_calls
+        assert await queue.is_admitted("otto")
+        assert queue.num_calls == 3
+        queue.now += UNRESERVED_S
+        assert await queue.is_admitted("anna")
+        assert queue.num_calls == 4
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("problem", [Overloaded("full"), ServiceUnavailable("away"), InvalidInput("bad")])
+def test_after_a_failure_the_next_job_takes_a_place_first(problem: ServiceError) -> None:
+    async def story() -> None:
+        queue = Queue(100)
+        queue.num_unreserved = 3
+        assert await queue.is_admitted()
+        with pytest.raises(type(problem)):
+            await queue.is_admitted(problem=problem)
+        queue.now += FULL_S
+        await asyncio.sleep(0)
+        assert queue.released == []  # no place was held for it
+        assert await queue.is_admitted()
+        assert queue.num_calls == 2
+
+    asyncio.run(story())
 
 
 def test_of_many_at_once_as_many_are_let_in_as_there_are_places() -> None:
@@ -126,9 +164,10 @@ def test_a_full_queue_answers_429_without_preparing_pictures_and_knows_its_jobs(
     scene = harness(tiny_settings, api_keys=("acme:k-1", "k-2"))
     num_done = num_prepared(monkeypatch)
 
-    async def refuse(job_id: str, client: str) -> None:
+    async def refuse(job_id: str, client: str) -> int:
         if client == "acme":
             raise StoreFull("full")
+        return 0
 
     def run(key: str, repeat_key: str) -> tuple[int, str]:
         headers = {"authorization": f"Bearer {key}", "Idempotency-Key": repeat_key}
