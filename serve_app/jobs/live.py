@@ -25,6 +25,7 @@ class LiveJob:
         run_until: when its execution must have ended; set at its pick-up.
         outcomes: finished edits by index while the job runs; afterwards only the store has them, except while someone
             waits for its pictures.
+        last: the last edit to finish, until the job's end is stored with it.
         num_waiting: how many wait for its pictures.
         progress: the last steps of the other edits, each with its last preview.
         task: runs the job, once it is its turn.
@@ -42,6 +43,7 @@ class LiveJob:
     deadline: float | None = None
     run_until: float | None = None
     outcomes: dict[int, EditOutcome] = field(default_factory=dict)
+    last: tuple[int, EditOutcome] | None = None
     num_waiting: int = 0
     progress: dict[int, Progress] = field(default_factory=dict)
     task: "asyncio.Task[None] | None" = None

@@ -173,6 +173,9 @@ class Runner:
 
     async def _edit(self, job: LiveJob, index: int, request: EditRequest, pictures: SharedPictures) -> None:
         outcome = await self._drawn_in_time(job, index, request, pictures)
+        if len(job.outcomes) == len(job.spec.edits) - 1:
+            job.last = index, outcome  # stored with the job's end
+            return
         # No limit applies to storing: a finished picture is kept, however long the store is away.
         if await self._store.call_until_done(lambda store: store.add_outcome(job.id, self._owner, index, outcome)):
             job.outcomes[index] = outcome
@@ -277,7 +280,11 @@ class Runner:
         self._conclude(job, known)
 
     async def _store_end(self, job: LiveJob, record: JobRecord, store: Store) -> JobRecord | None:
-        if await store.update(job.id, self._owner, record):
+        if record.state is JobState.COMPLETED and job.last is not None:
+            is_stored = await store.complete(job.id, self._owner, record, *job.last)
+        else:
+            is_stored = await store.update(job.id, self._owner, record)
+        if is_stored:
             return record
         # If the answer to an earlier attempt was lost, the store has this same record.
         stored = await store.record(job.id)
@@ -290,7 +297,9 @@ class Runner:
         if record is not None:
             job.record = record
             self.ends[record.state] += 1
-        job.pictures = ()
+        if job.last is not None:
+            job.outcomes.update([job.last])
+        job.pictures, job.last = (), None
         job.drop_outcomes()
         job.progress.clear()
         job.notify()

@@ -56,7 +56,7 @@ async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot
         store.away = True
         release(editor, 2)
         num_calls = len(store.calls)
-        await until_async(lambda: store.calls[num_calls:].count("add_outcome") >= 3)
+        await until_async(lambda: store.calls[num_calls:].count("complete") >= 3)
         # Known without the store, and not reported before it is stored.
         assert await state(service, "first", 0) is JobState.IN_PROGRESS
         assert await service.counts() == JobCounts(in_queue=1, in_progress=1)
@@ -68,18 +68,19 @@ async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot
 
 
 @async_test
-async def test_the_outage_may_begin_between_the_picture_and_the_end(stores: Stores) -> None:
+async def test_the_outage_may_begin_between_the_last_picture_and_the_end(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), FakeEditor()
     async with replica_on(store.as_store, editor) as service:
         add_outcome = store.as_store.add_outcome
 
         async def and_away(*args: object) -> bool:
             done: bool = await add_outcome(*args)  # type: ignore[arg-type]
-            store.away = True
+            store.away = store.calls.count("add_outcome") == 2
             return done
 
         vars(store)["add_outcome"] = and_away
-        await service.submit(spec("job"), [(picture(),)])
+        # Neither is the last one when it is drawn.
+        await service.submit(spec("job", "one", "two"), [(picture(),)])
         await until_async(lambda: store.calls.count("update") >= 4)
         assert not await idle(service)
         store.away = False
@@ -130,7 +131,7 @@ async def test_time_without_the_store_is_no_execution_time(stores: Stores) -> No
         assert len(service._live["job"].limits) == 1
         store.away = True
         release(editor)
-        await until_async(lambda: store.calls.count("add_outcome") >= 2)
+        await until_async(lambda: store.calls.count("complete") >= 2)
         assert service._live["job"].limits == set()  # it is drawn: no limit is left that could end it
         store.away = False
         assert await state(service, "job") is JobState.COMPLETED

@@ -127,6 +127,15 @@ class SqliteStore(Store):
     async def update(self, job_id: str, owner: str, record: JobRecord) -> bool:
         return await self._change(job_id, lambda stored: stored.updated(self._boot + owner, record))
 
+    async def complete(self, job_id: str, owner: str, record: JobRecord, index: int, outcome: EditOutcome) -> bool:
+        now, mine = self._clock(), self._boot + owner
+
+        def work(db: sqlite3.Connection) -> bool:
+            _add_outcome(db, job_id, mine, index, outcome, now)
+            return _change(db, job_id, lambda stored: stored.updated(mine, record), False, now)
+
+        return await self._file.write(work)
+
     async def cancel(self, job_id: str, ended_at: float) -> bool:
         return await self._change(job_id, lambda stored: stored.cancelled(ended_at))
 

@@ -105,6 +105,11 @@ class Store(Protocol):
         repeat key.
         """
 
+    async def complete(self, job_id: str, owner: str, record: JobRecord, index: int, outcome: EditOutcome) -> bool:
+        """`add_outcome` of the last edit, then `update`; returns what that returns."""
+        await self.add_outcome(job_id, owner, index, outcome)
+        return await self.update(job_id, owner, record)
+
     async def cancel(self, job_id: str, ended_at: float) -> bool:
         """Make the job CANCELLED, whoever owns it; False unless its state was not final."""
 

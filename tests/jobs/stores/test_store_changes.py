@@ -32,6 +32,32 @@ async def test_a_stranger_cannot_replace_the_record(stores: Stores) -> None:
 
 
 @async_test
+async def test_the_last_picture_is_stored_with_the_end_once(stores: Stores) -> None:
+    store, ended = stores.open(), record(JobState.COMPLETED, ended_at=stores.now)
+    await add(store)
+    await store.add_outcome("job", "me", 0, outcome(b"first"))
+    assert not await store.complete("job", "stranger", ended, 1, outcome(b"of a stranger"))
+    assert await store.record("job") == record()
+    assert await store.outcomes("job") == {0: outcome(b"first")}
+    assert await store.complete("job", "me", ended, 1, outcome(b"last"))
+    assert await store.record("job") == ended
+    assert await store.outcomes("job") == {0: outcome(b"first"), 1: outcome(b"last")}
+    # As when the first answer was lost.
+    assert not await store.complete("job", "me", ended, 1, outcome(b"again"))
+    assert await store.outcomes("job") == {0: outcome(b"first"), 1: outcome(b"last")}
+
+
+@async_test
+async def test_a_cancelled_job_is_not_completed(stores: Stores) -> None:
+    store = stores.open()
+    await add(store)
+    await store.cancel("job", stores.now)
+    assert not await store.complete("job", "me", record(JobState.COMPLETED, ended_at=stores.now), 0, outcome())
+    assert await store.record("job") == record(JobState.CANCELLED, ended_at=stores.now)
+    assert not await store.outcomes("job")
+
+
+@async_test
 @pytest.mark.parametrize("state", FINAL)
 async def test_a_job_that_is_no_longer_open_stays_as_it_is(stores: Stores, state: JobState) -> None:
     store = stores.open()
