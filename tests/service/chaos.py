@@ -112,6 +112,8 @@ def evaluate(service: Service, receiver: Receiver, record: Record, kills: Counte
     console.print(f"accepted: {len(ends)}; ends: {dict(states)}, the last one {waited_s:.1f} s after the last kill")
     console.print(f"pictures unlike the undisturbed run's: {len(wrong)}; jobs reported with two ends: {len(two_ends)}")
     console.print(f"webhooks: {len({each for each, _ in notified})} jobs notified, {sum(notified.values())} calls")
+    if errors := Counter(str(end["error"]) for end in ends.values() if "error" in end):
+        console.print(f"errors: {dict(errors)}")
     bad = states["COMPLETED"] != len(ends) or wrong or two_ends or not ends
     bad = bad or any(each.status == 500 for each in record.submissions)
     return 1 if bad else 0
