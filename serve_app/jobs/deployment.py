@@ -1,7 +1,7 @@
 """Jobs as a Serve deployment: one replica, input and output only."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import JobSettings
 from serve_app.edits.fair_editor import FairEditor
 from serve_app.edits.job import JOBS_METHODS, Job, JobSpec, JobsPort
-from serve_app.edits.request import SharedPictures
+from serve_app.edits.request import Pictures
 from serve_app.edits.service import EditService
 from serve_app.jobs.metrics import JobMetrics
 from serve_app.jobs.service import JobService
@@ -17,7 +17,7 @@ from serve_app.jobs.store_link import open_store
 from serve_app.serving.handles import EditorHandle, OpenRewriter
 from serve_app.serving.memory import return_freed_memory
 from serve_app.serving.replica import join_serve_logs
-from serve_app.serving.shared import fetch, share
+from serve_app.serving.shared import share
 
 
 class Jobs:
@@ -39,10 +39,9 @@ class Jobs:
         # Serve makes replicas on their event loop.
         self._start = asyncio.ensure_future(self._jobs.start())
 
-    async def submit(self, spec: JobSpec, shared: Sequence[SharedPictures]) -> str:
-        """JobsPort.submit, with the pictures in the object store."""
-        await self._started()
-        return await self._jobs.submit(spec, [await fetch(each) for each in shared], shared)
+    async def submit(self, spec: JobSpec, *pictures: Pictures) -> str:
+        """JobsPort.submit: Ray passes pictures by reference only as arguments of their own."""
+        return await (await self._started()).submit(spec, pictures)
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         """Every other method of JobsPort."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from serve_app.edits.fairness import rank_of
 from serve_app.edits.job import EXECUTION_TIMEOUT, JobNews, JobRecord, JobSpec, JobState
-from serve_app.edits.request import EditOutcome, Progress, SharedPictures
+from serve_app.edits.request import EditOutcome, Pictures, Progress
 from serve_app.edits.service import too_late
 from serve_app.errors import DeadlineExceeded
 
@@ -39,7 +39,7 @@ class LiveJob:
     spec: JobSpec
     record: JobRecord
     was_picked_up: bool = False
-    pictures: Sequence[SharedPictures] = ()
+    pictures: Sequence[Pictures] = ()
     deadline: float | None = None
     run_until: float | None = None
     outcomes: dict[int, EditOutcome] = field(default_factory=dict)

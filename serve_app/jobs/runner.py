@@ -12,7 +12,7 @@ from typing import Any
 from serve_app.edits.fairness import Slots
 from serve_app.edits.job import JobRecord, JobSpec, JobState
 from serve_app.edits.request import EditOutcome, EditRequest, Pictures, Progress, SharedPictures
-from serve_app.edits.service import EditService, all_or_none
+from serve_app.edits.service import EditService, OnProgress, all_or_none
 from serve_app.errors import DeadlineExceeded, JobUnreadable, Overloaded, ServiceError, ServiceUnavailable
 from serve_app.jobs.live import LiveJob
 from serve_app.jobs.store_link import StoreLink
@@ -68,7 +68,7 @@ class Runner:
         return [*self._slots.waiting, *self._slots.served, *self._ending]
 
     def enlist(
-        self, spec: JobSpec, record: JobRecord, pictures: Sequence[SharedPictures] = (), *, was_picked_up: bool = False
+        self, spec: JobSpec, record: JobRecord, pictures: Sequence[Pictures] = (), *, was_picked_up: bool = False
     ) -> LiveJob:
         """Queue a stored job that this replica owns. Its ttl does not apply if another replica picked it up.
 
@@ -161,15 +161,12 @@ class Runner:
             if index not in job.outcomes
         )
 
-    async def _shared_pictures(self, job: LiveJob) -> Sequence[SharedPictures]:
+    async def _shared_pictures(self, job: LiveJob) -> list[SharedPictures]:
         own, job.pictures = job.pictures, ()
-        return own or [self._share(each) for each in await self._stored_pictures(job)]
-
-    async def _stored_pictures(self, job: LiveJob) -> Sequence[Pictures]:
-        own = await self._store.call_until_done(lambda store: store.pictures(job.id), is_write=False)
+        own = own or await self._store.call_until_done(lambda store: store.pictures(job.id), is_write=False)
         if not own:
             raise JobUnreadable("The job's stored pictures are missing; send the job again.")
-        return own
+        return [self._share(each) for each in own]
 
     async def _edit(self, job: LiveJob, index: int, request: EditRequest, pictures: SharedPictures) -> None:
         outcome = await self._drawn_in_time(job, index, request, pictures)
@@ -189,7 +186,7 @@ class Runner:
             async with asyncio.timeout_at(job.draw_until) as limit:
                 job.limits.add(limit)  # rescheduled at the job's pick-up
                 try:
-                    return await self._run_with_retries(job, index, request, pictures, limit)
+                    return await self._run_with_retries(request, pictures, partial(self._progress, job, index), limit)
                 finally:
                     job.limits.discard(limit)
         except (TimeoutError, DeadlineExceeded) as problem:
@@ -198,10 +195,9 @@ class Runner:
             raise
 
     async def _run_with_retries(
-        self, job: LiveJob, index: int, request: EditRequest, pictures: SharedPictures, limit: asyncio.Timeout
+        self, request: EditRequest, pictures: SharedPictures, on_progress: OnProgress, limit: asyncio.Timeout
     ) -> EditOutcome:
         """Retry while the editors are full, and up to `MAX_LOSSES` times if they die. The prompt is rewritten once."""
-        on_progress = partial(self._progress, job, index)
         rewrite = await self._service.rewrite(request, pictures, on_progress)
         num_losses = 0
         while True:
@@ -214,8 +210,6 @@ class Runner:
                 if num_losses == MAX_LOSSES:
                     raise
                 pause_s = EDITOR_RETRY_S * 2 ** (num_losses - 1)
-                # Those that the ingress shared are lost if it has ended.
-                pictures = self._share((await self._stored_pictures(job))[job.spec.pictures_of[index]])
             await asyncio.sleep(pause_s)
 
     def _progress(self, job: LiveJob, index: int, progress: Progress) -> None:

@@ -55,7 +55,6 @@ class JobService:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = StoreLink(store)
-        self._share = share
         self._clock = clock
         self._owner = str(uuid.uuid4())
         self._runner = Runner(self._owner, service, self._store, share, settings.max_active_jobs, clock, self._on_end)
@@ -97,10 +96,9 @@ class JobService:
     async def release(self, job_id: str) -> None:
         self._places.release(job_id)
 
-    async def submit(self, spec: JobSpec, pictures: Sequence[Pictures], shared: Sequence[SharedPictures] = ()) -> str:
-        """JobsPort.submit; `shared` are the pictures as the editors get them, if they are shared already."""
+    async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         try:
-            return await self._add(spec, pictures, shared or [self._share(each) for each in pictures])
+            return await self._add(spec, pictures)
         except Overloaded:
             # A job that was accepted before is returned even if the queue is full.
             known = await self._store.call(lambda store: store.find(spec.id, spec.repeat_key))
@@ -108,7 +106,7 @@ class JobService:
                 raise
             return known
 
-    async def _add(self, spec: JobSpec, pictures: Sequence[Pictures], shared: Sequence[SharedPictures]) -> str:
+    async def _add(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
         with self._places.take(spec.id, spec.client):
             self._store.require()
             record = JobRecord(JobState.IN_QUEUE, self._clock(), webhook_pending=spec.webhook is not None)
@@ -124,7 +122,7 @@ class JobService:
                     self._refused.append(spec.id)
                 raise
             if is_new and job_id not in self._live:
-                self._enlist(spec, record, shared)
+                self._enlist(spec, record, pictures)
         return job_id
 
     async def find(self, repeat_key: RepeatKey) -> JobSpec | None:
@@ -242,7 +240,7 @@ class JobService:
         """Jobs that have ended in this replica since its start, by final state."""
         return self._runner.ends
 
-    def _enlist(self, spec: JobSpec, record: JobRecord, pictures: Sequence[SharedPictures] = ()) -> None:
+    def _enlist(self, spec: JobSpec, record: JobRecord, pictures: Sequence[Pictures] = ()) -> None:
         self._live[spec.id] = self._runner.enlist(spec, record, pictures)
 
     async def _stored_record(self, job_id: str) -> JobRecord | None:

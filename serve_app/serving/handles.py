@@ -36,7 +36,7 @@ from serve_app.edits.request import EditRequest, EditResult, Pictures, Rewrite, 
 from serve_app.edits.service import OnProgress, RewriterPort
 from serve_app.errors import Overloaded, ServiceError, ServiceUnavailable
 from serve_app.serving.cached_call import CachedCall
-from serve_app.serving.shared import PutPictures, share
+from serve_app.serving.shared import PutPictures, put
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +181,8 @@ class _JobsHandle:
         self._handle = handle
 
     async def submit(self, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
-        # Jobs passes the same references on to the editors.
-        job_id: str = await self._call("submit", 0.0, spec, [share(each) for each in pictures])
+        # Ray resolves a reference only where it is an argument of its own.
+        job_id: str = await self._call("submit", 0.0, spec, *(put(each) for each in pictures))
         return job_id
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:

@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import ray
@@ -15,7 +15,7 @@ class PutPictures:
     """What SharedPictures are here.
 
     Attributes:
-        reference: Ray resolves it where it is an argument of its own.
+        reference: Ray resolves it only where it is an argument of its own.
         key: equal for equal pictures, for `PictureRouter`.
     """
 
@@ -24,18 +24,13 @@ class PutPictures:
 
 
 def share(pictures: Pictures) -> SharedPictures:
-    """Put pictures into the object store. They are lost there when this process ends."""
-    return SharedPictures(PutPictures(ray.put(pictures), key_of(pictures)))
+    """Put pictures into the object store."""
+    return SharedPictures(PutPictures(put(pictures), key_of(pictures)))
 
 
-async def fetch(pictures: SharedPictures) -> Pictures:
-    """What `share` put there, in any process. The arrays are in shared memory and read-only.
-
-    Raises:
-        RayError: they are lost.
-    """
-    fetched: Pictures = await cast(PutPictures, pictures).reference
-    return fetched
+def put(pictures: Pictures) -> Any:
+    """Put pictures into the object store; returns Ray's reference alone, for a deployment that shares them anew."""
+    return ray.put(pictures)
 
 
 def key_of(pictures: Pictures) -> str:

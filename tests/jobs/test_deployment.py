@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.config import JobSettings, SqliteStoreSettings
 from serve_app.edits.job import JOBS_METHODS, JobCounts, JobsPort, JobState, RepeatKey
-from serve_app.edits.request import Pictures, SharedPictures
+from serve_app.edits.request import SharedPictures
 from serve_app.errors import JobNotFound
 from serve_app.jobs import deployment
 from serve_app.jobs.service import JobService
@@ -31,13 +31,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
     monkeypatch.setattr(deployment, "join_serve_logs", lambda: None)
     monkeypatch.setattr(deployment, "EditorHandle", lambda handle: handle)
     monkeypatch.setattr(deployment, "share", SharedPictures)
-    monkeypatch.setattr(handles, "share", SharedPictures)
-    monkeypatch.setattr(deployment, "fetch", fetch)
+    monkeypatch.setattr(handles, "put", SharedPictures)
     return JobSettings(store=SqliteStoreSettings(path=str(tmp_path / "jobs.sqlite3")))
-
-
-async def fetch(pictures: SharedPictures) -> Pictures:
-    return cast(Pictures, pictures)
 
 
 def port_of(jobs: Jobs) -> JobsPort:

@@ -249,36 +249,6 @@ def test_a_job_survives_the_death_of_its_editors(replica: Make, monkeypatch: pyt
     asyncio.run(live())
 
 
-def test_pictures_that_were_lost_with_the_ingress_are_shared_anew(
-    replica: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "EDITOR_RETRY_S", 0.02)
-    lost, drawn = SharedPictures("lost"), dict[str, int]()
-
-    class Editor(FakeEditor):
-        async def edit(
-            self,
-            request: EditRequest,
-            pictures: SharedPictures,
-            on_progress: OnProgress,
-            timeout_s: float | None = None,
-        ) -> EditResult:
-            if pictures is lost:
-                raise ServiceUnavailable("lost with the process that held them")
-            drawn[request.prompt] = cast(Pictures, pictures)[0].vae_pixels.shape[1]
-            return await super().edit(request, pictures, on_progress, timeout_s)
-
-    async def live() -> None:
-        sets = [(picture(width),) for width in (32, 64)]
-        async with replica(Editor()) as service:
-            job = replace(spec("job", "one", "two"), pictures_of=(1, 0))
-            await service.submit(job, sets, [lost, SharedPictures(sets[1])])
-            assert await state(service, "job") is JobState.COMPLETED
-            assert drawn == {"one": 64, "two": 32}
-
-    asyncio.run(live())
-
-
 def test_a_job_waits_while_the_editors_are_full(replica: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "EDITOR_RETRY_S", 0.01)
 

@@ -7,7 +7,7 @@ from ray.serve import Application
 from serve_app import app
 from serve_app.config import AppSettings
 from serve_app.edits.job import Job, JobSpec
-from serve_app.edits.request import Pictures, SharedPictures
+from serve_app.edits.request import Pictures
 from serve_app.ingress.runpod import answers as runpod_answers
 from serve_app.jobs.service import JobService
 
@@ -16,11 +16,9 @@ _leaked: list[bytes] = []
 _submit = JobService.submit
 
 
-async def _leaking(
-    self: JobService, spec: JobSpec, pictures: Sequence[Pictures], shared: Sequence[SharedPictures] = ()
-) -> str:
+async def _leaking(self: JobService, spec: JobSpec, pictures: Sequence[Pictures]) -> str:
     _leaked.append(bytes([1]) * LEAK_BYTES)
-    return await _submit(self, spec, pictures, shared)
+    return await _submit(self, spec, pictures)
 
 
 def webhook_body(spec: JobSpec, job: Job) -> bytes:

@@ -423,10 +423,10 @@ def test_an_argument_of_the_jobs_port_may_be_named() -> None:
 
 def test_a_job_is_sent_to_the_successor_with_the_same_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handles, "_SUCCESSOR_POLL_S", 0.0)
-    monkeypatch.setattr(handles, "share", lambda pictures: ("shared", pictures))
+    monkeypatch.setattr(handles, "put", lambda pictures: ("shared", pictures))
     jobs, job, sets = FakeJobs(num_deaths=1), spec("job"), [(fakes.picture(),), (fakes.picture(), fakes.picture())]
     assert asyncio.run(jobs_port(jobs.as_handle).submit(job, sets)) == "submit"
-    assert jobs.calls == [("submit", (job, [("shared", each) for each in sets]))] * 2
+    assert jobs.calls == [("submit", (job, *(("shared", each) for each in sets)))] * 2
 
 
 def test_jobs_that_do_not_come_back_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
