@@ -248,18 +248,15 @@ class QueuePlaces:
                 num_unreserved = await self._jobs.reserve(job_id, client)
                 self._unreserved[client] = self._clock() + UNRESERVED_S, num_unreserved
             yield
-        except Overloaded as problem:
+        except BaseException as problem:
             self._unreserved.pop(client, None)
-            self._refused[client] = self._clock() + FULL_S, problem
-            raise
-        except BaseException:
-            self._unreserved.pop(client, None)
-            if not is_held:
-                raise
-            # Not awaited: the client waits for its answer, or has left.
-            task = asyncio.create_task(self._release(job_id))
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
+            if isinstance(problem, Overloaded):
+                self._refused[client] = self._clock() + FULL_S, problem
+            elif is_held:
+                # Not awaited: the client waits for its answer, or has left.
+                task = asyncio.create_task(self._release(job_id))
+                self._releasing.add(task)
+                task.add_done_callback(self._releasing.discard)
             raise
 
     def _takes_unreserved(self, client: str) -> bool:

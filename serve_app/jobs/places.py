@@ -58,10 +58,12 @@ class JobPlaces:
         """
         if client in self._store_full and self._clock() < self._store_full[client][0]:
             raise StoreFull(self._store_full[client][1])
+        taken = self._taken()
         if job_id not in self._held:
-            self._places.require(client, self._taken())
+            self._places.require(client, taken)
+            taken[client] += 1
         self._held[job_id] = client, self._clock() + HOLD_S
-        return self._places.num_free(client, self._taken()) // UNRESERVED_PART
+        return self._places.num_free(client, taken) // UNRESERVED_PART
 
     def release(self, job_id: str) -> None:
         """Give up a held place, if there is one."""

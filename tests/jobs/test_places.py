@@ -109,7 +109,7 @@ async def test_of_200_requests_as_many_get_a_place_as_there_are_and_keep_it_when
             await service.submit(spec(f"anna {number}", client="anna"), [(picture(),)])
         assert await num_reserved(service, "otto", 1) == 0
         await service.cancel("anna 0")
-        assert await num_reserved(service, "anna", 200) == 0  # otto has asked
+        assert await num_reserved(service, "anna", 200) == 0  # otto has sent a request
         assert await num_reserved(service, "otto", 200) == 1
         await service.release("otto 0")
         assert await num_reserved(service, "otto", 200) == 1

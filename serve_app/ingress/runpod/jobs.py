@@ -2,14 +2,12 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 
 from fastapi import Response
 from pydantic import BaseModel
 
-from serve_app.edits.job import EXECUTION_TIMEOUT, Job, JobRecord, JobSpec, JobState, Policy
+from serve_app.edits.job import EXECUTION_TIMEOUT, Job, JobEnd, JobRecord, JobSpec, JobState, Policy
 from serve_app.edits.service import Deadline
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.ingress.admission import JobAdmission
@@ -94,29 +92,27 @@ class RunPodJobs:
         retention_s = jobs.sync_retention_s if repeat_key is None else jobs.async_retention_s
         new_id = f"sync-{self._new_id()}"
         spec = await self._submit(new_id, request, repeat_key, retention_s)
-        # All repeats may wait at once, and the pictures of one job for each of them would fill the memory.
-        wait = self._wait_for_new if spec.id == new_id else self._wait_for_known
         sets_execution_timeout = request.policy is not None and request.policy.executionTimeout is not None
-        return LateResponse(partial(self._end_of_run, partial(wait, spec, wait_ms), sets_execution_timeout))
+        return LateResponse(partial(self._end_of_run, spec, spec.id == new_id, wait_ms, sets_execution_timeout))
 
-    async def _wait_for_new(self, spec: JobSpec, wait_ms: int) -> Job:
-        end = await self._jobs.wait_for_pictures(spec.id, wait_ms / 1000)
-        return Job(spec.id, end.record, spec.seed, end.outcomes, spec.input_without_pictures)
-
-    async def _wait_for_known(self, spec: JobSpec, wait_ms: int) -> Job:
-        return Job(spec.id, await self._jobs.wait(spec.id, wait_ms / 1000), spec.seed)
-
-    async def _end_of_run(self, wait: Callable[[], Awaitable[Job]], sets_execution_timeout: bool) -> Response:
-        job = await wait()
-        if not self._bodies.renders_at_once:
-            job = replace(job, outcomes=())  # to be read later
-        record = job.record
+    async def _end_of_run(self, spec: JobSpec, is_new: bool, wait_ms: int, sets_execution_timeout: bool) -> Response:
+        end = await self._wait(spec.id, is_new, wait_ms / 1000)
+        record = end.record
         if record.error_code == InvalidInput.code:
             raise InvalidInput(str(record.error))
         is_late = record.error_code == DeadlineExceeded.code
         if is_late and not (sets_execution_timeout and record.error == EXECUTION_TIMEOUT):
             raise DeadlineExceeded(str(record.error))
-        return await self._answer(job.id, record, job if job.outcomes else None)
+        job = Job(spec.id, record, spec.seed, end.outcomes, spec.input_without_pictures) if end.outcomes else None
+        return await self._answer(spec.id, record, job)
+
+    async def _wait(self, job_id: str, is_new: bool, wait_s: float) -> JobEnd:
+        """A job's end, or its state after the wait; with its pictures if they can be rendered at once."""
+        if not is_new:
+            # All repeats may wait at once, and the pictures of one job for each of them would fill the memory.
+            return JobEnd(await self._jobs.wait(job_id, wait_s))
+        end = await self._jobs.wait_for_pictures(job_id, wait_s)
+        return end if self._bodies.renders_at_once else JobEnd(end.record)
 
     async def status(self, job_id: str, wait_ms: int) -> Response:
         """The job's envelope at its end, or its current one after the wait."""
