@@ -14,7 +14,6 @@ from serve_app.config import AdapterSettings, AppSettings
 from serve_app.edits.fair_editor import FairEditor
 from serve_app.edits.service import EditService
 from serve_app.errors import StartupError
-from serve_app.ingress.admission import MeteredEditor, ThroughputMeter
 from serve_app.ingress.app import build_app
 from serve_app.ingress.auth import OPERATOR_KEYS, Keys, configured_keys, is_loopback, require_keys
 from serve_app.ingress.backend import Backend, Draining
@@ -22,6 +21,7 @@ from serve_app.ingress.mcp.calls import CallId, OpenCalls
 from serve_app.ingress.metrics import MetricsMiddleware, RequestMetrics
 from serve_app.ingress.pictures.decoders import DecoderPool
 from serve_app.ingress.pictures.prepare import Preparer
+from serve_app.ingress.throughput import MeteredEditor, ThroughputMeter
 from serve_app.serving.handles import EditorHandle, OpenRewriter, call_all, fault, jobs_port, worker_counts
 from serve_app.serving.http_server import configure_http_servers, is_behind_haproxy
 from serve_app.serving.memory import return_freed_memory
