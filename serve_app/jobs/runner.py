@@ -64,8 +64,8 @@ class Runner:
 
     @property
     def jobs(self) -> list[LiveJob]:
-        """All jobs that wait, run, or have an end that is not stored yet."""
-        return [*self._slots.waiting, *self._slots.served, *self._ending]
+        """All jobs that wait, run, or have an end that is not stored yet, each once."""
+        return [*dict.fromkeys((*self._slots.waiting, *self._slots.served, *self._ending))]
 
     def enlist(
         self, spec: JobSpec, record: JobRecord, pictures: Sequence[Pictures] = (), *, was_picked_up: bool = False
@@ -256,11 +256,14 @@ class Runner:
     async def _end(self, job: LiveJob, state: JobState, error: str | None, error_code: str | None = None) -> None:
         """Store the end, then report it. If another replica ended the job or took it over, that stands.
 
-        While the store is away, the job keeps its place; it ends when the store is back.
+        While the store is away, the job keeps its place; it ends when the store is back. With a picture that is not
+        stored yet, it also keeps its slot: else all jobs of the queue could be drawn meanwhile and fill the memory.
         """
         self._ending.add(job)
-        try:
+        job.cancel_expiry()
+        if job.last is None:
             self._release(job)
+        try:
             ended_at = self._clock()
             async with job.writing:
                 record = replace(job.record, state=state, error=error, error_code=error_code, ended_at=ended_at)
@@ -271,6 +274,7 @@ class Runner:
             known = None
         finally:
             self._ending.discard(job)
+            self._release(job)
         self._conclude(job, known)
 
     async def _store_end(self, job: LiveJob, record: JobRecord, store: Store) -> JobRecord | None:

@@ -143,6 +143,8 @@ class JobService:
                     raise
                 changed = None  # The store may be back before the job changes.
             await _pause(changed, deadline)
+            if live is not None and live.record.state.final:
+                return live.record  # as it is stored, also while the store is away
 
     async def wait_for_pictures(self, job_id: str, wait_s: float) -> JobEnd:
         live = self._live.get(job_id)
@@ -177,7 +179,11 @@ class JobService:
     async def cancel(self, job_id: str) -> JobRecord:
         await self._record(job_id)
         await self._cancel(job_id)
-        return await self.wait(job_id, 0)
+        # The store's record: where another call cancels the job as well, that of the running job may still be open.
+        record = await self._stored_record(job_id)
+        if record is None:
+            raise not_found(job_id)
+        return record
 
     async def retry(self, job_id: str, call: str) -> JobRecord:
         record = await self._record(job_id)

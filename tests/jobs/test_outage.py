@@ -68,6 +68,45 @@ async def test_a_job_that_ends_during_an_outage_ends_after_it_and_frees_its_slot
 
 
 @async_test
+async def test_while_pictures_cannot_be_stored_no_more_are_drawn_than_may_be_active(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), held()
+    store.spared |= {"record", "spec", "pictures", "outcomes"}  # as with a full disk
+    async with replica_on(store.as_store, editor, max_active_jobs=2) as service:
+        for name in "abcdef":
+            await service.submit(spec(name), [(picture(),)])
+        await until_async(lambda: len(editor.requests) == 2)
+        store.away = True
+        release(editor, 6)
+        await until_async(lambda: store.calls.count("complete") >= 6)
+        assert await service.counts() == JobCounts(in_queue=4, in_progress=2)
+        store.away = False
+        for name in "abcdef":
+            assert await state(service, name) is JobState.COMPLETED
+    assert len(editor.requests) == 6
+
+
+@async_test
+async def test_a_client_that_waits_gets_the_end_though_the_store_is_away_just_after_it(stores: Stores) -> None:
+    store, editor = CutOffStore(stores.open()), held()
+    async with replica_on(store.as_store, editor) as service:
+        complete = store.as_store.complete
+
+        async def and_away(*args: object) -> bool:
+            done: bool = await complete(*args)  # type: ignore[arg-type]
+            store.away = True
+            return done
+
+        vars(store)["complete"] = and_away
+        await service.submit(spec("job"), [(picture(),)])
+        waiting = asyncio.create_task(service.wait_for_pictures("job", 10))
+        await until_async(lambda: len(editor.requests) == 1)
+        release(editor)
+        end = await waiting
+        assert (end.record.state, len(end.outcomes)) == (JobState.COMPLETED, 1)
+        store.away = False
+
+
+@async_test
 async def test_the_outage_may_begin_between_the_last_picture_and_the_end(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), FakeEditor()
     async with replica_on(store.as_store, editor) as service:

@@ -151,6 +151,18 @@ def test_what_one_replica_runs_another_one_cancels(replica: Make) -> None:
     asyncio.run(live())
 
 
+def test_all_who_cancel_a_job_at_once_learn_that_it_is_cancelled(replica: Make) -> None:
+    async def live() -> None:
+        editor = FakeEditor(gate=asyncio.Semaphore(0))
+        async with replica(editor) as jobs:
+            await jobs.submit(spec("job"), [(picture(),)])
+            await until_async(lambda: bool(editor.requests))
+            records = await asyncio.gather(*(jobs.cancel("job") for _ in range(8)))
+            assert {record.state for record in records} == {JobState.CANCELLED}
+
+    asyncio.run(live())
+
+
 def test_the_end_of_a_job_that_runs_elsewhere_is_noticed(replica: Make) -> None:
     async def live() -> None:
         editor = FakeEditor(gate=asyncio.Semaphore(0))
