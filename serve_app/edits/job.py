@@ -167,14 +167,15 @@ class JobCounts:
 class JobsPort(Protocol):
     """The Jobs deployment as the ingress calls it.
 
-    All methods with a job's id raise JobNotFound. All methods raise ServiceUnavailable while the job store cannot be
-    reached; accepted jobs go on meanwhile.
+    The methods that find a job by its id raise JobNotFound. While the job store cannot be reached, all methods but
+    `release`, `counts` and `fault` raise ServiceUnavailable unless they need nothing of it; accepted jobs go on.
     """
 
     async def reserve(self, job_id: str, client: str) -> int:
         """Hold a place in the queue for a job whose pictures are about to be prepared, until it is submitted, or
         released, or some time has passed. Returns how many more jobs of the client may be submitted within the next
-        second without this call, since there are many free places.
+        second without this call, since there are many free places; with those of other clients, no more than that at
+        once.
 
         Raises:
             Overloaded: the queue is full, or, as KeyPlacesTaken, the client's part of it.
@@ -205,7 +206,8 @@ class JobsPort(Protocol):
         """The job's record once it has ended, or after `wait_s` seconds."""
 
     async def wait_for_pictures(self, job_id: str, wait_s: float) -> JobEnd:
-        """As `wait`, for the client that submitted the job: if it completes meanwhile, its pictures come with it."""
+        """As `wait`, for the client that submitted the job: if it completes meanwhile in this replica, its pictures
+        come with it."""
 
     async def read(self, job_id: str) -> Job:
         """The job with its pictures, which may be many MB."""

@@ -6,8 +6,9 @@ answered with 429 and Retry-After. All clients share the places; while several s
 quarters at most (`Places` in `edits/fairness.py`, which decides for both kinds of work).
 
 - A job's place is in the Jobs replica (`jobs/places.py`), which alone decides: `JobsPort.reserve` before the pictures
-  are decoded, `submit` with them. It also refuses a client for whom the store is full. While many places are free,
-  `reserve` allows a few jobs to be submitted without it.
+  are decoded, `submit` with them. It also refuses a client for whom the store is full. `reserve` allows an ingress
+  replica to prepare at once, without it, as many more jobs as a quarter of the free places. Should several replicas
+  take the last places in this way, such a job is refused when it is submitted.
 - Edits without a job have their places in their ingress replica (`EditPlaces` in `limits/edit_places.py`).
 - A job whose Idempotency-Key is known needs no place.
 - A client whose job was refused within `FULL_S` is refused before its next body is read (`JobAdmission.refuse_early`).
@@ -36,7 +37,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -212,6 +213,21 @@ def _log_accepted(spec: JobSpec, *, repeated: bool) -> None:
     )
 
 
+@dataclass
+class _Unreserved:
+    """What `JobsPort.reserve` has returned to a client.
+
+    Attributes:
+        until: for how long it is valid, by the clock.
+        most_at_once: jobs of all clients together that may be in preparation without a place.
+        num_left: of this client, in all.
+    """
+
+    until: float
+    most_at_once: int
+    num_left: int
+
+
 class QueuePlaces:
     """Holds places in the queue of jobs while requests are prepared. A refusal is remembered for its client for
     `FULL_S`, so that a client that goes on costs the Jobs replica little. Lives on one event loop."""
@@ -220,7 +236,8 @@ class QueuePlaces:
         self._jobs = jobs
         self._clock = clock
         self._refused: dict[str, tuple[float, Overloaded]] = {}
-        self._unreserved: dict[str, tuple[float, int]] = {}  # until when, and how many, by client
+        self._unreserved: dict[str, _Unreserved] = {}
+        self._num_unreserved = 0  # jobs in preparation without a place
         self._releasing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -236,8 +253,8 @@ class QueuePlaces:
         is_held = not self._takes_unreserved(client)
         try:
             if is_held:
-                num_unreserved = await self._jobs.reserve(job_id, client)
-                self._unreserved[client] = self._clock() + UNRESERVED_S, num_unreserved
+                most = await self._jobs.reserve(job_id, client)
+                self._unreserved[client] = _Unreserved(self._clock() + UNRESERVED_S, most, most)
             yield
         except BaseException as problem:
             self._unreserved.pop(client, None)
@@ -249,13 +266,19 @@ class QueuePlaces:
                 self._releasing.add(task)
                 task.add_done_callback(self._releasing.discard)
             raise
+        finally:
+            if not is_held:
+                self._num_unreserved -= 1
 
     def _takes_unreserved(self, client: str) -> bool:
         """Take one of the client's unreserved jobs, if there is one left."""
-        until, num_left = self._unreserved.get(client, (-math.inf, 0))
-        if num_left == 0 or self._clock() >= until:
+        allowed = self._unreserved.get(client)
+        if allowed is None or self._clock() >= allowed.until:
             return False
-        self._unreserved[client] = until, num_left - 1
+        if allowed.num_left == 0 or self._num_unreserved >= allowed.most_at_once:
+            return False
+        allowed.num_left -= 1
+        self._num_unreserved += 1
         return True
 
     def refusal(self, client: str) -> Overloaded | None:

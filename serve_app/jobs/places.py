@@ -14,7 +14,7 @@ HOLD_S = 60.0
 """For how long a place is held for a job that is not submitted: its ingress may have died."""
 
 UNRESERVED_PART = 4
-"""One of so many free places may be taken by jobs that were not reserved, those of one ingress replica."""
+"""An ingress replica may prepare so many jobs at once without a place: this part of those that are free."""
 
 STORE_FULL_S = 1.0
 """For how long a store is assumed to be full for a client whose job it refused. How many bytes a job needs is known
@@ -49,8 +49,7 @@ class JobPlaces:
         self._store_full: dict[str, tuple[float, str]] = {}
 
     def hold(self, job_id: str, client: str) -> int:
-        """Hold a place for a job, for `HOLD_S` at most. Returns how many more jobs of the client need not be reserved
-        soon: each ingress may add as many.
+        """Hold a place for a job, for `HOLD_S` at most. Returns what `JobsPort.reserve` does.
 
         Raises:
             Overloaded: the queue is full, or, as KeyPlacesTaken, the client's part of it.

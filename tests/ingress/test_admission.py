@@ -71,6 +71,37 @@ def test_jobs_are_submitted_without_a_place_as_long_as_the_queue_allows() -> Non
     asyncio.run(story())
 
 
+def test_no_more_jobs_are_prepared_at_once_without_a_place_than_the_queue_allows() -> None:
+    async def story() -> None:
+        queue = Queue(100)
+        queue.num_unreserved = 3
+        is_prepared = asyncio.Event()
+
+        async def prepare(client: str) -> None:
+            async with queue.places.hold("job", client):
+                await is_prepared.wait()
+
+        async def num_reserved(client: str, num_jobs: int) -> int:
+            before = queue.num_calls
+            for _ in range(num_jobs):
+                preparing.append(asyncio.create_task(prepare(client)))
+                for _ in range(3):  # until Jobs has answered
+                    await asyncio.sleep(0)
+            return queue.num_calls - before
+
+        preparing: list[asyncio.Task[None]] = []
+        assert await num_reserved("anna", 1) == 1
+        assert await num_reserved("anna", 9) == 6
+        assert await num_reserved("otto", 5) == 5
+        queue.now += UNRESERVED_S
+        assert await num_reserved("anna", 5) == 5
+        is_prepared.set()
+        await asyncio.gather(*preparing)
+        assert await num_reserved("anna", 3) == 0
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("problem", [Overloaded("full"), ServiceUnavailable("away"), InvalidInput("bad")])
 def test_after_a_failure_the_next_job_takes_a_place_first(problem: ServiceError) -> None:
     async def story() -> None:

@@ -1,6 +1,8 @@
-"""Pictures of ended jobs, fetched and rendered once for all requests of a client that need the same ones."""
+"""Pictures of ended jobs, rendered once for all requests of a client that need the same ones. They are fetched from
+Jobs, unless they came with the job's end."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from contextvars import Context
@@ -20,7 +22,8 @@ T = TypeVar("T")
 MAX_RENDERED = 4
 """Jobs that are fetched and rendered at once."""
 MAX_JOBS_PER_CLIENT = 2
-"""Jobs of one API key from the fetch of their pictures until their responses fit into the budget of `budget.py`."""
+"""Jobs of one API key from the fetch of their pictures, or from their end where they came with it, until their
+responses fit into the budget of `budget.py`."""
 CACHE_BYTES = 64 * 2**20
 CACHE_S = 5.0
 
@@ -44,33 +47,46 @@ class JobBodies:
         self._rendering = asyncio.Semaphore(MAX_RENDERED)
         self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._cache: TTLCache[Hashable, bytes] = TTLCache(CACHE_BYTES, CACHE_S, getsizeof=len)
+        self._given: Counter[str] = Counter()  # jobs that `body` was given and that are not answered yet, by client
 
-    async def body(self, job_id: str, form: str, render: Callable[[Job], bytes], job: Job | None = None) -> bytes:
+    async def body(
+        self, job_id: str, form: str, render: Callable[[Job], bytes], given: list[Job] | None = None
+    ) -> bytes:
         """A COMPLETED job's response body, whose bytes are reserved for the current request. Such a job never changes,
         so its id and `form`, which names what `render` makes of it, are the key.
 
         Args:
-            job: with its outcomes, if they are here already; only while `renders_at_once`.
+            given: the job with its outcomes, if they are here already; only while `renders_at_once`. It is removed from
+                the list when it is rendered, so that its memory is free while the response waits for the budget.
 
         Raises:
             Overloaded: too many large responses wait.
             ServiceError: the job cannot be read.
         """
-        return await self._share((job_id, form), lambda: self._body((job_id, form), job_id, render, job), len)
+        client, key, num_given = CLIENT.get(), (job_id, form), len(given or ())
+        self._given[client] += num_given
+        try:
+            return await self._share(key, lambda: self._body(key, job_id, render, given), len)
+        finally:
+            self._given[client] -= num_given
+            self._given += Counter()  # removes zero counts
 
     @property
     def renders_at_once(self) -> bool:
         """Whether a job of the current client would be rendered now. Else its pictures should not be kept meanwhile."""
-        return not (self._rendering.locked() or self._place(CLIENT.get()).locked())
+        client = CLIENT.get()
+        if self._given.total() >= MAX_RENDERED or self._given[client] >= MAX_JOBS_PER_CLIENT:
+            return False
+        return not (self._rendering.locked() or self._place(client).locked())
 
     async def job(self, job_id: str) -> Job:
         """A COMPLETED job with its outcomes, for a stream; the bytes of its events are reserved. Errors as `body`."""
         return await self._share((job_id,), lambda: self._jobs.read(job_id), lambda job: num_base64_bytes(job.outcomes))
 
-    async def _body(self, key: Hashable, job_id: str, render: Callable[[Job], bytes], job: Job | None) -> bytes:
+    async def _body(self, key: Hashable, job_id: str, render: Callable[[Job], bytes], given: list[Job] | None) -> bytes:
         body = self._cache.get(key)
         if body is None:
-            body = await asyncio.to_thread(render, await self._jobs.read(job_id) if job is None else job)
+            body = await asyncio.to_thread(render, given.pop() if given else await self._jobs.read(job_id))
             if len(body) <= CACHE_BYTES:
                 self._cache[key] = body
                 asyncio.get_running_loop().call_later(CACHE_S, self._cache.expire)

@@ -97,14 +97,15 @@ class RunPodJobs:
 
     async def _end_of_run(self, spec: JobSpec, is_new: bool, wait_ms: int, sets_execution_timeout: bool) -> Response:
         end = await self._wait(spec.id, is_new, wait_ms / 1000)
-        record = end.record
+        record, outcomes = end.record, end.outcomes
         if record.error_code == InvalidInput.code:
             raise InvalidInput(str(record.error))
         is_late = record.error_code == DeadlineExceeded.code
         if is_late and not (sets_execution_timeout and record.error == EXECUTION_TIMEOUT):
             raise DeadlineExceeded(str(record.error))
-        job = Job(spec.id, record, spec.seed, end.outcomes, spec.input_without_pictures) if end.outcomes else None
-        return await self._answer(spec.id, record, job)
+        given = [Job(spec.id, record, spec.seed, outcomes, spec.input_without_pictures)] if outcomes else []
+        del end, outcomes  # so that only the list has the pictures
+        return await self._answer(spec.id, record, given)
 
     async def _wait(self, job_id: str, is_new: bool, wait_s: float) -> JobEnd:
         """A job's end, or its state after the wait; with its pictures if they can be rendered at once."""
@@ -118,10 +119,10 @@ class RunPodJobs:
         """The job's envelope at its end, or its current one after the wait."""
         return await self._answer(job_id, await self._jobs.wait(job_id, wait_ms / 1000))
 
-    async def _answer(self, job_id: str, record: JobRecord, job: Job | None = None) -> Response:
+    async def _answer(self, job_id: str, record: JobRecord, given: list[Job] | None = None) -> Response:
         if record.state is not JobState.COMPLETED:
             return _json(_dump(plain_envelope(job_id, record)))
-        return _json(await self._bodies.body(job_id, "runpod", lambda job: _dump(envelope(job)), job))
+        return _json(await self._bodies.body(job_id, "runpod", lambda job: _dump(envelope(job)), given))
 
     async def stream(self, job_id: str, wait_ms: int) -> Response:
         """What is new in the job."""

@@ -18,6 +18,10 @@ from tests.waiting import until_async
 SIZE = 2**20
 
 
+def completed(job_id: str) -> Job:
+    return Job(job_id, JobRecord(JobState.COMPLETED, 1.0, 2.0, 3.0), 42)
+
+
 class FakeJobs:
     """The part of a JobsPort that is called; each read waits for `gate`."""
 
@@ -35,7 +39,7 @@ class FakeJobs:
             await self.gate.wait()
         finally:
             self.num_reading -= 1
-        return Job(job_id, JobRecord(JobState.COMPLETED, 1.0, 2.0, 3.0), 42)
+        return completed(job_id)
 
 
 class Scene:
@@ -50,12 +54,14 @@ class Scene:
         self.num_rendered += 1
         return job.id[:1].encode() * SIZE
 
-    def get(self, job_id: str, client: str = "a", form: str = "form", job: Job | None = None) -> "asyncio.Task[bytes]":
+    def get(
+        self, job_id: str, client: str = "a", form: str = "form", given: list[Job] | None = None
+    ) -> "asyncio.Task[bytes]":
         async def request() -> bytes:
             CLIENT.set(client)
             self.held.append(ResponseBytes(self.budget, client))
             RESPONSE_BYTES.set(self.held[-1])
-            return await self.bodies.body(job_id, form, self.render, job)
+            return await self.bodies.body(job_id, form, self.render, given)
 
         return asyncio.create_task(request())
 
@@ -137,9 +143,10 @@ def test_what_waits_for_the_budget_keeps_its_clients_place() -> None:
 def test_a_job_that_is_here_is_not_fetched() -> None:
     async def scenario() -> None:
         scene = Scene()
-        here = Job("here", JobRecord(JobState.COMPLETED, 1.0, 2.0, 3.0), 42)
-        assert await scene.get("here", job=here) == b"h" * SIZE
+        given = [completed("here")]
+        assert await scene.get("here", given=given) == b"h" * SIZE
         assert not scene.jobs.reads
+        assert not given  # nobody keeps its pictures
 
     run(scenario)
 
@@ -165,6 +172,36 @@ def test_pictures_are_kept_only_while_they_can_be_rendered_at_once() -> None:
         scene.jobs.gate.set()
         await asyncio.gather(*requests)
         await until_async(lambda: not clients_that_wait())
+
+    run(scenario)
+
+
+def test_of_many_jobs_that_end_at_once_the_pictures_of_few_are_kept() -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        scene.jobs.gate.set()
+        kept: Counter[str] = Counter()
+
+        async def answered(number: int, client: str) -> None:
+            CLIENT.set(client)
+            RESPONSE_BYTES.set(ResponseBytes(scene.budget, client))
+            await ended.wait()
+            is_kept = scene.bodies.renders_at_once
+            kept[client] += is_kept
+            given = [completed(f"{number}")] if is_kept else None
+            await scene.bodies.body(f"{number}", "form", scene.render, given)
+
+        ended = asyncio.Event()
+        requests = [asyncio.create_task(answered(number, "abc"[number % 3])) for number in range(30)]
+        await asyncio.sleep(0)
+        ended.set()
+        await asyncio.sleep(0)
+        assert (kept.total(), max(kept.values())) == (MAX_RENDERED, MAX_JOBS_PER_CLIENT)
+        for task in requests:
+            task.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        CLIENT.set("a")
+        await until_async(lambda: scene.bodies.renders_at_once)
 
     run(scenario)
 
