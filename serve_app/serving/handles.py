@@ -108,7 +108,7 @@ class EditorHandle:
 async def _read_to_end(stream: AsyncIterator[Any]) -> None:
     """Wait for the end of a call whose result is here, at most `_END_S`. If it were cancelled now, its replica would
     log it as cancelled, or not at all."""
-    with suppress(Exception):
+    with suppress(Exception), _translated_errors(but=RayActorError):
         async with asyncio.timeout(_END_S):
             async for _ in stream:
                 pass

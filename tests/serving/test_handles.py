@@ -229,8 +229,11 @@ def test_a_result_stands_whatever_comes_of_the_rest_of_the_call(monkeypatch: pyt
     async def hangs() -> None:
         await asyncio.Event().wait()
 
+    async def is_cancelled() -> None:
+        raise asyncio.CancelledError
+
     monkeypatch.setattr("serve_app.serving.handles._END_S", 0.01)
-    for end in (dies, hangs):
+    for end in (dies, hangs, is_cancelled):
         handle = answering(RESULT, end)
         assert edit(handle) == RESULT
         assert len(handle.responses) == 1
