@@ -27,6 +27,7 @@ DATA_URL = re.compile(r"\s*data:[^,;]*(?:;[^,;]+)*;base64,", re.IGNORECASE)
 MAX_PREFIX_CHARS = 1024
 """Of a data URL, up to its comma. The expression keeps a step back for each semicolon."""
 NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
+SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]{0,31}(?=:)")
 WHITE_SPACE = b" \t\r\n\v\f"
 
 # Raised by Pillow and its decoders on damaged files, RuntimeError by those of HEIC and AVIF; includes warnings for
@@ -83,6 +84,10 @@ def encode_base64(data: bytes) -> str:
 
 
 def _base64_fault(body: bytes, field: str) -> str:
+    if scheme := SCHEME.match(body):
+        if scheme[0].lower() == b"data":
+            return f"{field} is a data URL without ';base64'. Encode the picture's file as base64."
+        return f"{field} is a URL that begins with '{scheme[0].decode()}:'. Send the picture's file as base64."
     junk = NOT_BASE64.search(body)
     if junk:
         return f"{field} holds {junk[0].decode()!r}, which is not base64. Use the alphabet A-Z a-z 0-9 + / only."

@@ -183,8 +183,10 @@ def test_base64_may_hold_line_breaks_and_spaces() -> None:
         ("AAA*", "holds '*', which is not base64"),
         ("AA-_", "holds '-', which is not base64"),
         ("AA\0A", r"holds '\x00', which is not base64"),
-        ("https://example.com/a.png", "holds ':', which is not base64"),
-        ("data:image/png,AAAA", "holds ':', which is not base64"),
+        ("file:///tmp/a.png", "is a URL that begins with 'file:'"),
+        ("data:image/png,AAAA", "is a data URL without ';base64'"),
+        ("AAA:", "is a URL that begins with 'AAA:'"),
+        ("AA/A:", "holds ':', which is not base64"),
         ("AAAé", "outside ASCII"),
         ("ＡＡＡＡ", "outside ASCII"),  # noqa: RUF001 full-width letters are the point
         ("AAA", "padding"),

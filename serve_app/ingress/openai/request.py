@@ -72,7 +72,9 @@ class OpenAIEdit(EditFields):
     user: Hint = None
     stream: Flag = Field(None, description="Answer with server-sent events. Default false.")
     partial_images: Whole = Field(
-        None, description="Previews of each picture in a stream, 0 to 3, as far as the steps allow. Default 0."
+        None,
+        description="Previews of each picture in a stream, 0 to 3, as far as the steps allow; with an Idempotency-Key "
+        "none. Default 0.",
     )
     mask: Annotated[Any, refused("is not supported: leave it out and describe the region in the prompt instead")] = (
         Field(None, description="Refused: describe the region in the prompt.")

@@ -495,7 +495,7 @@ PICTURES: dict[str, tuple[list[Part], str, str]] = {
     "no base64": ([("url", "@@@@")], "url", "url holds '@', which is not base64."),
     "the second URL": ([("url[]", DATA_URL), ("url[]", "@@@@")], "url[1]", "url[1] holds '@'"),
     "an address inside": ([("url", "http://169.254.169.254/latest")], "url", "a URL that this server may not fetch."),
-    "a file address": ([("image", "file:///etc/passwd")], "image", "which is not base64"),
+    "a file address": ([("image", "file:///etc/passwd")], "image", "is a URL that begins with"),
     "five pictures": ([("image", PNG)] * 5, "image", "5 pictures; at most 4 can be references of one edit."),
     "a mask file": ([("image", PNG), ("mask", PNG)], "mask", "describe the region in the prompt"),
 }
