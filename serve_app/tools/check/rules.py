@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, GangSchedulingConfig, RequestRouterConfig
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema
 
@@ -43,6 +43,7 @@ def check_application(app: object, at: str, problems: Problems) -> AppSettings |
     find_unknown_keys(args, AppSettings, f"{at}.args", problems)
     settings = validate(AppSettings, args, f"{at}.args", problems)
     adapters = _check_adapters(deployments, f"{at}.deployments", problems)
+    _check_jobs(deployments, problems)
     if settings is None:
         return None
     _check_together(settings, deployments, f"{at}.deployments", problems)
@@ -119,6 +120,23 @@ def _check_together(settings: AppSettings, deployments: Deployments, at: str, pr
         problems.add(f"{deployments['Rewriter'][0]}.name", f"args.rewriter {reason}, so there is no Rewriter")
 
 
+def _check_jobs(deployments: Deployments, problems: Problems) -> None:
+    deployment_at, deployment = deployments.get("Jobs", ("", None))
+    if deployment is None:
+        return
+    try:
+        replicas = {least_replicas(deployment), most_replicas(deployment)}
+    except ValidationError:
+        return  # Of autoscaling_config; it is reported already.
+    if replicas != {1}:
+        key = "autoscaling_config" if isinstance(deployment.autoscaling_config, dict) else "num_replicas"
+        problems.add(
+            f"{deployment_at}.{key}",
+            "must give Jobs exactly one replica: of several, each reports another status of a job, so that it goes "
+            "backwards; without one, no job runs",
+        )
+
+
 def _check_batches(name: str, max_batch_size: int, deployments: Deployments, problems: Problems) -> None:
     deployment_at, deployment = deployments.get(name, ("", None))
     # An option that the file does not set holds Serve's default marker, which is no integer.
@@ -164,12 +182,12 @@ def most_replicas(deployment: DeploymentSchema) -> int:
 
 
 def _scaling(deployment: DeploymentSchema) -> AutoscalingConfig | None:
-    if isinstance(deployment.autoscaling_config, dict):
-        return AutoscalingConfig(**deployment.autoscaling_config)
+    own = deployment.autoscaling_config if isinstance(deployment.autoscaling_config, dict) else None
     if deployment.num_replicas == "auto":
         automatic: AutoscalingConfig = AutoscalingConfig.default()  # type: ignore[no-untyped-call]
-        return automatic
-    return None
+        # As Serve's handle_num_replicas_auto: what the file does not set is automatic.
+        return AutoscalingConfig(**{**automatic.model_dump(exclude_unset=True), **(own or {})})
+    return None if own is None else AutoscalingConfig(**own)
 
 
 def _fixed_replicas(deployment: DeploymentSchema) -> int:

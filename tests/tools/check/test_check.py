@@ -252,6 +252,45 @@ def test_rewriter_needs_a_place_for_a_batch(write: Edit) -> None:
     assert problems_of(write(yaml.safe_dump(settings))) == [f"{APP}.deployments[1].max_ongoing_requests: {message}"]
 
 
+JOBS = f"{APP}.deployments[3]"
+REPLICAS_OF_JOBS = [
+    # What the file says of Jobs, the key of the problem; None: there is no problem.
+    pytest.param({"num_replicas": 1}, None, id="one"),
+    pytest.param({}, None, id="default"),
+    pytest.param({"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}, None, id="one by autoscaling"),
+    pytest.param({"num_replicas": 2}, "num_replicas", id="two"),
+    pytest.param({"num_replicas": "auto"}, "num_replicas", id="auto"),
+    pytest.param({"autoscaling_config": {"max_replicas": 2}}, "autoscaling_config", id="one or two"),
+    pytest.param({"autoscaling_config": {"min_replicas": 0}}, "autoscaling_config", id="none or one"),
+    pytest.param(
+        {"num_replicas": "auto", "autoscaling_config": {"min_replicas": 1}}, "autoscaling_config", id="auto, from one"
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "key"), REPLICAS_OF_JOBS)
+def test_jobs_has_exactly_one_replica(write: Edit, options: dict[str, object], key: str | None) -> None:
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    jobs = config["applications"][0]["deployments"][3]
+    del jobs["num_replicas"]
+    jobs.update(options)
+    path = write(yaml.safe_dump(config))
+    if key is None:
+        assert check_file(path)
+    else:
+        (line,) = problems_of(path)
+        assert line.startswith(f"{JOBS}.{key}: must give Jobs exactly one replica")
+
+
+def test_a_broken_autoscaling_config_of_jobs_is_one_problem(write: Edit) -> None:
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    jobs = config["applications"][0]["deployments"][3]
+    del jobs["num_replicas"]
+    jobs["autoscaling_config"] = {"max_replicas": 0}
+    (line,) = problems_of(write(yaml.safe_dump(config)))
+    assert line.startswith(f"{JOBS}.autoscaling_config.max_replicas: ")
+
+
 def test_option_left_to_the_code_is_not_judged(write: Edit) -> None:
     check_file(write(replaced("        max_ongoing_requests: 64\n", "")))
 
