@@ -34,6 +34,15 @@ SQLITE_WARNING = (
     "serve.yaml"
 )
 
+MIDDLEWARE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+MIDDLEWARE = "serve_app.ingress.proxy:middlewares"
+MIDDLEWARE_WARNING = (
+    f"warning: controller_options.runtime_env.env_vars does not set {MIDDLEWARE_VARIABLE} to {MIDDLEWARE}: unless the "
+    "nodes' environment does, Serve's HTTP proxy (behind HAProxy: the server of each Ingress replica) runs without the "
+    "service's middleware. Then it answers /-/routes to everyone, takes bodies of any size and obeys clients' control "
+    "headers. Copy the block from serve_config.yaml"
+)
+
 
 @dataclass(frozen=True)
 class ServeFile:
@@ -110,7 +119,7 @@ def describe(path: Path) -> str:
         ConfigError: as `check_file`.
     """
     file = check_file(path)
-    lines = [f"{path}: no problems"]
+    lines = [f"{path}: no problems", *_describe_middleware(file.serve)]
     for app, settings, plans in zip(file.serve.applications, file.settings, file.plans, strict=True):
         http = file.serve.http_options
         lines.append(f"application {app.name} at http://{http.host}:{http.port}{app.route_prefix}")
@@ -126,6 +135,15 @@ def describe(path: Path) -> str:
         lines += [f"  {line}" for line in _describe_speeds(app, settings, plans)]
         lines += [f"  {line}" for line in _describe_host(settings)]
     return "\n".join(lines)
+
+
+def _describe_middleware(serve: ServeDeploySchema) -> Iterator[str]:
+    options = serve.controller_options
+    runtime_env = {} if options is None else options.runtime_env or {}
+    # Without a proxy location there is no HTTP at all.
+    has_http = serve.proxy_location != ProxyLocation.Disabled
+    if has_http and runtime_env.get("env_vars", {}).get(MIDDLEWARE_VARIABLE) != MIDDLEWARE:
+        yield MIDDLEWARE_WARNING
 
 
 def _describe_host(settings: AppSettings) -> Iterable[str]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.errors import ConfigError
 from serve_app.tools.check import check_file, describe
-from serve_app.tools.check.file import SQLITE_WARNING
+from serve_app.tools.check.file import MIDDLEWARE_VARIABLE, MIDDLEWARE_WARNING, SQLITE_WARNING
 from serve_app.tools.check.rules import DEPLOYMENT_NAMES
 from serve_app.tools.check.schema import Problems, find_unknown_keys
 
@@ -435,6 +435,31 @@ def test_describe_warns_of_a_file_of_jobs_on_several_nodes(write: Edit) -> None:
     assert f"  {SQLITE_WARNING}" not in describe(CPU_FILE).splitlines()
     text = CPU_FILE.read_text(encoding="utf-8").replace("proxy_location: HeadOnly", "proxy_location: EveryNode")
     assert f"  {SQLITE_WARNING}" in describe(write(text)).splitlines()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_files_set_the_proxys_middleware(path: Path) -> None:
+    assert MIDDLEWARE_WARNING not in describe(path).splitlines()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        None,
+        {"runtime_env": None},
+        {"runtime_env": {}},
+        {"runtime_env": {"env_vars": {"OTHER": "value"}}},
+        {"runtime_env": {"env_vars": {MIDDLEWARE_VARIABLE: "serve_app.ingress.proxi:middlewares"}}},
+    ],
+)
+def test_describe_warns_of_a_proxy_without_the_middleware(write: Edit, options: object) -> None:
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    config["controller_options"] = options
+    assert describe(write(yaml.safe_dump(config))).splitlines()[1] == MIDDLEWARE_WARNING
+    del config["controller_options"]
+    assert describe(write(yaml.safe_dump(config))).splitlines()[1] == MIDDLEWARE_WARNING
+    config["proxy_location"] = "Disabled"
+    assert MIDDLEWARE_WARNING not in describe(write(yaml.safe_dump(config)))
 
 
 def test_standard_input_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
