@@ -529,7 +529,8 @@ class AppSettings(Settings):
     served_model_names: tuple[str, ...] = Field(
         default=("Qwen/Qwen-Image-Edit-2511", "Qwen-Image-Edit-2511"),
         min_length=1,
-        description="Values that OpenAI clients may send as `model`, as /v1/models lists them.",
+        description="Values that OpenAI clients may send as `model`, as /v1/models lists them; adapters that are not "
+        "fused need other names.",
     )
     cors_origins: tuple[Origin, ...] = Field(
         default=(),
@@ -562,6 +563,27 @@ class AppSettings(Settings):
         default=None,
         description="Wait for a GPU that the cluster lacks: true always, false never, null with an autoscaler.",
     )
+
+    @model_validator(mode="after")
+    def _adapters_are_not_called_like_the_model(self) -> Self:
+        self._require_other_names(self.editor.unfused_loras)
+        return self
+
+    def with_adapters(self, loras: tuple[LoraSettings, ...]) -> Self:
+        """These settings with other adapters that are not fused.
+
+        Raises:
+            ValueError: two adapters have one name, or one has a name of served_model_names.
+        """
+        self._require_other_names(loras)
+        return self.model_copy(update={"editor": self.editor.with_adapters(loras)})
+
+    def _require_other_names(self, loras: tuple[LoraSettings, ...]) -> None:
+        for lora in loras:
+            if lora.name in self.served_model_names:
+                raise ValueError(
+                    f"the adapter {lora.name} has a name of served_model_names, so `model` cannot select it; rename one"
+                )
 
     @property
     def rewriter_device(self) -> Device | None:

@@ -56,9 +56,9 @@ def check_application(app: object, at: str, problems: Problems) -> AppSettings |
                 f"has apply: {lora.apply}, and user_config replaces such adapters: move it there",
             )
     try:
-        return settings.model_copy(update={"editor": settings.editor.with_adapters(adapters.loras)})
+        return settings.with_adapters(adapters.loras)
     except ValueError as problem:
-        problems.add(f"{at}.deployments", f"user_config and args.editor.loras: {problem}")
+        problems.add(f"{at}.deployments", f"user_config and args: {problem}")
         return settings
 
 

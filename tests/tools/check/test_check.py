@@ -146,6 +146,11 @@ USER_CONFIGS = {
         f"{APP}.deployments",
         "more than one adapter called angles",
     ),
+    "with a name of the model": (
+        dict.fromkeys(("Editor", "Ingress"), f"{{loras: [{WOODCUT.replace('woodcut', 'Qwen-Image-Edit-2511')}]}}"),
+        f"{APP}.deployments",
+        "the adapter Qwen-Image-Edit-2511 has a name of served_model_names",
+    ),
     "of another": ({"Rewriter": "{loras: []}"}, f"{APP}.deployments[1].user_config", "has no effect"),
 }
 
@@ -154,6 +159,25 @@ USER_CONFIGS = {
 def test_a_wrong_user_config_is_refused(write: Edit, configs: dict[str, str], at: str, message: str) -> None:
     lines = problems_of(write(with_user_config(**configs)))
     assert [line for line in lines if line.startswith(at) and message in line], lines
+
+
+@pytest.mark.parametrize(
+    ("name", "apply", "is_refused"),
+    [("lightning", "fused", False), ("angles", "camera", True), ("cyanotype", "request", True), ("other", "", False)],
+)
+def test_a_name_of_the_model_is_no_adapters(write: Edit, name: str, apply: str, is_refused: bool) -> None:
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    args = config["applications"][0]["args"]
+    args["served_model_names"] = ["Qwen-Image-Edit-2511", name]
+    for lora in args["editor"]["loras"]:
+        if lora["name"] == name:
+            lora["apply"] = apply
+    path = write(yaml.safe_dump(config))
+    if is_refused:
+        (line,) = problems_of(path)
+        assert line.startswith(f"{APP}.args: the adapter {name} has a name of served_model_names")
+    else:
+        assert check_file(path)
 
 
 def test_adapters_stand_in_one_place(write: Edit) -> None:
