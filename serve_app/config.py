@@ -60,6 +60,24 @@ def _endpoint(text: str) -> str:
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 
+def _redis_url(text: str) -> str:
+    from redis.asyncio.connection import parse_url  # Needed where jobs are in Redis only.
+
+    is_url = text.startswith(("redis://", "rediss://", "unix:///"))
+    try:
+        parse_url(text)
+    except ValueError:
+        is_url = False
+    if not is_url:  # The message leaves the URL out, which may hold a password.
+        raise ValueError(
+            "must be a URL of Redis: redis://HOST:PORT/DB, rediss://HOST:PORT/DB for TLS, or unix:///PATH of a socket"
+        )
+    return text
+
+
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+
+
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -443,7 +461,7 @@ class RedisStoreSettings(Settings):
     """Jobs in Redis: they survive the loss of a node. A password is read from CAMERA_EDIT_REDIS_PASSWORD."""
 
     kind: Literal["redis"]
-    url: str = Field(description="redis://HOST:PORT/DB, or rediss:// for TLS.")
+    url: RedisUrl = Field(description="redis://HOST:PORT/DB, rediss:// for TLS, or unix:///PATH of a socket.")
     prefix: str = Field(
         default="camera-edit:", description="Of every key; each service that shares a Redis has its own."
     )

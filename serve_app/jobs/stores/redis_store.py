@@ -15,7 +15,6 @@ from redis.exceptions import RedisError, ResponseError
 from serve_app.config import RedisStoreSettings
 from serve_app.edits.job import JobRecord, JobSpec, JobState, RepeatKey
 from serve_app.edits.request import EditOutcome, Pictures
-from serve_app.errors import ConfigError
 from serve_app.jobs.stores import redis_scripts
 from serve_app.jobs.stores.codec import (
     dump_outcome,
@@ -246,15 +245,12 @@ def _open(url: str) -> Redis:
     """A client that connects at its first use, and reconnects for some 3 seconds if the connection breaks. The pauses
     are short, so that it notices soon that Redis is back."""
     retry = Retry(ExponentialWithJitterBackoff(base=0.1, cap=MAX_RETRY_PAUSE_S), NUM_RETRIES)
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=None,
-            password=os.environ.get(PASSWORD_VARIABLE),
-            socket_timeout=SOCKET_TIMEOUT_S,
-            retry=retry,
-        )
-    except ValueError as problem:
-        raise ConfigError(f"jobs.store.url: {problem}") from problem
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=None,
+        password=os.environ.get(PASSWORD_VARIABLE),
+        socket_timeout=SOCKET_TIMEOUT_S,
+        retry=retry,
+    )
     return Redis.from_pool(pool)

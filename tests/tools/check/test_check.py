@@ -399,6 +399,34 @@ def test_place_of_a_problem_in_a_tagged_union_leaves_the_tag_out(write: Edit) ->
     assert problems_of(write(yaml.safe_dump(config))) == [f"{at}: unknown key (did you mean 'path'?)"]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://secret",
+        "secret:6379",
+        "redis:secret:6379",
+        "redis://secret:port",
+        "redis://secret:99999",
+        "redis://secret:6379/0?socket_timeout=long",
+        "unix://",
+        "",
+    ],
+)
+def test_a_url_that_is_not_of_redis_is_refused(write: Edit, url: str) -> None:
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    config["applications"][0]["args"]["jobs"] = {"store": {"kind": "redis", "url": url}}
+    (line,) = problems_of(write(yaml.safe_dump(config)))
+    assert line.startswith(f"{APP}.args.jobs.store.url: must be a URL of Redis: redis://HOST:PORT/DB, ")
+    assert "secret" not in line  # It may hold a password.
+
+
+@pytest.mark.parametrize("url", ["redis://redis:6379/1", "rediss://user:secret@redis", "unix:///run/redis.sock?db=1"])
+def test_a_url_of_redis_passes(write: Edit, url: str) -> None:
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    config["applications"][0]["args"]["jobs"] = {"store": {"kind": "redis", "url": url}}
+    assert check_file(write(yaml.safe_dump(config)))
+
+
 def test_ray_service_is_checked_inside(write: Edit) -> None:
     text = GPU_FILE.read_text(encoding="utf-8")
     assert check_file(write(wrapped(text))).settings == check_file(GPU_FILE).settings
