@@ -219,6 +219,11 @@ class SizeSettings(Settings):
     vae_area_px: int = Field(default=1024 * 1024, ge=32 * 32)
     condition_area_px: int = Field(default=384 * 384, ge=32 * 32)
 
+    @property
+    def picture_bytes(self) -> int:
+        """Of a square input picture in the store of jobs: RGB in 8 bits, for the VAE and for the text encoder."""
+        return 3 * (self.vae_area_px + self.condition_area_px)
+
 
 class EditorSettings(Settings):
     base: WeightsSource
@@ -388,10 +393,10 @@ class LimitSettings(Settings):
     """Limits of a request. Above one the answer is a 400 that names the field and the limit; for the whole body, a 413;
     for what requests share, a 429."""
 
-    max_body_bytes: int = Field(default=20 * 2**20, ge=1, description="Of a request's body; default 20 MiB.")
+    max_body_bytes: int = Field(default=20 * 2**20, ge=1024, description="Of a request's body; default 20 MiB.")
     max_bodies_bytes: int = Field(
         default=256 * 2**20,
-        ge=1,
+        ge=2048,
         description="Of the bodies of all requests without a response, half of it for one client; default 256 MiB.",
     )
     max_requests_per_key: int = Field(
@@ -408,7 +413,7 @@ class LimitSettings(Settings):
         min_length=1,
         description="Kinds of picture files that are accepted; default all but bmp and tiff.",
     )
-    max_picture_bytes: int = Field(default=20 * 2**20, ge=1, description="Of one picture's file; default 20 MiB.")
+    max_picture_bytes: int = Field(default=20 * 2**20, ge=1024, description="Of one picture's file; default 20 MiB.")
     max_picture_px: int = Field(
         default=64_000_000, ge=1, description="Of one picture, checked before it is decoded; default 64 million."
     )
@@ -581,6 +586,17 @@ class AppSettings(Settings):
         default=None,
         description="Wait for a GPU that the cluster lacks: true always, false never, null with an autoscaler.",
     )
+
+    @model_validator(mode="after")
+    def _the_store_holds_a_picture(self) -> Self:
+        least = self.sizes.picture_bytes
+        for name, value in (
+            ("max_store_bytes", self.jobs.max_store_bytes),
+            ("max_store_bytes_per_key", self.jobs.max_store_bytes_per_key),
+        ):
+            if value < least:
+                raise ValueError(f"jobs.{name} must be at least {least}, the bytes of one picture of the set sizes")
+        return self
 
     @model_validator(mode="after")
     def _adapters_are_not_called_like_the_model(self) -> Self:

@@ -399,6 +399,28 @@ def test_place_of_a_problem_in_a_tagged_union_leaves_the_tag_out(write: Edit) ->
     assert problems_of(write(yaml.safe_dump(config))) == [f"{at}: unknown key (did you mean 'path'?)"]
 
 
+TOO_SMALL = [
+    # A setting, the least value that passes with 64 x 64 pixels, the path of the problem.
+    ("limits.max_body_bytes", 1024, f"{APP}.args.limits.max_body_bytes"),
+    ("limits.max_bodies_bytes", 2048, f"{APP}.args.limits.max_bodies_bytes"),
+    ("limits.max_picture_bytes", 1024, f"{APP}.args.limits.max_picture_bytes"),
+    ("jobs.max_store_bytes", 2 * 64 * 64 * 3, f"{APP}.args"),
+    ("jobs.max_store_bytes_per_key", 2 * 64 * 64 * 3, f"{APP}.args"),
+]
+
+
+@pytest.mark.parametrize(("setting", "least", "at"), TOO_SMALL)
+def test_a_limit_without_room_for_a_request_is_refused(write: Edit, setting: str, least: int, at: str) -> None:
+    group, _, key = setting.partition(".")
+    config = yaml.safe_load(CPU_FILE.read_text(encoding="utf-8"))
+    config["applications"][0]["args"][group] = {key: least}
+    assert check_file(write(yaml.safe_dump(config)))
+    config["applications"][0]["args"][group] = {key: least - 1}
+    (line,) = problems_of(write(yaml.safe_dump(config)))
+    assert line.startswith(f"{at}: ")
+    assert str(least) in line
+
+
 @pytest.mark.parametrize(
     "url",
     [
