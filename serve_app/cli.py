@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(
         add(
             "run",
-            "`serve run FILE` that finishes accepted work before it stops",
+            "`serve run FILE` that ends if it cannot start, and finishes accepted work before it stops",
             "camera-edit run configs/gpu-1x48gb.yaml",
             "camera-edit run configs/tiny-cpu.yaml --grace 60",
         )

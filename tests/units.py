@@ -21,6 +21,7 @@ SHARED = {
     "test_sigterm.py": "narrow",  # ends the service, so it is the last file
     "test_long_transfers.py": "narrow",
     # These start their own processes.
+    "test_failed_start.py": "none",
     "test_kill.py": "none",
     "test_newcomer.py": "newcomer",
     "test_no_gpu.py": "none",

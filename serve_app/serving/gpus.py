@@ -2,7 +2,7 @@
 
 Serve waits forever for a resource that no node has, and `serve run FILE` keeps running after its application has
 failed. So `require_gpus` refuses a configuration that needs a GPU where there is none and none can come, and ends the
-waiting `serve run`.
+waiting `serve run`. `camera-edit run` ends by itself.
 """
 
 import logging

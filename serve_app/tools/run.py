@@ -1,7 +1,7 @@
 """`camera-edit run FILE`: runs `serve run FILE` as a child process and drains the service before it stops.
 
-On SIGTERM, `serve run` and Ray's processes end at once (`ray/_private/worker.py`), and requests in flight are aborted.
-No code of the application runs in that process, so only a parent process can drain first.
+On SIGTERM, the child and Ray's processes end at once (`ray/_private/worker.py`), and requests in flight are aborted.
+No code of the application runs in the child, so only a parent process can drain first.
 """
 
 import os
@@ -10,17 +10,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.errors import ConfigError, ServiceError
+from serve_app.errors import ConfigError, ServiceError, StartupError
 from serve_app.tools.check import check_file
 from serve_app.tools.drain import Print, drain
 from serve_app.tools.recorded_cluster import ADDRESS_VARIABLE, stale_record
 
 STOP_S = 60.0
-"""How long `serve run` may take to end after SIGTERM, before SIGKILL."""
+"""How long the child may take to end after SIGTERM, before SIGKILL."""
 
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -30,11 +31,12 @@ class _SecondSignal(Exception):
 
 
 def run(file: Path, grace_s: float, print_line: Print) -> int:
-    """Run the file until `serve run` ends, or until SIGTERM or Ctrl-C. On a signal, reject new work, finish accepted
-    work within `grace_s` seconds, and stop; a second signal stops at once. Returns the exit status.
+    """Run the file until SIGTERM or Ctrl-C. Then reject new work, finish accepted work within `grace_s` seconds, and
+    stop; a second signal stops at once. Returns the exit status.
 
     Raises:
         ConfigError: the file does not pass `camera-edit check`, or holds more than one application.
+        StartupError: the service did not start.
     """
     checked = check_file(file)
     if len(checked.settings) != 1:
@@ -48,23 +50,27 @@ def run(file: Path, grace_s: float, print_line: Print) -> int:
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, request_stop)
-    # start_new_session: else Ctrl-C would reach the child directly.
-    command: list[str | Path] = [Path(sys.executable).parent / "serve", "run", file]
-    process = subprocess.Popen(command, env=_environment(print_line), start_new_session=True)
-    try:
-        while process.poll() is None and not stop_requested.wait(0.2):
-            pass
-        if process.poll() is not None:
-            return process.returncode
-        return _drain(url_of(checked.serve), checked.settings[0].operator_keys_file, grace_s, print_line)
-    except _SecondSignal:
-        return 1
-    finally:
-        _stop(process)
+    with TemporaryDirectory() as folder:
+        reason_file = Path(folder) / "reason"
+        command: list[str | Path] = [sys.executable, "-m", "serve_app.tools.serve_run", file, reason_file]
+        # start_new_session: else Ctrl-C would reach the child directly.
+        process = subprocess.Popen(command, env=_environment(print_line), start_new_session=True)
+        try:
+            while process.poll() is None and not stop_requested.wait(0.2):
+                pass
+            if reason_file.exists():
+                raise StartupError(f"The service did not start: {reason_file.read_text()}")
+            if process.poll() is not None:
+                return process.returncode
+            return _drain(url_of(checked.serve), checked.settings[0].operator_keys_file, grace_s, print_line)
+        except _SecondSignal:
+            return 1
+        finally:
+            _stop(process)
 
 
 def _environment(print_line: Print) -> dict[str, str]:
-    """The environment of `serve run`: this process's own, with a new cluster if the recorded one has stopped."""
+    """The environment of the child: this process's own, with a new cluster if the recorded one has stopped."""
     path = stale_record()
     if path is None:
         return dict(os.environ)

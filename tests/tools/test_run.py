@@ -11,9 +11,10 @@ import pytest
 import yaml
 from ray._common.utils import get_ray_address_file
 
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, StartupError
 from serve_app.tools import run as launch
 from serve_app.tools.check import check_file
+from serve_app.tools.drain import Print
 from serve_app.tools.run import run, url_of
 from tests.conftest import RANDOM_FILE
 from tests.processes import free_port
@@ -48,15 +49,15 @@ def test_a_file_that_does_not_pass_the_check_is_not_started(tmp_path: Path) -> N
 
 
 def test_the_drain_at_the_end_gets_the_files_operator_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a signal. `serve run` is played by a program that waits."""
+    """On a signal. The child is played by a program that waits."""
     config = yaml.safe_load(RANDOM_FILE.read_text())
     config["applications"][0]["args"].update(operator_keys_file="/operator-keys", api_keys_file="/api-keys")
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(config))
-    serve = tmp_path / "serve"
-    serve.write_text(f"#!/bin/sh\nkill -TERM {os.getpid()}\nexec sleep 60\n")
-    serve.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nkill -TERM {os.getpid()}\nexec sleep 60\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     drained: list[object] = []
     monkeypatch.setattr(
         launch, "drain", lambda url, grace_s, print_line, keys_file: drained.append((url, grace_s, keys_file))
@@ -82,23 +83,35 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A program in the place of `serve` that writes the RAY_ADDRESS that it gets to this file."""
-    program, seen = tmp_path / "bin" / "serve", tmp_path / "seen"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nprintf %s "${{RAY_ADDRESS-unset}}" > {seen}\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    """A program in the place of the child that writes the RAY_ADDRESS that it gets to this file, and a reason for
+    `run`."""
+    seen = tmp_path / "seen"
+    replace_child(f'printf %s "${{RAY_ADDRESS-unset}}" > {seen}; printf "it is a fake" > "$4"', tmp_path, monkeypatch)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield seen
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
+def replace_child(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "bin" / "python"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+def run_child(print_line: Print) -> None:
+    """Run the fixture's program to its end."""
+    with pytest.raises(StartupError, match=r"^The service did not start: it is a fake$"):
+        run(RANDOM_FILE, 1, print_line)
+
+
 @pytest.mark.parametrize("dead", [None, "", "no address", "127.0.0.1:", "127.0.0.1:99999999", "no.such.host.test:1"])
 def test_a_record_of_a_cluster_that_is_gone_is_not_followed(dead: str | None, record: Path, child: Path) -> None:
     record.write_text(f"127.0.0.1:{free_port()}" if dead is None else dead)
     lines: list[str] = []
-    assert run(RANDOM_FILE, 1, lines.append) == 0
+    run_child(lines.append)
     assert child.read_text() == "local"
     assert lines == [f"{record} names a cluster that does not answer: starting a new one with RAY_ADDRESS=local"]
 
@@ -108,13 +121,13 @@ def test_a_cluster_that_answers_is_joined(host: str, record: Path, child: Path) 
     lines: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
         record.write_text(f"{host}:{listening.getsockname()[1]}\n")
-        assert run(RANDOM_FILE, 1, lines.append) == 0
+        run_child(lines.append)
     assert (child.read_text(), lines) == ("unset", [])
 
 
 def test_without_a_record_nothing_is_set(record: Path, child: Path) -> None:
     lines: list[str] = []
-    assert run(RANDOM_FILE, 1, lines.append) == 0
+    run_child(lines.append)
     assert (child.read_text(), lines) == ("unset", [])
 
 
@@ -124,5 +137,5 @@ def test_an_address_in_the_environment_goes_before_the_record(
     record.write_text(f"127.0.0.1:{free_port()}")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
     lines: list[str] = []
-    assert run(RANDOM_FILE, 1, lines.append) == 0
+    run_child(lines.append)
     assert (child.read_text(), lines) == ("10.0.0.7:6379", [])

@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import dropwhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +18,7 @@ from serve_app.config import TINY_FILE
 from serve_app.errors import StartupError
 from serve_app.tools.check import ServeFile, check_file
 from serve_app.tools.demo.terminal import Print, Reporter
+from serve_app.tools.serve_run import reason_of_failure
 
 HOST = "127.0.0.1"
 
@@ -27,7 +27,6 @@ _START_LIMIT_S = 300.0
 _ROUTE_LIMIT_S = 30.0
 _NUM_CPUS = 2  # logical CPUs, enough for the tiny deployments and Serve's actors, also on a machine with one core
 _OBJECT_STORE_BYTES = 200 * 2**20
-_BROKEN = ("DEPLOY_FAILED", "UNHEALTHY")  # a deployment's states; its enumeration is not public
 _FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
@@ -124,7 +123,9 @@ def _wait_until_loaded(name: str, log_folder: Path, show_status: Print) -> None:
             if application.status == ApplicationStatus.RUNNING:
                 return
             if application.status in _FAILED:
-                raise StartupError(f"The service did not start: {_reason(application)}\nIts logs are in {log_folder}")
+                raise StartupError(
+                    f"The service did not start: {reason_of_failure(application)}\nIts logs are in {log_folder}"
+                )
             show_status(_states(application))
         time.sleep(_POLL_S)
     raise StartupError(f"The service did not start within {_START_LIMIT_S:g} s. Its logs are in {log_folder}")
@@ -149,16 +150,3 @@ def _states(application: ApplicationStatusOverview) -> str:
         states = [str(state) for state in deployment.replica_states]  # strings, despite their annotation
         parts.append(f"{name} {'/'.join(states) or deployment.status.value}")
     return ", ".join(parts) or application.status.value
-
-
-def _reason(application: ApplicationStatusOverview) -> str:
-    """The messages of the broken deployments, or else the application's."""
-    broken = [each.message for each in application.deployments.values() if each.status.value in _BROKEN]
-    return "\n".join(exception_text(message) for message in broken or [application.message])
-
-
-def exception_text(message: str) -> str:
-    """The exception's text if a message ends in a traceback; any other message unchanged."""
-    _, found, traceback = message.rpartition("Traceback (most recent call last):")
-    lines = dropwhile(lambda line: not line or line.startswith(" "), traceback.splitlines())
-    return "\n".join(lines) if found else message

@@ -27,7 +27,7 @@ from serve_app.tools.demo.client import Answer, read_answer, send
 from serve_app.tools.demo.environment import prepare_environment
 from serve_app.tools.demo.modes import Mode
 from serve_app.tools.demo.run import ModeResult, card, curl_line, read_answer_picture, rewriting_lines, write_pictures
-from serve_app.tools.demo.server import choose_port, exception_text
+from serve_app.tools.demo.server import choose_port
 from serve_app.tools.demo.terminal import Reporter
 from tests.conftest import ROOT
 
@@ -174,15 +174,6 @@ def test_chosen_port_is_free() -> None:
     with socket.create_server(("127.0.0.1", port)):
         pass
     assert choose_port(port) == port
-
-
-def test_exception_text_are_the_exceptions_own_text_with_all_its_lines() -> None:
-    message = (
-        "The deployment failed.\nTraceback (most recent call last):\n  File a\n    x()\nRuntimeError: Traceback "
-        "(most recent call last):\n  File b\n    y()\n    ^^^\n\nLoraAuditError: no home for\n  block.1\n  block.2"
-    )
-    assert exception_text(message) == "LoraAuditError: no home for\n  block.1\n  block.2"
-    assert exception_text("The deployment\n  waits.") == "The deployment\n  waits."
 
 
 def test_diverted_output_keeps_the_terminal_for_us(tmp_path: Path) -> None:
