@@ -36,7 +36,7 @@ def run(file: Path, grace_s: float, print_line: Print) -> int:
 
     Raises:
         ConfigError: the file does not pass `camera-edit check`, or holds more than one application.
-        StartupError: the service did not start.
+        StartupError: the service did not start, or the child ended without a signal to this process.
     """
     checked = check_file(file)
     if len(checked.settings) != 1:
@@ -58,15 +58,19 @@ def run(file: Path, grace_s: float, print_line: Print) -> int:
         try:
             while process.poll() is None and not stop_requested.wait(0.2):
                 pass
-            if reason_file.exists():
-                raise StartupError(f"The service did not start: {reason_file.read_text()}")
             if process.poll() is not None:
-                return process.returncode
+                raise _describe_end(process.returncode, reason_file)
             return _drain(url_of(checked.serve), checked.settings[0].operator_keys_file, grace_s, print_line)
         except _SecondSignal:
             return 1
         finally:
             _stop(process)
+
+
+def _describe_end(status: int, reason_file: Path) -> StartupError:
+    if reason_file.exists():
+        return StartupError(f"The service did not start: {reason_file.read_text()}")
+    return StartupError(f"The process that runs the service ended with status {status}. Its output is above.")
 
 
 def _environment(print_line: Print) -> dict[str, str]:

@@ -107,6 +107,16 @@ def run_child(print_line: Print) -> None:
         run(RANDOM_FILE, 1, print_line)
 
 
+@pytest.mark.parametrize("status", [0, 15])
+@pytest.mark.usefixtures("child")
+def test_a_child_that_ends_without_a_reason_is_an_error(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_child(f"exit {status}", tmp_path, monkeypatch)
+    with pytest.raises(StartupError, match=f"ended with status {status}. Its output is above"):
+        run(RANDOM_FILE, 1, print)
+
+
 @pytest.mark.parametrize("dead", [None, "", "no address", "127.0.0.1:", "127.0.0.1:99999999", "no.such.host.test:1"])
 def test_a_record_of_a_cluster_that_is_gone_is_not_followed(dead: str | None, record: Path, child: Path) -> None:
     record.write_text(f"127.0.0.1:{free_port()}" if dead is None else dead)
