@@ -1,4 +1,4 @@
-"""Which service `camera-edit edit` and `mcp` call, and with which API key."""
+"""Which service `camera-edit edit`, `mcp` and `bench serve` call, and with which API key."""
 
 import os
 import ssl
@@ -35,7 +35,7 @@ class Connection:
         return {"headers": headers, "trust_env": trust_env, "verify": _tls(trust_env)}
 
     def check(self) -> None:
-        """Check that something answers.
+        """Check that something answers, whatever the status: the server may be another one, without this path.
 
         Raises:
             ServiceUnavailable: nothing does; the message says how to start a service.

@@ -25,8 +25,10 @@ def run_load(options: LoadOptions) -> bool:
     Raises:
         UsageError: an option or the mix cannot be used.
         OSError: the mix cannot be read.
+        ServiceUnavailable: nothing answers at the URL.
     """
     mix, connection = read_mix(options.mix), find_connection(options.url, options.key)
+    connection.check()
     figures = measure(options, mix, connection)
     if options.json:
         print(json.dumps(_document(options, mix, figures), indent=1))

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import pytest
 from serve_app.cli import main
 from serve_app.config import AppSettings
 from serve_app.errors import Overloaded
+from serve_app.tools.load import run as load_run
 from serve_app.tools.load.dialects import DIALECTS, Answer
 from serve_app.tools.load.load import arrival_times, closed_loop
 from serve_app.tools.load.mix import EditKind, edits_of
+from tests.processes import free_port
 from tests.tools.edit.running import RunningService, running_service
 
 PICTURE = "cGljdHVyZQ=="
@@ -108,6 +112,52 @@ def test_impossible_loads_are_refused(wrong: list[str], capsys: pytest.CaptureFi
         main(["bench", "serve", "http://127.0.0.1:9", *wrong])
     assert ended.value.code == 2
     assert wrong[-2] in capsys.readouterr().err
+
+
+def test_without_a_server_no_load_is_sent(
+    small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_run, "measure", lambda options, mix, connection: pytest.fail("the load was sent"))
+    url = f"http://127.0.0.1:{free_port()}"
+    assert bench(url, "--mix", small) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"camera-edit: No service answers at {url} (ConnectError(")
+
+
+class _Foreign(BaseHTTPRequestHandler):
+    """Another server: it has only the edits of OpenAI's dialect."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        body = json.dumps({"data": [{"b64_json": PICTURE}]}).encode()
+        self.send_response(200 if self.path == "/v1/images/edits" else 404)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("dialect", "status"), [("openai", 0), ("runpod", 1)])
+def test_any_answer_of_another_server_counts(
+    dialect: str, status: int, small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Foreign) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            assert bench(url, "--dialect", dialect, "--mix", small, "--warm-up", "0") == status
+        finally:
+            server.shutdown()
+            thread.join()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["errors"] == ({"HTTP 404": figures["num_requests"]} if status else {})
 
 
 def test_a_closed_loop_over_http(service: RunningService) -> None:
