@@ -1,12 +1,17 @@
 """The options of `camera-edit edit`. Imports nothing heavy, since `--help` reads them."""
 
 import argparse
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from serve_app.tools.numbers import above_0, number
+from serve_app.tools.numbers import above_0, at_least_1, number
 
+# The bounds that every service has; those that its operator sets are left to the service.
 _finite = number(float, "a finite number", lambda value: True)
+_seed = number(int, "a whole number of at least 0, or -1 for a random one", lambda value: value >= -1)
+_quality = number(int, "a whole number from 1 to 100", lambda value: 1 <= value <= 100)
+_SIZE = re.compile(r"[1-9][0-9]{0,8}[x*][1-9][0-9]{0,8}|auto")
 
 DEFAULT_NAME = "{stem}{pose}"
 ORBIT = 8
@@ -131,12 +136,20 @@ def _add_edit(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--rewrite", action="store_true", help="let the service make a vague instruction precise")
     group.add_argument(
         "--seed",
-        type=int,
+        type=_seed,
         metavar="N",
         help="default: the service's, 42; -1: a random one (with --overwrite: anew)",
     )
-    group.add_argument("--steps", type=int, metavar="N", help="default: the service's, 4")
-    group.add_argument("--size", metavar="WxH", help="such as 1024x1024; default: as the picture, about a megapixel")
+    group.add_argument("--steps", type=at_least_1, metavar="N", help="default: the service's, 4")
+    group.add_argument(
+        "--size", type=_size, metavar="WxH", help="such as 1024x1024; default: as the picture, about a megapixel"
+    )
+
+
+def _size(text: str) -> str:
+    if _SIZE.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 1024x1024")
+    return text
 
 
 def _lora(text: str) -> dict[str, object]:
@@ -160,7 +173,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--format", dest="output_format", choices=("png", "jpeg", "webp"), default="png", help="default: png"
     )
     group.add_argument(
-        "--quality", type=int, metavar="N", help="1 to 100, of JPEG and WebP; default: the service's, 95"
+        "--quality", type=_quality, metavar="N", help="1 to 100, of JPEG and WebP; default: the service's, 95"
     )
     group.add_argument("--overwrite", action="store_true", help="replace files that were made with other settings")
     group.add_argument("--json", action="store_true", help="print one JSON document at the end instead of the summary")

@@ -149,13 +149,38 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_to_change(
         ("--lora", "woodcut=nan", "is not NAME or NAME=WEIGHT, such as woodcut=0.8"),
         ("--format", "bmp", "invalid choice"),
         ("--lora", "woodcut=strong", "is not NAME or NAME=WEIGHT, such as woodcut=0.8"),
+        ("--steps", "0", "not a whole number of at least 1"),
+        ("--steps", "many", "not a whole number of at least 1"),
+        ("--seed", "-5", "not a whole number of at least 0, or -1 for a random one"),
+        ("--quality", "0", "not a whole number from 1 to 100"),
+        ("--quality", "101", "not a whole number from 1 to 100"),
+        ("--size", "10x", "not WIDTHxHEIGHT in pixels, such as 1024x1024"),
+        ("--size", "0x64", "not WIDTHxHEIGHT in pixels, such as 1024x1024"),
     ],
 )
 def test_a_wrong_value_ends_with_2(option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         plan(option, value)
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"argument {option}" in error
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field", "sent"),
+    [
+        ("--steps", "1", "num_inference_steps", 1),
+        ("--seed", "0", "seed", 0),
+        ("--seed", "-1", "seed", -1),
+        ("--quality", "1", "output_quality", 1),
+        ("--quality", "100", "output_quality", 100),
+        ("--size", "96x64", "size", "96x64"),
+        ("--size", "auto", "size", "auto"),
+    ],
+)
+def test_the_smallest_and_largest_values_are_sent(option: str, value: str, field: str, sent: object) -> None:
+    assert plan("in", "--prompt", "x", option, value).fields[field] == sent
 
 
 def test_a_terminal_is_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
