@@ -61,6 +61,10 @@ class Plan:
         """Whether each request draws another seed."""
         return self.fields.get("seed") == -1
 
+    def files(self, planned: Planned) -> Sequence[Path]:
+        """The files of a request, in the order in which it sends them."""
+        return [planned.source.path, *self.references]
+
     def request(self, planned: Planned) -> Request:
         """Read the files and make the request. Its key is a hash of all that decides what the picture shows.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from serve_app.tools.edit.client import FATAL, Answer, EditClient
 from serve_app.tools.edit.plan import Plan, Planned, make_plan
 from serve_app.tools.edit.record import Record, open_record
 from serve_app.tools.edit.report import Report, Result
+
+_PICTURE_FIELD = re.compile(r"input\.(image|images\[(?P<index>[0-9]{1,3})\])(?= )")
 
 EXISTS = "exists, but was not made with these settings: --overwrite replaces it, --out and --name put it elsewhere"
 
@@ -96,7 +99,7 @@ class EditRun:
         except FATAL:
             raise
         except ServiceError as problem:
-            return replace(result, note=str(problem))
+            return replace(result, note=name_file(str(problem), self._plan.files(planned)))
         self._record.write(planned.file, request.key, answer.data)
         note = _note(answer)
         return replace(
@@ -142,6 +145,14 @@ class EditRun:
             return replace(result, note=f"{file} {EXISTS}")
         self._record.write(file, key, animate(frames, file.suffix.removeprefix(".")))
         return replace(result, status="made")
+
+
+def name_file(message: str, files: Sequence[Path]) -> str:
+    """The message, with the name of the file instead of the field in which it was sent, if it begins with this."""
+    found = _PICTURE_FIELD.match(message)
+    if found is None or (index := int(found["index"] or 0)) >= len(files):
+        return message
+    return f"{files[index]}{message[found.end() :]}"
 
 
 def _note(answer: Answer) -> str | None:

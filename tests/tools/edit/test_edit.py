@@ -18,6 +18,7 @@ from serve_app.edits.request import LoraUse
 from serve_app.errors import EditFailed, InvalidInput
 from serve_app.tools.edit.animation import GIF_MARK
 from serve_app.tools.edit.arguments import EXAMPLES
+from serve_app.tools.edit.run import name_file
 from tests.fakes import FakeRewriter
 from tests.pictures import photograph
 from tests.tools.edit.running import RunningService, running_service, start_command
@@ -90,9 +91,8 @@ def test_a_stopped_command_continues_and_makes_each_picture_once(
     assert main(["edit", "in", *POSES]) == 1
     output = capsys.readouterr()
     assert output.out.splitlines()[0] == "24 pictures: 13 made, 9 skipped, 2 failed. They are in edited."
-    assert [line.split(": input.image ")[0] for line in output.out.splitlines()[1:]] == [
-        "  failed: in/photo-03.jpg"
-    ] * 2
+    failed = output.out.splitlines()[1:]
+    assert [line.startswith("  failed: in/photo-03.jpg: in/photo-03.jpg ") for line in failed] == [True, True]
     assert len(made(user / "edited")) == 22
     assert len(service.editor.painted) == 22
     assert set(service.editor.painted.values()) == {1}
@@ -150,6 +150,33 @@ def test_a_failed_picture_is_named_and_tried_again_by_the_next_command(
     service.editor.problem = None
     assert main(["edit", "in", "--prompt", "x"]) == 0
     assert made(user / "edited") == ["photo-00.png"]
+
+
+def test_an_unusable_reference_is_named(
+    service: RunningService, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_photographs(user / "in", 1)
+    (user / "good.jpg").write_bytes((user / "in" / "photo-00.jpg").read_bytes())
+    (user / "bad.png").write_text("no picture")
+    assert main(["edit", "in", "--with", "good.jpg", "--with", "bad.png", "--prompt", "x"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("failed: in/photo-00.jpg: bad.png is not a picture")
+    assert "input.images" not in error
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("input.image is empty.", "a.jpg is empty."),
+        ("input.images[0] is empty.", "a.jpg is empty."),
+        ("input.images[1] is empty.", "b.jpg is empty."),
+        ("input.images[2] is empty.", "input.images[2] is empty."),
+        ("input.images holds 9 pictures.", "input.images holds 9 pictures."),
+        ("The job ended as FAILED: input.image", "The job ended as FAILED: input.image"),
+    ],
+)
+def test_a_field_becomes_its_file(message: str, expected: str) -> None:
+    assert name_file(message, [Path("a.jpg"), Path("b.jpg")]) == expected
 
 
 def test_an_orbit_becomes_an_animation(service: RunningService, user: Path, capsys: pytest.CaptureFixture[str]) -> None:
