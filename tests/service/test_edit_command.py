@@ -36,6 +36,8 @@ def test_a_stopped_command_continues(blow: signal.Signals, service: Service, tmp
     again = start_command(tmp_path, *arguments)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 1, err
-    assert [line.partition(": input.image")[0] for line in out.splitlines()[1:]] == ["  failed: in/photo-01.jpg"] * 2
+    assert [line.partition(": it is not a picture")[0] for line in out.splitlines()[1:]] == [
+        "  failed: in/photo-01.jpg"
+    ] * 2
     assert len(made(tmp_path / "edited")) == 6
     assert num_completed(service) - before == 6

@@ -99,7 +99,7 @@ def test_litellms_proxy(service: Service, picture: Path, tmp_path: Path) -> None
 
 @needs_node
 def test_n8n(service: Service, picture: Path, tmp_path: Path) -> None:
-    names = yaml.safe_load(entered("served_model_names"))["served_model_names"]
+    names = yaml.safe_load(entered("served_model_names: "))["served_model_names"]
     listed = requests.get(f"{service.url}/v1/models", timeout=30).json()["data"]
     assert [each["id"] for each in listed][: len(names)] == names  # adapters follow
     (packed,) = json.loads(run(["npm", "pack", N8N, "--json"], tmp_path))

@@ -148,11 +148,12 @@ class EditRun:
 
 
 def name_file(message: str, files: Sequence[Path]) -> str:
-    """The message, with the name of the file instead of the field in which it was sent, if it begins with this."""
+    """The message, with the name of the file instead of the field in which it was sent, if it begins with this. The
+    first file is "it", since the line of its failure begins with its name."""
     found = _PICTURE_FIELD.match(message)
     if found is None or (index := int(found["index"] or 0)) >= len(files):
         return message
-    return f"{files[index]}{message[found.end() :]}"
+    return f"{files[index] if index > 0 else 'it'}{message[found.end() :]}"
 
 
 def _note(answer: Answer) -> str | None:

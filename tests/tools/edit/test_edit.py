@@ -92,7 +92,7 @@ def test_a_stopped_command_continues_and_makes_each_picture_once(
     output = capsys.readouterr()
     assert output.out.splitlines()[0] == "24 pictures: 13 made, 9 skipped, 2 failed. They are in edited."
     failed = output.out.splitlines()[1:]
-    assert [line.startswith("  failed: in/photo-03.jpg: in/photo-03.jpg ") for line in failed] == [True, True]
+    assert [line.startswith("  failed: in/photo-03.jpg: it ") for line in failed] == [True, True]
     assert len(made(user / "edited")) == 22
     assert len(service.editor.painted) == 22
     assert set(service.editor.painted.values()) == {1}
@@ -167,8 +167,8 @@ def test_an_unusable_reference_is_named(
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ("input.image is empty.", "a.jpg is empty."),
-        ("input.images[0] is empty.", "a.jpg is empty."),
+        ("input.image is empty.", "it is empty."),
+        ("input.images[0] is empty.", "it is empty."),
         ("input.images[1] is empty.", "b.jpg is empty."),
         ("input.images[2] is empty.", "input.images[2] is empty."),
         ("input.images holds 9 pictures.", "input.images holds 9 pictures."),
