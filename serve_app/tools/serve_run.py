@@ -30,7 +30,7 @@ def main(file: Path, reason_file: Path) -> int:
     ray.init(namespace=SERVE_NAMESPACE)
     # On a cluster that has the application, replicas of the former version may still serve.
     is_first = name not in serve.status().applications
-    _deploy(config)
+    deploy(config)
     print(f"{file}: deploying {name}", flush=True)
     reason = wait_for_start(name) if is_first else None
     if reason is not None:
@@ -41,15 +41,15 @@ def main(file: Path, reason_file: Path) -> int:
         time.sleep(3600)
 
 
-def _deploy(config: ServeDeploySchema) -> None:
-    """Deploy the config as `serve run FILE` does. Ray has no public function for this."""
+def deploy(config: ServeDeploySchema) -> None:
+    """Give Serve the config as `serve run FILE` does, and return at once. Ray has no public function for this."""
     client = serve_start(
         http_options=config.http_options.model_dump(),
         proxy_location=config.proxy_location,
         grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
         controller_options=config.controller_options,
     )
-    client.deploy_apps(config, _blocking=False)
+    client.deploy_apps(config)
 
 
 def wait_for_start(name: str) -> str | None:

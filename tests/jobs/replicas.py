@@ -21,8 +21,8 @@ Replica = JobService
 
 
 class CutOffStore:
-    """A Store whose methods raise `problem` while `away` is set, all but those in `spared`; `calls` has the names of
-    all calls."""
+    """A Store whose methods raise `problem` while `away` is set, all but those in `spared`. It is set after the call
+    that `away_after` names: a method, and the number of its call. `calls` has the names of all calls."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -30,6 +30,7 @@ class CutOffStore:
         self.problem: Exception = sqlite3.OperationalError("disk I/O error")
         self.calls: list[str] = []
         self.spared = {"close"}
+        self.away_after: tuple[str, int] | None = None
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self._store, name)
@@ -38,7 +39,10 @@ class CutOffStore:
             self.calls.append(name)
             if self.away and name not in self.spared:
                 raise self.problem
-            return await method(*args, **options)
+            result = await method(*args, **options)
+            if (name, self.calls.count(name)) == self.away_after:
+                self.away = True
+            return result
 
         return call
 

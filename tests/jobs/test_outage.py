@@ -88,15 +88,8 @@ async def test_while_pictures_cannot_be_stored_no_more_are_drawn_than_may_be_act
 @async_test
 async def test_a_client_that_waits_gets_the_end_though_the_store_is_away_just_after_it(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), held()
+    store.away_after = "complete", 1
     async with replica_on(store.as_store, editor) as service:
-        complete = store.as_store.complete
-
-        async def and_away(*args: object) -> bool:
-            done: bool = await complete(*args)  # type: ignore[arg-type]
-            store.away = True
-            return done
-
-        vars(store)["complete"] = and_away
         await service.submit(spec("job"), [(picture(),)])
         waiting = asyncio.create_task(service.wait_for_pictures("job", 10))
         await until_async(lambda: len(editor.requests) == 1)
@@ -109,15 +102,8 @@ async def test_a_client_that_waits_gets_the_end_though_the_store_is_away_just_af
 @async_test
 async def test_the_outage_may_begin_between_the_last_picture_and_the_end(stores: Stores) -> None:
     store, editor = CutOffStore(stores.open()), FakeEditor()
+    store.away_after = "add_outcome", 2
     async with replica_on(store.as_store, editor) as service:
-        add_outcome = store.as_store.add_outcome
-
-        async def and_away(*args: object) -> bool:
-            done: bool = await add_outcome(*args)  # type: ignore[arg-type]
-            store.away = store.calls.count("add_outcome") == 2
-            return done
-
-        vars(store)["add_outcome"] = and_away
         # Neither is the last one when it is drawn.
         await service.submit(spec("job", "one", "two"), [(picture(),)])
         await until_async(lambda: store.calls.count("update") >= 4)

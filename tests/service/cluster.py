@@ -24,10 +24,10 @@ import requests
 import yaml
 from ray import serve
 from ray.cluster_utils import Cluster
-from ray.serve._private.api import serve_start
 from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 
+from serve_app.tools import serve_run
 from serve_app.tools.load.load import Outcome, closed_loop
 from serve_app.tools.load.mix import EditKind
 from tests.processes import free_port
@@ -111,13 +111,7 @@ def deploy(config: dict[str, Any]) -> Service:
 
 def apply(config: dict[str, Any]) -> None:
     """Give Serve the config, as `serve deploy` does, and return at once."""
-    schema = ServeDeploySchema.model_validate(config)
-    client = serve_start(
-        http_options=schema.http_options.model_dump(),
-        proxy_location=schema.proxy_location,
-        controller_options=schema.controller_options,
-    )
-    client.deploy_apps(schema)
+    serve_run.deploy(ServeDeploySchema.model_validate(config))
 
 
 def deployments_of(config: dict[str, Any]) -> list[dict[str, Any]]:

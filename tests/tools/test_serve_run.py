@@ -76,7 +76,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The configs that were deployed, to no cluster, and the names of applications that were deleted."""
     calls: list[object] = []
     monkeypatch.setattr(ray, "init", lambda namespace: None)
-    monkeypatch.setattr(serve_run, "_deploy", calls.append)
+    monkeypatch.setattr(serve_run, "deploy", calls.append)
     monkeypatch.setattr(serve, "delete", lambda name, _blocking: calls.append(name))
     return calls
 

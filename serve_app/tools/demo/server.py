@@ -11,14 +11,13 @@ from tempfile import TemporaryDirectory
 import httpx2
 import ray
 from ray import serve
-from ray.serve._private.api import serve_start
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
 from serve_app.config import TINY_FILE
 from serve_app.errors import StartupError
 from serve_app.tools.check import ServeFile, check_file
 from serve_app.tools.demo.terminal import Print, Reporter
-from serve_app.tools.serve_run import reason_of_failure
+from serve_app.tools.serve_run import deploy, reason_of_failure
 
 HOST = "127.0.0.1"
 
@@ -70,7 +69,7 @@ def running(config: ServeDeploySchema, port: int, reporter: Reporter) -> Iterato
             with reporter.step("Starting Ray", "Ray started"):
                 log_folder = _start_ray()
             with reporter.step("Loading", "Service loaded") as show_status:
-                _deploy(_with_temporary_jobs(config, Path(folder)), port)
+                deploy(_on_port(_with_temporary_jobs(config, Path(folder)), port))
                 _wait_until_loaded(config.applications[0].name, log_folder, show_status)
                 _wait_until_routed(f"http://{HOST}:{port}/health")
             yield f"http://{HOST}:{port}"
@@ -104,15 +103,9 @@ def _with_temporary_jobs(config: ServeDeploySchema, folder: Path) -> ServeDeploy
     return config.model_copy(update={"applications": [application.model_copy(update={"args": args})]})
 
 
-def _deploy(config: ServeDeploySchema, port: int) -> None:
-    """Deploy the config as `serve run FILE` does, on another port. Ray has no public function for this."""
+def _on_port(config: ServeDeploySchema, port: int) -> ServeDeploySchema:
     http_options = config.http_options.model_copy(update={"host": HOST, "port": port})
-    client = serve_start(
-        http_options=http_options.model_dump(),
-        proxy_location=config.proxy_location,
-        controller_options=config.controller_options,
-    )
-    client.deploy_apps(config.model_copy(update={"http_options": http_options}))
+    return config.model_copy(update={"http_options": http_options})
 
 
 def _wait_until_loaded(name: str, log_folder: Path, show_status: Print) -> None:
